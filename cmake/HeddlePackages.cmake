@@ -1,0 +1,37 @@
+# Third-party packages. The order matters: Protobuf in module mode (its CONFIG file fails on
+# Debian 12), gRPC, absl, RocksDB, spdlog, then LibTorch, which must shadow none of them.
+
+find_package(Threads REQUIRED)
+find_package(Protobuf MODULE REQUIRED)
+find_package(gRPC CONFIG REQUIRED)
+find_package(absl CONFIG REQUIRED)
+find_package(RocksDB CONFIG REQUIRED)
+find_package(spdlog CONFIG REQUIRED)
+find_package(GTest CONFIG REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(yaml-cpp CONFIG REQUIRED)
+find_package(nlohmann_json CONFIG REQUIRED)
+find_package(CLI11 CONFIG REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+
+# Standalone-style use of Boost.Asio and Beast 1.81: headers only, plus threads.
+add_library(heddle_asio INTERFACE)
+target_link_libraries(heddle_asio INTERFACE Threads::Threads)
+target_compile_definitions(heddle_asio INTERFACE BOOST_ASIO_NO_DEPRECATED
+                                                 BOOST_ASIO_DISABLE_BOOST_COROUTINE)
+
+# RocksDB's CONFIG file names a static target on some installations; the shared one is smaller.
+if(TARGET RocksDB::rocksdb-shared)
+  add_library(heddle_rocksdb INTERFACE)
+  target_link_libraries(heddle_rocksdb INTERFACE RocksDB::rocksdb-shared)
+else()
+  add_library(heddle_rocksdb INTERFACE)
+  target_link_libraries(heddle_rocksdb INTERFACE RocksDB::rocksdb)
+endif()
+
+if(HEDDLE_WITH_TORCH)
+  include(HeddleTorch)
+endif()

@@ -1,0 +1,156 @@
+# heddle_library, heddle_binary, heddle_test, heddle_link_check, and the check that every source
+# file in the tree belongs to a target (architecture L1, L2).
+
+# Notes the sources of a target, so that heddle_check_sources() finds files nobody lists.
+function(heddle_record_sources target)
+  foreach(source IN LISTS ARGN)
+    cmake_path(ABSOLUTE_PATH source BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR} NORMALIZE)
+    set_property(GLOBAL APPEND PROPERTY HEDDLE_SOURCES ${source})
+  endforeach()
+endfunction()
+
+# True in RESULT if one of the dependencies is heddle_torch or, directly or not, uses it.
+function(heddle_uses_torch result)
+  get_property(torch_users GLOBAL PROPERTY HEDDLE_TORCH_USERS)
+  set(${result} FALSE PARENT_SCOPE)
+  foreach(dep IN LISTS ARGN)
+    if(dep STREQUAL "heddle_torch" OR dep IN_LIST torch_users)
+      set(${result} TRUE PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+
+function(heddle_common target)
+  target_include_directories(${target} PRIVATE ${CMAKE_SOURCE_DIR})
+  heddle_uses_torch(torch ${ARGN})
+  if(torch)
+    set_target_properties(${target} PROPERTIES JOB_POOL_COMPILE torch_compile)
+  endif()
+endfunction()
+
+# heddle_library(NAME SOURCES a.cc ... [DEPS ...] [NO_LINK_CHECK])
+# NAME = folder path with `_`. Without SOURCES it is header-only. Dependencies are private: a user
+# that includes their headers declares them itself. What a target may *include* is proven by
+# tests/layering, what it may *call* by heddle_link_check, which this adds.
+function(heddle_library name)
+  cmake_parse_arguments(arg "NO_LINK_CHECK" "" "SOURCES;DEPS" ${ARGN})
+  if(arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "heddle_library(${name}): unknown ${arg_UNPARSED_ARGUMENTS}")
+  endif()
+  heddle_record_sources(${name} ${arg_SOURCES})
+  heddle_uses_torch(torch ${arg_DEPS})
+  if(torch)
+    set_property(GLOBAL APPEND PROPERTY HEDDLE_TORCH_USERS ${name})
+    if(NOT HEDDLE_WITH_TORCH)
+      return()
+    endif()
+  endif()
+  if(NOT arg_SOURCES)
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE ${arg_DEPS})
+    return()
+  endif()
+  add_library(${name} STATIC ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS})
+  heddle_common(${name} ${arg_DEPS})
+  if(NOT arg_NO_LINK_CHECK)
+    heddle_link_check(${name})
+  endif()
+endfunction()
+
+# heddle_binary(NAME SOURCES main.cc ... [DEPS ...]): an executable in build/bin/.
+function(heddle_binary name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  heddle_record_sources(${name} ${arg_SOURCES})
+  heddle_uses_torch(torch ${arg_DEPS})
+  if(torch AND NOT HEDDLE_WITH_TORCH)
+    return()
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS})
+  heddle_common(${name} ${arg_DEPS})
+endfunction()
+
+# heddle_test(NAME x_test SOURCES a_test.cc ... [DEPS ...] [LABELS ...] [TIMEOUT s] [ARGS ...]
+#             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [RUN_SERIAL])
+# One gtest executable in build/tests/ and one CTest entry of the same name. A test whose every case
+# skipped is reported as skipped. NEEDS names binaries of build/bin that the test starts; they are
+# built with it and HEDDLE_BIN_DIR tells it where they are.
+function(heddle_test)
+  cmake_parse_arguments(arg "RUN_SERIAL" "NAME;TIMEOUT" "SOURCES;DEPS;LABELS;ARGS;ENVIRONMENT;NEEDS"
+                        ${ARGN})
+  if(NOT arg_NAME OR arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "heddle_test(${arg_NAME}): unknown '${arg_UNPARSED_ARGUMENTS}'")
+  endif()
+  heddle_record_sources(${arg_NAME} ${arg_SOURCES})
+  heddle_uses_torch(torch ${arg_DEPS})
+  if(torch AND NOT HEDDLE_WITH_TORCH)
+    return()
+  endif()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  add_executable(${arg_NAME} ${arg_SOURCES})
+  target_link_libraries(${arg_NAME} PRIVATE ${arg_DEPS} GTest::gtest_main)
+  heddle_common(${arg_NAME} ${arg_DEPS})
+  set_target_properties(${arg_NAME} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  if(arg_NEEDS)
+    set_property(GLOBAL APPEND PROPERTY HEDDLE_TEST_NEEDS "${arg_NAME}:${arg_NEEDS}")
+  endif()
+  add_test(NAME ${arg_NAME} COMMAND ${arg_NAME} ${arg_ARGS}
+           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${arg_NAME} PROPERTIES
+    TIMEOUT ${arg_TIMEOUT}
+    LABELS "${arg_LABELS}"
+    RUN_SERIAL ${arg_RUN_SERIAL}
+    ENVIRONMENT "HEDDLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;HEDDLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};${arg_ENVIRONMENT}")
+endfunction()
+
+# heddle_link_check(LIBRARY): links an empty main with the whole of LIBRARY and only its declared
+# dependencies. A call into a layer it does not declare is an undefined reference.
+function(heddle_link_check library)
+  set(empty ${CMAKE_BINARY_DIR}/link_check_main.cc)
+  if(NOT EXISTS ${empty})
+    file(WRITE ${empty} "int main() { return 0; }\n")
+  endif()
+  add_executable(link_check_${library} ${empty})
+  target_link_libraries(link_check_${library} PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,${library}>)
+  set_target_properties(link_check_${library} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/link_checks)
+endfunction()
+
+# Fails the configuration for a .cc or .cu file that no target lists.
+function(heddle_check_sources)
+  file(GLOB_RECURSE present LIST_DIRECTORIES false CONFIGURE_DEPENDS
+    ${CMAKE_SOURCE_DIR}/base/*.cc ${CMAKE_SOURCE_DIR}/data/*.cc ${CMAKE_SOURCE_DIR}/kernels/*.cc
+    ${CMAKE_SOURCE_DIR}/kernels/*.cu ${CMAKE_SOURCE_DIR}/checkpoint/*.cc
+    ${CMAKE_SOURCE_DIR}/model/*.cc ${CMAKE_SOURCE_DIR}/model/*.cu
+    ${CMAKE_SOURCE_DIR}/coordinator/*.cc ${CMAKE_SOURCE_DIR}/worker/*.cc
+    ${CMAKE_SOURCE_DIR}/worker/*.cu ${CMAKE_SOURCE_DIR}/cli/*.cc ${CMAKE_SOURCE_DIR}/bench/*.cc
+    ${CMAKE_SOURCE_DIR}/tests/*.cc ${CMAKE_SOURCE_DIR}/tests/*.cu)
+  get_property(listed GLOBAL PROPERTY HEDDLE_SOURCES)
+  list(REMOVE_ITEM present ${listed} "")
+  list(FILTER present EXCLUDE REGEX "/tests/layering/planted/")
+  if(present)
+    list(JOIN present "\n  " text)
+    message(FATAL_ERROR "not listed in any target:\n  ${text}")
+  endif()
+endfunction()
+
+# Fails the configuration for a CMakeLists.txt that the root does not reach, and connects the tests
+# with the binaries they start.
+function(heddle_check_folders)
+  get_property(needs GLOBAL PROPERTY HEDDLE_TEST_NEEDS)
+  foreach(entry IN LISTS needs)
+    if(entry MATCHES "^([^:]+):(.*)$")
+      set(test ${CMAKE_MATCH_1})
+      set(entry ${CMAKE_MATCH_2})
+    endif()
+    if(TARGET ${entry})
+      add_dependencies(${test} ${entry})
+    else()
+      message(STATUS "test ${test} needs ${entry}, which is not built here")
+    endif()
+  endforeach()
+endfunction()
