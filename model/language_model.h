@@ -1,0 +1,90 @@
+// The decoder-only language model in segmented form (training-runtime.md 5.1): embedding, blocks and
+// head are called in an explicit loop, forward and backward, so that the caller can gather, reduce
+// and release the parameters of a unit around each call. No autograd graph, no hooks on modules.
+//
+//   auto store = ParameterStore::Create(PlanModel(config.model()), Precision::kBf16);
+//   InitParameters(seed, store.get());
+//   auto model = LanguageModel::Create(config.model(), store.get());
+//   store->ZeroGradients();
+//   for (micro_batch) model->ForwardBackward(micro_batch, 1.0 / global_valid_tokens);
+//   (reduce store->gradients(), clip, optim::OptimizerStep, which writes the compute weights)
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "base/status/status.h"
+#include "model/parameter_store.h"
+
+namespace at {
+class Tensor;
+}
+namespace heddle::v1 {
+class ModelConfig;
+}
+
+namespace heddle::model {
+
+// A label that is not predicted: padding, and the last token of a document.
+inline constexpr int32_t kIgnoredLabel = -100;
+
+// One micro-batch of packed documents (attention-and-moe.md section 1): document b owns rows
+// cu_seqlens[b] .. cu_seqlens[b+1]-1, its positions restart at 0. Borrowed for the call.
+struct PackedBatch {
+  std::span<const int32_t> input_ids;   // [N]
+  std::span<const int32_t> labels;      // [N], labels[i] follows input_ids[i]; kIgnoredLabel = none
+  std::span<const int32_t> cu_seqlens;  // [B+1], cu[0] = 0, cu[B] = N, non-decreasing
+};
+
+struct LossSum {
+  double loss = 0;     // sum of -ln p over the valid labels, not divided
+  int64_t tokens = 0;  // valid labels
+};
+
+// Called in this order by ForwardBackward, on the calling thread: forward 0, 1, ..., then backward
+// from the last unit to 0. With tied embeddings unit 0 is needed by the head too: it is visited
+// forward first and backward last, and must stay readable in between.
+struct UnitHooks {
+  std::function<Status(int unit)> before_forward;
+  std::function<Status(int unit)> after_forward;
+  std::function<Status(int unit)> before_backward;
+  // The gradients of this unit are complete for this micro-batch.
+  std::function<Status(int unit)> after_backward;
+};
+
+enum class Recompute { kNone, kFull };
+
+struct LanguageModelOptions {
+  Recompute recompute = Recompute::kNone;
+  // Rows of logits held at a time times the vocabulary, in bytes of the compute type.
+  int64_t logits_chunk_bytes = int64_t{32} << 20;
+};
+
+class LanguageModel {
+ public:
+  // INVALID_ARGUMENT as PlanModel. `store` is borrowed, outlives the model, and must have been made
+  // from PlanModel(config).
+  static StatusOr<std::unique_ptr<LanguageModel>> Create(const heddle::v1::ModelConfig& config,
+                                                         ParameterStore* store,
+                                                         LanguageModelOptions options = {});
+  virtual ~LanguageModel() = default;
+
+  // Adds d(loss_sum * loss_scale)/d(parameter) to the gradients of the store and returns the loss.
+  // loss_scale is 1 / global number of valid tokens, known before the first micro-batch
+  // (training-runtime.md 7.2). A batch without tokens or valid labels adds nothing.
+  // INVALID_ARGUMENT names the first bad field of the batch (id or label outside the vocabulary,
+  // cu_seqlens); a Status of a hook ends the call. LibTorch's exceptions pass through (S25).
+  // Blocking; not thread-safe. Bitwise repeatable at a fixed number of LibTorch threads.
+  virtual StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, double loss_scale,
+                                            const UnitHooks& hooks = {}) = 0;
+
+  // Loss only: no gradients, no saved activations, no change of state.
+  virtual StatusOr<LossSum> Evaluate(const PackedBatch& batch) = 0;
+
+  // Logits of every row, [N, V] fp32 (fp64 for kFp64). Labels are not looked at.
+  virtual StatusOr<at::Tensor> Logits(const PackedBatch& batch) = 0;
+};
+
+}  // namespace heddle::model

@@ -1,0 +1,101 @@
+// What a model consists of, computed from its configuration alone: parameter names, shapes, the
+// layout of the flat buffers, exact counts, FLOPs and memory. Torch-free, because `heddle plan`, the
+// scheduler and the trainer must agree on these numbers (architecture.md L5). Names are those of
+// product.md section 5; units and layout those of training-runtime.md 5.2 and 5.3.
+//
+// Invariants:
+//  1. Tensors of a unit are end to end in one range of the flat buffer, units follow each other.
+//  2. A layout group (q,k,v; gate,up) has no gaps, so that it can be used as one matrix.
+//     Every other tensor starts at a multiple of kFlatAlignment elements.
+//  3. Offsets are elements and the same for master, gradient, moments and compute weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status/status.h"
+
+namespace heddle::v1 {
+class ModelConfig;
+class TrainingConfig;
+}  // namespace heddle::v1
+
+namespace heddle::model {
+
+// 32 elements are 64 bytes of bf16 and 128 bytes of fp32.
+inline constexpr int64_t kFlatAlignment = 32;
+
+enum class InitKind {
+  kOnes,        // gains of norms
+  kNormal,      // N(0, 0.02)
+  kResidualOut  // N(0, 0.02 / sqrt(2 n_layers)): matrices that write into the residual stream
+};
+
+struct TensorSpec {
+  std::string name;            // product.md section 5
+  std::vector<int64_t> shape;  // linear weights are [out, in]
+  int64_t elements = 0;
+  int64_t offset = 0;  // first element in the flat buffer
+  int unit = 0;        // index into ModelPlan::units
+  InitKind init = InitKind::kNormal;
+  double init_stddev = 0.0;
+  bool decays = true;  // weight decay applies (names without "bias" and "norm")
+};
+
+// What is gathered, reduced and released together: embedding; one per block; final norm and head.
+// With tied embeddings the head has no matrix of its own: unit 0 is used at both ends.
+struct UnitSpec {
+  std::string name;  // "embedding", "block.3", "head"
+  int first_tensor = 0;
+  int tensor_count = 0;
+  int64_t offset = 0;    // flat elements, a multiple of kFlatAlignment
+  int64_t elements = 0;  // flat elements with padding
+};
+
+struct ModelPlan {
+  std::vector<TensorSpec> tensors;  // in order of offset
+  std::vector<UnitSpec> units;      // in order of offset
+  int64_t parameters = 0;           // exact count, without padding
+  int64_t flat_elements = 0;        // with padding
+
+  // The tensor of that name, or nullptr.
+  const TensorSpec* Find(const std::string& name) const;
+};
+
+// INVALID_ARGUMENT lists every problem of the configuration ("model.n_heads: ..."); a kind of layer
+// that this build cannot train is a problem too.
+StatusOr<ModelPlan> PlanModel(const heddle::v1::ModelConfig& config);
+
+// Floating point operations per token; a multiply-add counts 2.
+struct TokenFlops {
+  double forward_weights = 0;  // 2 x weights touched (embedding look-up is free, the head is not)
+  double forward_core = 0;     // attention scores and values, mean over the positions of a sequence
+  double training = 0;         // 3 x weights + core with a backward of 2.5 x forward
+};
+// `sequence_length` >= 1 is the length of one document. REQUIRES: PlanModel(config).ok().
+TokenFlops FlopsPerToken(const heddle::v1::ModelConfig& config, int64_t sequence_length);
+
+// Visible keys of the query at position t of one layer (attention-and-moe.md sections 2 and 4).
+int64_t VisibleKeys(const heddle::v1::ModelConfig& config, int layer, int64_t position);
+
+// Bytes of one training process without sharding, by category (training-runtime.md section 18).
+struct MemoryEstimate {
+  int64_t compute_weights = 0;  // bf16 copy; 0 in fp32, where master and compute weights are one
+  int64_t master = 0;
+  int64_t moments = 0;
+  int64_t gradients = 0;
+  int64_t activations = 0;  // saved by the forward of one micro-batch
+  int64_t workspace = 0;    // logits chunk, gradient products, largest temporary of a block
+  int64_t Total() const {
+    return compute_weights + master + moments + gradients + activations + workspace;
+  }
+};
+// REQUIRES: PlanModel(model).ok().
+MemoryEstimate EstimateMemory(const heddle::v1::ModelConfig& model,
+                              const heddle::v1::TrainingConfig& training);
+
+// Bytes of the KV cache of one sequence at `length` tokens, elements of `element_bytes`.
+int64_t KvCacheBytes(const heddle::v1::ModelConfig& config, int64_t length, int element_bytes);
+
+}  // namespace heddle::model

@@ -1,0 +1,65 @@
+// AdamW and Lion over flat shards (training-runtime.md section 11): one pass over master, moments
+// and gradient that also writes the bf16 compute weights. Torch-free interface.
+//
+// The result of an element depends on that element only, so any cut into shards, blocks or threads
+// gives the same bits.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status/status.h"
+#include "model/model_plan.h"
+
+namespace heddle::v1 {
+class TrainingConfig;
+}
+
+namespace heddle::optim {
+
+enum class Algorithm { kAdamW, kLion };
+
+struct Hyperparameters {
+  Algorithm algorithm = Algorithm::kAdamW;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;
+};
+// Reads training.{optimizer,beta1,beta2,eps,weight_decay}. INVALID_ARGUMENT names the key.
+StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& training);
+
+// Elements [begin, end) of the flat buffer share these factors.
+struct GroupRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  double weight_decay = 0.0;
+  double learning_rate_multiplier = 1.0;
+};
+// Covers [0, plan.flat_elements) in order; no decay for names with "bias" or "norm".
+std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper);
+
+// What one rank owns: elements [flat_offset, flat_offset + size) of the flat buffer. All spans have
+// one size; `v` is empty for Lion; `compute_bf16` is empty in fp32 training.
+struct Shard {
+  int64_t flat_offset = 0;
+  std::span<float> master;
+  std::span<float> m;
+  std::span<float> v;
+  std::span<const float> gradient;
+  std::span<uint16_t> compute_bf16;
+};
+
+struct StepArgs {
+  int64_t update = 1;          // 1 for the first update ever: t of the bias correction
+  double learning_rate = 0.0;  // of this step, from LearningRate()
+  double grad_scale = 1.0;     // the gradient is divided by it; max(1, norm / clip)
+  bool found_inf = false;      // true: nothing is changed
+};
+
+// REQUIRES: update >= 1, spans of equal size, groups cover the shard. Uses LibTorch's threads.
+void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> groups,
+                   const StepArgs& args, const Shard& shard);
+
+}  // namespace heddle::optim
