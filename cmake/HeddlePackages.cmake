@@ -13,9 +13,15 @@ find_package(yaml-cpp CONFIG REQUIRED)
 find_package(nlohmann_json CONFIG REQUIRED)
 find_package(CLI11 CONFIG REQUIRED)
 find_package(PkgConfig REQUIRED)
-pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
-pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+# The prefix keeps our cache variables apart from those of RocksDB's own Findzstd.
+foreach(module libpcre2-8:pcre2 libzstd:zstd libxxhash:xxhash liburing:uring ncursesw:ncurses)
+  string(REPLACE ":" ";" pair ${module})
+  list(GET pair 0 package)
+  list(GET pair 1 name)
+  pkg_check_modules(heddle_pc_${name} REQUIRED IMPORTED_TARGET ${package})
+  add_library(heddle_${name} ALIAS PkgConfig::heddle_pc_${name})
+endforeach()
+find_package(simdjson CONFIG REQUIRED)
 
 # Standalone-style use of Boost.Asio and Beast 1.81: headers only, plus threads.
 add_library(heddle_asio INTERFACE)

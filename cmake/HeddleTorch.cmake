@@ -30,4 +30,4 @@ target_link_options(heddle_torch INTERFACE
 
 # The c10d Gloo header includes gloo's own headers, which the wheel does not carry. They come from
 # libgloo-dev; the library itself must never be linked (its symbols clash with LibTorch's copy).
-find_path(HEDDLE_GLOO_INCLUDE gloo/config.h REQUIRED)
+find_path(HEDDLE_GLOO_INCLUDE gloo/types.h REQUIRED)
