@@ -1,0 +1,69 @@
+// One rank's side of a save (training-runtime.md 14.2-14.7): a deep copy of what the rank owns,
+// then SST files from the copy. Torch-free: the trainer's state lives in flat host buffers.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status/status.h"
+#include "checkpoint/format/shard_writer.h"
+#include "heddle/v1/checkpoints.pb.h"
+
+namespace heddle::checkpoint {
+
+// Part of one (tensor, class) as it lies in this rank's memory: elements
+// [first, first + count) of the global tensor, contiguous at `data`.
+struct LocalRange {
+  uint32_t tensor = 0;  // id in the list of tensors
+  heddle::v1::TensorClass tensor_class = heddle::v1::TENSOR_CLASS_MASTER;
+  uint64_t first = 0;
+  uint64_t count = 0;
+  const void* data = nullptr;
+};
+
+// Sorts by name and numbers from 1. INVALID_ARGUMENT names a repeated name.
+StatusOr<std::vector<heddle::v1::TensorInfo>> NumberTensors(
+    std::vector<heddle::v1::TensorInfo> tensors);
+
+// The ranges that replica `rank` of `world` writes of tensors that every rank holds whole: chunk c
+// belongs to replica c mod world, counting chunks over all tensors and classes, so that small
+// tensors spread too. `whole` has one range per (tensor, class), first 0.
+std::vector<LocalRange> ReplicaShare(const std::vector<heddle::v1::TensorInfo>& tensors,
+                                     const std::vector<LocalRange>& whole, uint32_t rank,
+                                     uint32_t world);
+
+// Host copy of a rank's part. The buffer is kept and reused by the next Stage.
+class Snapshot {
+ public:
+  // Copies every range and counts values that are not finite. RESOURCE_EXHAUSTED without memory.
+  // Blocks for the copy only; afterwards training may change its buffers.
+  Status Stage(const std::vector<heddle::v1::TensorInfo>& tensors,
+               const std::vector<LocalRange>& ranges);
+
+  uint64_t bytes() const { return bytes_; }
+  // Values that are NaN or infinite; a snapshot that has any must not be sealed (reliability R7).
+  uint64_t non_finite() const { return non_finite_; }
+  // Name and class of the tensor the first of them stands in.
+  const std::string& first_non_finite() const { return first_non_finite_; }
+
+  // Writes the copy in chunks. FAILED_PRECONDITION when non_finite() > 0. Other errors as
+  // SstShardWriter. The snapshot is unchanged.
+  StatusOr<std::vector<heddle::v1::ShardFile>> Write(ShardWriterOptions options) const;
+
+ private:
+  struct Part {
+    LocalRange range;  // data points into buffer_
+    heddle::v1::ElementType type;
+  };
+  std::vector<Part> parts_;
+  std::vector<char> buffer_;
+  uint64_t bytes_ = 0;
+  uint64_t non_finite_ = 0;
+  std::string first_non_finite_;
+};
+
+}  // namespace heddle::checkpoint
