@@ -59,7 +59,7 @@ enum class Recompute { kNone, kFull };
 struct LanguageModelOptions {
   Recompute recompute = Recompute::kNone;
   // Rows of logits held at a time times the vocabulary, in bytes of the compute type.
-  int64_t logits_chunk_bytes = int64_t{32} << 20;
+  int64_t logits_chunk_bytes = kDefaultLogitsChunkBytes;
 };
 
 class LanguageModel {

@@ -19,6 +19,7 @@
 namespace heddle::v1 {
 class ModelConfig;
 class TrainingConfig;
+enum AttentionKind : int;
 }  // namespace heddle::v1
 
 namespace heddle::model {
@@ -76,6 +77,28 @@ struct TokenFlops {
 // `sequence_length` >= 1 is the length of one document. REQUIRES: PlanModel(config).ok().
 TokenFlops FlopsPerToken(const heddle::v1::ModelConfig& config, int64_t sequence_length);
 
+// Head counts and width with "auto" (0) resolved.
+struct Heads {
+  int64_t query = 0;
+  int64_t kv = 0;
+  int64_t dim = 0;
+};
+Heads HeadsOf(const heddle::v1::ModelConfig& config);
+
+// Kind of one layer: pattern[layer mod length], or the one kind.
+heddle::v1::AttentionKind LayerKind(const heddle::v1::ModelConfig& config, int layer);
+
+// Sliding window: keys a query sees, itself included, and pinned first tokens.
+struct Window {
+  int64_t keys = 0;
+  int64_t sinks = 0;
+};
+Window WindowOf(const heddle::v1::ModelConfig& config);
+
+// Longest document of which a query of this layer still sees everything before it; INT64_MAX if
+// there is no window.
+int64_t FullyVisible(const heddle::v1::ModelConfig& config, int layer);
+
 // Visible keys of the query at position t of one layer (attention-and-moe.md sections 2 and 4).
 int64_t VisibleKeys(const heddle::v1::ModelConfig& config, int layer, int64_t position);
 
@@ -94,6 +117,11 @@ struct MemoryEstimate {
 // REQUIRES: PlanModel(model).ok().
 MemoryEstimate EstimateMemory(const heddle::v1::ModelConfig& model,
                               const heddle::v1::TrainingConfig& training);
+
+// Rows of logits that the loss holds at a time.
+inline constexpr int64_t kDefaultLogitsChunkBytes = int64_t{32} << 20;
+int64_t LogitsChunkRows(int64_t rows, int64_t vocabulary, int64_t element_bytes,
+                        int64_t chunk_bytes);
 
 // Bytes of the KV cache of one sequence at `length` tokens, elements of `element_bytes`.
 int64_t KvCacheBytes(const heddle::v1::ModelConfig& config, int64_t length, int element_bytes);

@@ -1,0 +1,25 @@
+#include "kernels/adamw/params.h"
+#include "kernels/adamw/tables.h"
+#include "kernels/common/isa.h"
+
+namespace heddle::kernels::adamw {
+namespace {
+
+const Table* TableOf(Isa isa) {
+  if (isa >= Isa::kAvx512) return &kAvx512;
+  return isa == Isa::kAvx2 ? &kAvx2 : &kGeneric;
+}
+
+}  // namespace
+
+const Table& Kernels() { return *TableOf(SelectedIsa()); }
+
+int AvailableTables(NamedTable out[4]) {
+  int count = 0;
+  for (const Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512}) {
+    if (isa <= SelectedIsa()) out[count++] = {IsaName(isa), TableOf(isa)};
+  }
+  return count;
+}
+
+}  // namespace heddle::kernels::adamw
