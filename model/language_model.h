@@ -28,13 +28,13 @@ class ModelConfig;
 namespace heddle::model {
 
 // A label that is not predicted: padding, and the last token of a document.
-inline constexpr int32_t kIgnoredLabel = -100;
+inline constexpr int64_t kIgnoredLabel = -100;
 
 // One micro-batch of packed documents (attention-and-moe.md section 1): document b owns rows
 // cu_seqlens[b] .. cu_seqlens[b+1]-1, its positions restart at 0. Borrowed for the call.
 struct PackedBatch {
-  std::span<const int32_t> input_ids;   // [N]
-  std::span<const int32_t> labels;      // [N], labels[i] follows input_ids[i]; kIgnoredLabel = none
+  std::span<const int64_t> input_ids;   // [N]
+  std::span<const int64_t> labels;      // [N], labels[i] follows input_ids[i]; kIgnoredLabel = none
   std::span<const int32_t> cu_seqlens;  // [B+1], cu[0] = 0, cu[B] = N, non-decreasing
 };
 
