@@ -1,3 +1,5 @@
+#include <initializer_list>
+
 #include "kernels/adamw/params.h"
 #include "kernels/adamw/tables.h"
 #include "kernels/common/isa.h"

@@ -1,3 +1,5 @@
+#include <initializer_list>
+
 #include "kernels/common/isa.h"
 #include "kernels/pointwise/params.h"
 #include "kernels/pointwise/tables.h"
