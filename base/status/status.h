@@ -47,7 +47,8 @@ Status Internal(const std::string& message);
 
 // Translates an errno value: "WHAT PATH: No such file or directory (ENOENT)" with the code that
 // tells the reaction (ENOSPC and EMFILE are RESOURCE_EXHAUSTED, EIO is DATA_LOSS, EINTR, EAGAIN and
-// refused or broken connections are UNAVAILABLE, unknown values are INTERNAL). `error` must not be 0.
+// refused or broken connections are UNAVAILABLE, unknown values are INTERNAL). `error` must not be
+// 0.
 Status FromErrno(std::string_view what, std::string_view path = {}, int error = errno);
 
 // `status` with "CONTEXT: " before its message; OK stays OK. The code does not change.
@@ -123,12 +124,11 @@ std::string Str(const Parts&... parts) {
 #define HEDDLE_STATUS_CONCAT(a, b) HEDDLE_STATUS_CONCAT_INNER(a, b)
 
 // Returns from the function if `expr`, a Status or StatusOr, is not OK.
-#define RETURN_IF_ERROR(expr)                                                         \
-  do {                                                                                \
-    if (::heddle::Status status_ = ::heddle::status_internal::ToStatus(expr);         \
-        !status_.ok()) {                                                              \
-      return status_;                                                                 \
-    }                                                                                 \
+#define RETURN_IF_ERROR(expr)                                                                  \
+  do {                                                                                         \
+    if (::heddle::Status status_ = ::heddle::status_internal::ToStatus(expr); !status_.ok()) { \
+      return status_;                                                                          \
+    }                                                                                          \
   } while (false)
 
 // ASSIGN_OR_RETURN(T x, Make()): declares or assigns from a StatusOr, or returns its error. Several
@@ -137,12 +137,12 @@ std::string Str(const Parts&... parts) {
   HEDDLE_ASSIGN_OR(lhs, expr, return, HEDDLE_STATUS_CONCAT(status_or_, __LINE__))
 
 // The same in coroutines. `expr` must be `co_await F(named_or_moved)` or a plain call (S33).
-#define CO_RETURN_IF_ERROR(expr)                                                      \
-  do {                                                                                \
-    ::heddle::Status status_ = ::heddle::status_internal::ToStatus(expr);             \
-    if (!status_.ok()) {                                                              \
-      co_return status_;                                                              \
-    }                                                                                 \
+#define CO_RETURN_IF_ERROR(expr)                                          \
+  do {                                                                    \
+    ::heddle::Status status_ = ::heddle::status_internal::ToStatus(expr); \
+    if (!status_.ok()) {                                                  \
+      co_return status_;                                                  \
+    }                                                                     \
   } while (false)
 #define CO_ASSIGN_OR_RETURN(lhs, expr) \
   HEDDLE_ASSIGN_OR(lhs, expr, co_return, HEDDLE_STATUS_CONCAT(status_or_, __LINE__))
@@ -156,10 +156,10 @@ std::string Str(const Parts&... parts) {
 
 // Stops the process for our own mistakes, in release too; never for wire, disk or user input.
 // HEDDLE_CHECK(cond) or HEDDLE_CHECK(cond, "text ", value...).
-#define HEDDLE_CHECK(cond, ...)                                              \
-  do {                                                                       \
-    if (!(cond)) [[unlikely]] {                                              \
-      ::heddle::status_internal::CheckFailed(__FILE__, __LINE__, #cond,      \
-                                             ::heddle::Str(__VA_ARGS__));    \
-    }                                                                        \
+#define HEDDLE_CHECK(cond, ...)                                           \
+  do {                                                                    \
+    if (!(cond)) [[unlikely]] {                                           \
+      ::heddle::status_internal::CheckFailed(__FILE__, __LINE__, #cond,   \
+                                             ::heddle::Str(__VA_ARGS__)); \
+    }                                                                     \
   } while (false)
