@@ -81,7 +81,4 @@ class DocumentReader {
   std::unique_ptr<Impl> impl_;
 };
 
-// Offset of the first byte that is not part of valid UTF-8, or npos.
-size_t FindInvalidUtf8(std::string_view bytes);
-
 }  // namespace heddle::text

@@ -85,10 +85,6 @@ class Encoder {
   std::unique_ptr<State> state_;
 };
 
-// Replaces bytes that are not valid UTF-8 by U+FFFD, for printing decoded text that may be cut in a
-// character.
-std::string ToPrintableUtf8(std::string_view bytes);
-
 // Hex SHA-256 of bytes.
 std::string Sha256Hex(std::string_view bytes);
 
