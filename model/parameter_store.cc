@@ -1,0 +1,136 @@
+#include "model/parameter_store.h"
+
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <numbers>
+#include <utility>
+
+#include "base/rng/rng.h"
+#include "kernels/pointwise/params.h"
+
+namespace heddle::model {
+namespace {
+
+constexpr size_t kBufferAlignment = 128;
+constexpr int64_t kParallelElements = 64 * 1024;
+
+}  // namespace
+
+struct ParameterStore::Buffer {
+  explicit Buffer(size_t size) : bytes((size + kBufferAlignment) / kBufferAlignment *
+                                       kBufferAlignment),
+                                 data(std::aligned_alloc(kBufferAlignment, bytes)) {
+    if (data != nullptr) std::memset(data, 0, bytes);
+  }
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  size_t bytes;
+  void* data;
+};
+
+ParameterStore::ParameterStore(ModelPlan plan, Precision precision)
+    : plan_(std::move(plan)), precision_(precision) {}
+ParameterStore::~ParameterStore() = default;
+
+StatusOr<std::unique_ptr<ParameterStore>> ParameterStore::Create(ModelPlan plan,
+                                                                 Precision precision) {
+  const size_t elements = static_cast<size_t>(plan.flat_elements);
+  const size_t wide = precision == Precision::kFp64 ? sizeof(double) : sizeof(float);
+  std::unique_ptr<ParameterStore> store(new ParameterStore(std::move(plan), precision));
+  store->master_ = std::make_unique<Buffer>(elements * wide);
+  store->gradients_ = std::make_unique<Buffer>(elements * wide);
+  const bool bf16 = precision == Precision::kBf16;
+  if (bf16) store->compute_ = std::make_unique<Buffer>(elements * sizeof(uint16_t));
+  if (store->master_->data == nullptr || store->gradients_->data == nullptr ||
+      (bf16 && store->compute_->data == nullptr)) {
+    return ResourceExhausted(Str("parameters: no memory for ", elements, " elements"));
+  }
+  return store;
+}
+
+std::span<float> ParameterStore::master() {
+  HEDDLE_CHECK(precision_ != Precision::kFp64);
+  return {static_cast<float*>(master_->data), static_cast<size_t>(plan_.flat_elements)};
+}
+std::span<const float> ParameterStore::master() const {
+  HEDDLE_CHECK(precision_ != Precision::kFp64);
+  return {static_cast<const float*>(master_->data), static_cast<size_t>(plan_.flat_elements)};
+}
+std::span<float> ParameterStore::gradients() {
+  HEDDLE_CHECK(precision_ != Precision::kFp64);
+  return {static_cast<float*>(gradients_->data), static_cast<size_t>(plan_.flat_elements)};
+}
+std::span<uint16_t> ParameterStore::compute_bf16() {
+  if (precision_ != Precision::kBf16) return {};
+  return {static_cast<uint16_t*>(compute_->data), static_cast<size_t>(plan_.flat_elements)};
+}
+std::span<float> ParameterStore::master(const TensorSpec& tensor) {
+  HEDDLE_CHECK(tensor.offset + tensor.elements <= plan_.flat_elements);
+  return master().subspan(static_cast<size_t>(tensor.offset),
+                          static_cast<size_t>(tensor.elements));
+}
+
+void ParameterStore::ZeroGradients() { std::memset(gradients_->data, 0, gradients_->bytes); }
+
+void ParameterStore::RefreshComputeWeights() {
+  if (precision_ != Precision::kBf16) return;
+  kernels::pointwise::Convert convert;
+  convert.from = master_->data;
+  convert.to = compute_->data;
+  const kernels::pointwise::Table& kernels =
+      kernels::pointwise::Kernels(kernels::pointwise::Element::kBFloat16);
+  at::parallel_for(0, plan_.flat_elements, kParallelElements, [&](int64_t begin, int64_t end) {
+    kernels.convert(convert, {begin, end});
+  });
+}
+
+void* ParameterStore::compute_data() {
+  return precision_ == Precision::kBf16 ? compute_->data : master_->data;
+}
+void* ParameterStore::gradient_data() { return gradients_->data; }
+void* ParameterStore::master_data() { return master_->data; }
+
+namespace {
+
+// Box-Muller from the two halves of one 64-bit draw.
+double StandardNormal(uint64_t bits) {
+  constexpr double kTwoToMinus32 = 0x1p-32;
+  const double u = (static_cast<double>(bits >> 32) + 0.5) * kTwoToMinus32;
+  const double angle = (static_cast<double>(bits & 0xffffffffu) + 0.5) * kTwoToMinus32;
+  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * angle);
+}
+
+template <typename T>
+void InitTensor(uint64_t seed, const TensorSpec& tensor, T* values) {
+  if (tensor.init == InitKind::kOnes) {
+    for (int64_t i = 0; i < tensor.elements; ++i) values[i] = T{1};
+    return;
+  }
+  const Rng rng(seed, Str("init/", tensor.name));
+  at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      values[i] = static_cast<T>(tensor.init_stddev *
+                                 StandardNormal(rng.At(static_cast<uint64_t>(i))));
+    }
+  });
+}
+
+}  // namespace
+
+void InitParameters(uint64_t seed, ParameterStore* store) {
+  for (const TensorSpec& tensor : store->plan().tensors) {
+    if (store->precision() == Precision::kFp64) {
+      InitTensor(seed, tensor, static_cast<double*>(store->master_data()) + tensor.offset);
+    } else {
+      InitTensor(seed, tensor, static_cast<float*>(store->master_data()) + tensor.offset);
+    }
+  }
+  store->RefreshComputeWeights();
+}
+
+}  // namespace heddle::model
