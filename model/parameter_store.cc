@@ -2,10 +2,8 @@
 
 #include <ATen/Parallel.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <numbers>
 #include <utility>
 
 #include "base/rng/rng.h"
@@ -97,25 +95,17 @@ void* ParameterStore::master_data() { return master_->data; }
 
 namespace {
 
-// Box-Muller from the two halves of one 64-bit draw.
-double StandardNormal(uint64_t bits) {
-  constexpr double kTwoToMinus32 = 0x1p-32;
-  const double u = (static_cast<double>(bits >> 32) + 0.5) * kTwoToMinus32;
-  const double angle = (static_cast<double>(bits & 0xffffffffu) + 0.5) * kTwoToMinus32;
-  return std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * angle);
-}
-
 template <typename T>
 void InitTensor(uint64_t seed, const TensorSpec& tensor, T* values) {
   if (tensor.init == InitKind::kOnes) {
     for (int64_t i = 0; i < tensor.elements; ++i) values[i] = T{1};
     return;
   }
-  const Rng rng(seed, Str("init/", tensor.name));
+  const Rng rng = Rng(seed, "model.init").Child(tensor.name);
   at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      values[i] = static_cast<T>(tensor.init_stddev *
-                                 StandardNormal(rng.At(static_cast<uint64_t>(i))));
+      values[i] =
+          static_cast<T>(tensor.init_stddev * rng.NormalAt(static_cast<uint64_t>(i)));
     }
   });
 }

@@ -1,0 +1,230 @@
+#include "model/layers/layers.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+
+#include <cstring>
+#include <vector>
+
+#include "base/status/status.h"
+#include "kernels/pointwise/params.h"
+#include "model/layers/rope.h"
+
+namespace heddle::layers {
+namespace {
+
+namespace pw = kernels::pointwise;
+
+// Rows of one task; also the unit of partial sums, so it is part of the numbers (S49).
+constexpr int64_t kRowBlock = 128;
+constexpr int64_t kElementBlock = 64 * 1024;
+constexpr int64_t kColumnBlock = 64;
+
+pw::Element ElementOf(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kBFloat16:
+      return pw::Element::kBFloat16;
+    case at::kDouble:
+      return pw::Element::kFloat64;
+    default:
+      HEDDLE_CHECK(t.scalar_type() == at::kFloat, "compute type must be bf16, fp32 or fp64");
+      return pw::Element::kFloat32;
+  }
+}
+
+at::ScalarType StatisticsType(const at::Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+void CheckMatrix(const at::Tensor& t, int64_t rows, int64_t columns, at::ScalarType type) {
+  HEDDLE_CHECK(t.device().is_cpu());
+  HEDDLE_CHECK(t.dim() == 2, "matrix expected, rank is ", t.dim());
+  HEDDLE_CHECK(t.scalar_type() == type, "type ", static_cast<int>(t.scalar_type()));
+  HEDDLE_CHECK(t.size(0) == rows && t.size(1) == columns, "shape [", t.size(0), ", ", t.size(1),
+               "] for [", rows, ", ", columns, "]");
+  HEDDLE_CHECK(t.is_contiguous());
+}
+
+void CheckVector(const at::Tensor& t, int64_t size, at::ScalarType type) {
+  HEDDLE_CHECK(t.device().is_cpu());
+  HEDDLE_CHECK(t.dim() == 1 && t.size(0) == size, "vector of ", size, " expected");
+  HEDDLE_CHECK(t.scalar_type() == type);
+  HEDDLE_CHECK(t.is_contiguous());
+}
+
+template <typename Run>
+void ForRows(int64_t rows, const Run& run) {
+  at::parallel_for(0, rows, kRowBlock,
+                   [&](int64_t begin, int64_t end) { run(pw::RowRange{begin, end}); });
+}
+
+}  // namespace
+
+void RmsNorm(const at::Tensor& x, const at::Tensor& gain, double eps, const at::Tensor& y,
+             const at::Tensor& rstd) {
+  CheckMatrix(y, x.size(0), x.size(1), x.scalar_type());
+  CheckVector(gain, x.size(1), x.scalar_type());
+  CheckVector(rstd, x.size(0), StatisticsType(x));
+  const pw::RmsNormForward p{x.size(1),       eps,
+                             x.data_ptr(),    gain.data_ptr(),
+                             y.data_ptr(),    rstd.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.rms_norm_forward(p, rows); });
+}
+
+void RmsNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& rstd,
+                     const at::Tensor& dy, const at::Tensor& residual, const at::Tensor& dx,
+                     const at::Tensor& dgain) {
+  const int64_t n = x.size(0);
+  const int64_t width = x.size(1);
+  const at::ScalarType statistics = StatisticsType(x);
+  CheckMatrix(dy, n, width, x.scalar_type());
+  CheckMatrix(dx, n, width, x.scalar_type());
+  if (residual.defined()) CheckMatrix(residual, n, width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(rstd, n, statistics);
+  CheckVector(dgain, width, statistics);
+  const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
+  const at::Tensor partial = at::zeros({blocks, width}, dgain.options());
+  pw::RmsNormBackward p;
+  p.width = width;
+  p.x = x.data_ptr();
+  p.gain = gain.data_ptr();
+  p.rstd = rstd.data_ptr();
+  p.dy = dy.data_ptr();
+  p.residual = residual.defined() ? residual.data_ptr() : nullptr;
+  p.dx = dx.data_ptr();
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  char* sums = static_cast<char*>(partial.data_ptr());
+  const int64_t row_bytes = width * partial.element_size();
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      pw::RmsNormBackward q = p;
+      q.dgain = sums + block * row_bytes;
+      kernels.rms_norm_backward(q, {block * kRowBlock, std::min(n, (block + 1) * kRowBlock)});
+    }
+  });
+  const pw::Table& sum = pw::Kernels(ElementOf(dgain));
+  for (int64_t block = 0; block < blocks; ++block) {
+    sum.accumulate({sums + block * row_bytes, dgain.data_ptr()}, {0, width});
+  }
+}
+
+void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor& rows) {
+  HEDDLE_CHECK(rows.dim() == 2 && rows.stride(1) == 1);
+  HEDDLE_CHECK(static_cast<int64_t>(args.positions.size()) == rows.size(0));
+  HEDDLE_CHECK(args.heads * args.head_dim <= rows.size(1));
+  HEDDLE_CHECK(tables.cosine().scalar_type() == StatisticsType(rows));
+  pw::Rope p;
+  p.heads = args.heads;
+  p.head_dim = args.head_dim;
+  p.interleaved = tables.frequencies().interleaved;
+  p.inverse = args.inverse;
+  p.positions = args.positions.data();
+  p.cosine = tables.cosine().data_ptr();
+  p.sine = tables.sine().data_ptr();
+  p.from = rows.data_ptr();
+  p.to = rows.data_ptr();
+  p.from_row = p.to_row = rows.stride(0);
+  p.from_head = p.to_head = args.head_dim;
+  const pw::Table& kernels = pw::Kernels(ElementOf(rows));
+  ForRows(rows.size(0), [&](pw::RowRange range) { kernels.rope(p, range); });
+}
+
+void Swiglu(const at::Tensor& gate_up, const at::Tensor& out) {
+  CheckMatrix(gate_up, out.size(0), 2 * out.size(1), out.scalar_type());
+  HEDDLE_CHECK(out.is_contiguous());
+  const pw::SwigluForward p{out.size(1), gate_up.data_ptr(), out.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(out));
+  ForRows(out.size(0), [&](pw::RowRange rows) { kernels.swiglu_forward(p, rows); });
+}
+
+void SwigluBackward(const at::Tensor& gate_up, const at::Tensor& out_gradient) {
+  CheckMatrix(gate_up, out_gradient.size(0), 2 * out_gradient.size(1), out_gradient.scalar_type());
+  HEDDLE_CHECK(out_gradient.is_contiguous());
+  const pw::SwigluBackward p{out_gradient.size(1), gate_up.data_ptr(), out_gradient.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(gate_up));
+  ForRows(out_gradient.size(0), [&](pw::RowRange rows) { kernels.swiglu_backward(p, rows); });
+}
+
+double CrossEntropy(const at::Tensor& logits, std::span<const int32_t> labels, bool gradient,
+                    double scale) {
+  HEDDLE_CHECK(logits.dim() == 2 && logits.is_contiguous());
+  HEDDLE_CHECK(static_cast<int64_t>(labels.size()) == logits.size(0));
+  std::vector<double> losses(labels.size());
+  const pw::CrossEntropy p{logits.size(1), logits.data_ptr(), labels.data(),
+                           losses.data(),  gradient,          scale};
+  const pw::Table& kernels = pw::Kernels(ElementOf(logits));
+  at::parallel_for(0, logits.size(0), 16, [&](int64_t begin, int64_t end) {
+    kernels.cross_entropy(p, {begin, end});
+  });
+  double sum = 0;
+  for (const double loss : losses) sum += loss;
+  return sum;
+}
+
+void Embed(const at::Tensor& table, std::span<const int32_t> ids, const at::Tensor& out) {
+  CheckMatrix(out, static_cast<int64_t>(ids.size()), table.size(1), table.scalar_type());
+  HEDDLE_CHECK(table.is_contiguous());
+  const int64_t row_bytes = table.size(1) * table.element_size();
+  const char* from = static_cast<const char*>(table.data_ptr());
+  char* to = static_cast<char*>(out.data_ptr());
+  ForRows(out.size(0), [&](pw::RowRange rows) {
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      std::memcpy(to + row * row_bytes, from + ids[static_cast<size_t>(row)] * row_bytes,
+                  static_cast<size_t>(row_bytes));
+    }
+  });
+}
+
+void EmbedBackward(const at::Tensor& gradient, std::span<const int32_t> ids,
+                   const at::Tensor& table_gradient) {
+  const int64_t width = gradient.size(1);
+  CheckMatrix(table_gradient, table_gradient.size(0), width, StatisticsType(gradient));
+  HEDDLE_CHECK(gradient.is_contiguous());
+  HEDDLE_CHECK(static_cast<int64_t>(ids.size()) == gradient.size(0));
+  const pw::EmbeddingBackward p{gradient.size(0), width, ids.data(), gradient.data_ptr(),
+                                table_gradient.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(gradient));
+  at::parallel_for(0, width, kColumnBlock, [&](int64_t begin, int64_t end) {
+    kernels.embedding_backward(p, {begin, end});
+  });
+}
+
+void Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& y) {
+  at::Tensor out = y;
+  at::mm_out(out, x, weight.t());
+}
+
+void LinearAdd(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
+               const at::Tensor& y) {
+  at::Tensor out = y;
+  at::addmm_out(out, residual, x, weight.t());
+}
+
+void LinearInputGradient(const at::Tensor& dy, const at::Tensor& weight, const at::Tensor& dx) {
+  at::Tensor out = dx;
+  at::mm_out(out, dy, weight);
+}
+
+void LinearWeightGradient(const at::Tensor& dy, const at::Tensor& x,
+                          const at::Tensor& weight_gradient) {
+  CheckMatrix(weight_gradient, dy.size(1), x.size(1), StatisticsType(x));
+  at::Tensor sum = weight_gradient;
+  if (x.scalar_type() == sum.scalar_type()) {
+    at::addmm_out(sum, sum, dy.t(), x);
+    return;
+  }
+  const at::Tensor product = at::mm(dy.t(), x);
+  const pw::Accumulate p{product.data_ptr(), sum.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(product));
+  at::parallel_for(0, sum.numel(), kElementBlock, [&](int64_t begin, int64_t end) {
+    kernels.accumulate(p, {begin, end});
+  });
+}
+
+}  // namespace heddle::layers
