@@ -53,6 +53,7 @@ function(heddle_library name)
   add_library(${name} STATIC ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_DEPS})
   heddle_common(${name} ${arg_DEPS})
+  set_property(GLOBAL APPEND PROPERTY HEDDLE_LIBRARIES ${name})
   if(NOT arg_NO_LINK_CHECK)
     heddle_link_check(${name})
   endif()
@@ -75,7 +76,7 @@ endfunction()
 #             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [RUN_SERIAL])
 # One gtest executable in build/tests/ and one CTest entry of the same name. A test whose every case
 # skipped is reported as skipped. NEEDS names binaries of build/bin that the test starts; they are
-# built with it and HEDDLE_BIN_DIR tells it where they are.
+# built with it and HEDDLE_BIN tells it where they are.
 function(heddle_test)
   cmake_parse_arguments(arg "RUN_SERIAL" "NAME;TIMEOUT" "SOURCES;DEPS;LABELS;ARGS;ENVIRONMENT;NEEDS"
                         ${ARGN})
@@ -104,19 +105,54 @@ function(heddle_test)
     TIMEOUT ${arg_TIMEOUT}
     LABELS "${arg_LABELS}"
     RUN_SERIAL ${arg_RUN_SERIAL}
-    ENVIRONMENT "HEDDLE_BIN_DIR=${CMAKE_BINARY_DIR}/bin;HEDDLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};${arg_ENVIRONMENT}")
+    ENVIRONMENT "HEDDLE_BIN=${CMAKE_BINARY_DIR}/bin;HEDDLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};${arg_ENVIRONMENT}")
+endfunction()
+
+# heddle_script_test(NAME x_test SCRIPT x_test.py [ARGS ...] [NEEDS binaries...] [LABELS ...]
+#                    [TIMEOUT s] [RUN_SERIAL])
+# A Python or Bash script of the current folder as one CTest entry. Exit status 77 means skipped; the
+# script then prints a line `SKIPPED: reason`. HEDDLE_BIN is the folder of the binaries.
+function(heddle_script_test)
+  cmake_parse_arguments(arg "RUN_SERIAL" "NAME;SCRIPT;TIMEOUT" "ARGS;NEEDS;LABELS" ${ARGN})
+  if(NOT arg_NAME OR NOT arg_SCRIPT OR arg_UNPARSED_ARGUMENTS)
+    message(FATAL_ERROR "heddle_script_test(${arg_NAME}): unknown '${arg_UNPARSED_ARGUMENTS}'")
+  endif()
+  foreach(binary IN LISTS arg_NEEDS)
+    if(NOT TARGET ${binary})
+      message(STATUS "test ${arg_NAME} left out: ${binary} is not built here")
+      return()
+    endif()
+  endforeach()
+  if(NOT arg_TIMEOUT)
+    set(arg_TIMEOUT 120)
+  endif()
+  set(interpreter bash)
+  if(arg_SCRIPT MATCHES "\\.py$")
+    set(interpreter python3)
+  endif()
+  add_test(NAME ${arg_NAME}
+           COMMAND ${interpreter} ${CMAKE_CURRENT_SOURCE_DIR}/${arg_SCRIPT} ${arg_ARGS}
+           WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${arg_NAME} PROPERTIES
+    TIMEOUT ${arg_TIMEOUT}
+    LABELS "${arg_LABELS}"
+    RUN_SERIAL ${arg_RUN_SERIAL}
+    SKIP_RETURN_CODE 77
+    ENVIRONMENT "HEDDLE_BIN=${CMAKE_BINARY_DIR}/bin;PYTHONDONTWRITEBYTECODE=1")
 endfunction()
 
 # heddle_link_check(LIBRARY): links an empty main with the whole of LIBRARY and only its declared
 # dependencies. A call into a layer it does not declare is an undefined reference.
 function(heddle_link_check library)
-  set(empty ${CMAKE_BINARY_DIR}/link_check_main.cc)
-  if(NOT EXISTS ${empty})
-    file(WRITE ${empty} "int main() { return 0; }\n")
+  if(NOT TARGET link_check_main)
+    file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/link_check_main.cc
+         CONTENT "int main() { return 0; }\n")
+    add_library(link_check_main OBJECT ${CMAKE_BINARY_DIR}/link_check_main.cc)
   endif()
-  add_executable(link_check_${library} ${empty})
+  add_executable(link_check_${library} $<TARGET_OBJECTS:link_check_main>)
   target_link_libraries(link_check_${library} PRIVATE $<LINK_LIBRARY:WHOLE_ARCHIVE,${library}>)
   set_target_properties(link_check_${library} PROPERTIES
+    LINKER_LANGUAGE CXX
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/link_checks)
 endfunction()
 

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""The slow checks of `./dev lint`: every header compiles alone, clang-tidy finds nothing.
+
+usage: lint.py [--all] [FILE...]   files that differ from origin/main by default; --all: every file
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+BUILD = os.path.join(ROOT, "build")
+
+
+def git(*args):
+    done = subprocess.run(["git", *args], cwd=ROOT, text=True, capture_output=True)
+    return [line for line in done.stdout.split("\n") if line] if done.returncode == 0 else []
+
+
+def wanted(argv):
+    if argv and argv[0] != "--all":
+        return [os.path.relpath(os.path.abspath(f), ROOT) for f in argv]
+    if not argv:
+        base = git("merge-base", "HEAD", "origin/main")
+        if base:
+            changed = git("diff", "--name-only", base[0]) + git("ls-files", "-o", "--exclude-standard")
+            return sorted({p for p in changed if os.path.exists(os.path.join(ROOT, p))})
+    return git("ls-files", "-co", "--exclude-standard")
+
+
+def flags_by_folder(commands):
+    """The -I, -isystem, -D and -std flags of a folder's first translation unit."""
+    flags = {}
+    for entry in commands:
+        folder = os.path.relpath(os.path.dirname(entry["file"]), ROOT)
+        kept = re.findall(r"(?:-I\s*\S+|-isystem \S+|-D\S+|-std=\S+|-m\S+)", entry["command"])
+        flags.setdefault(folder, [part for flag in kept for part in flag.split()])
+    return flags
+
+
+def compile_alone(path, flags):
+    done = subprocess.run(["c++", "-x", "c++", "-fsyntax-only", "-Wall", *flags, "-include", path, "/dev/null"], cwd=ROOT,
+                          text=True, capture_output=True)
+    return "" if done.returncode == 0 else f"{path}: does not compile alone:\n{done.stderr[:2000]}"
+
+
+def tidy(path):
+    done = subprocess.run(["clang-tidy-14", "-p", BUILD, "--quiet", path], cwd=ROOT, text=True, capture_output=True)
+    return "" if done.returncode == 0 and "warning:" not in done.stdout else done.stdout + done.stderr
+
+
+def main():
+    files = wanted(sys.argv[1:])
+    with open(os.path.join(BUILD, "compile_commands.json"), encoding="utf-8") as f:
+        commands = json.load(f)
+    flags = flags_by_folder(commands)
+    compiled = {os.path.relpath(entry["file"], ROOT) for entry in commands}
+    headers = [f for f in files if f.endswith(".h") and os.path.dirname(f) in flags]
+    sources = [f for f in files if f in compiled and f.endswith(".cc")]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        results = [*pool.map(lambda p: compile_alone(p, flags[os.path.dirname(p)]), headers), *pool.map(tidy, sources)]
+    found = [text for text in results if text]
+    for text in found:
+        print(text)
+    print(f"lint: {len(headers)} headers alone, {len(sources)} files through clang-tidy, {len(found)} with findings")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
