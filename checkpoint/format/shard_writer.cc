@@ -80,7 +80,7 @@ struct SstShardWriter::Impl {
   std::vector<heddle::v1::ShardFile> done;
   EntryKey last_key;
   bool any_key = false;
-  uint64_t file_bytes = 0;  // values and keys of the open file
+  uint64_t file_bytes = 0;  // values and keys of the open file, the header not counted
   uint64_t since_permit = 0;
   uint64_t written = 0;
   Status dead;
@@ -113,7 +113,7 @@ struct SstShardWriter::Impl {
     std::string header;
     HEDDLE_CHECK(options.header.SerializeToString(&header));
     RETURN_IF_ERROR(FromRocks(sst->Put(HeaderKey(), header), path));
-    file_bytes = header.size();
+    file_bytes = 0;
     return OkStatus();
   }
 

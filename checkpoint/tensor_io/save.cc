@@ -1,0 +1,170 @@
+#include "checkpoint/tensor_io/save.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <tuple>
+#include <utility>
+
+#include "checkpoint/catalog/tensors.h"
+#include "checkpoint/format/key.h"
+
+namespace heddle::checkpoint {
+
+namespace {
+
+using heddle::v1::ElementType;
+using heddle::v1::TensorInfo;
+
+// Copies and counts in one pass; an exponent of all ones is NaN or infinite.
+template <typename Bits>
+uint64_t CopyCounting(const void* from, void* to, uint64_t count, Bits exponent) {
+  const Bits* source = static_cast<const Bits*>(from);
+  Bits* target = static_cast<Bits*>(to);
+  uint64_t non_finite = 0;
+  for (uint64_t i = 0; i < count; ++i) {
+    const Bits value = source[i];
+    non_finite += (value & exponent) == exponent ? 1 : 0;
+    target[i] = value;
+  }
+  return non_finite;
+}
+
+uint64_t CopyElements(ElementType type, const void* from, void* to, uint64_t count) {
+  switch (type) {
+    case heddle::v1::ELEMENT_TYPE_F32:
+      return CopyCounting<uint32_t>(from, to, count, 0x7F800000u);
+    case heddle::v1::ELEMENT_TYPE_BF16:
+      return CopyCounting<uint16_t>(from, to, count, 0x7F80u);
+    case heddle::v1::ELEMENT_TYPE_F64:
+      return CopyCounting<uint64_t>(from, to, count, 0x7FF0000000000000u);
+    case heddle::v1::ELEMENT_TYPE_I64:
+      std::memcpy(to, from, count * sizeof(int64_t));
+      return 0;
+  }
+  return 0;
+}
+
+bool Before(const LocalRange& a, const LocalRange& b) {
+  return std::tie(a.tensor, a.tensor_class, a.first) < std::tie(b.tensor, b.tensor_class, b.first);
+}
+
+// The stored tensor of a range, or what is wrong with the range.
+StatusOr<const TensorInfo*> InfoOf(const std::vector<TensorInfo>& tensors,
+                                   const LocalRange& range) {
+  if (range.tensor == 0 || range.tensor > tensors.size()) {
+    return InvalidArgument(Str("no tensor has the id ", range.tensor));
+  }
+  const TensorInfo& info = tensors[range.tensor - 1];
+  const bool known = std::find(info.classes().begin(), info.classes().end(), range.tensor_class) !=
+                     info.classes().end();
+  const uint64_t elements = Elements(info);
+  if (!known || range.first > elements || range.count > elements - range.first) {
+    return InvalidArgument(Str(info.name(), " (", ToText(range.tensor_class), "): [", range.first,
+                               ", +", range.count, ") of ", elements, " elements"));
+  }
+  return &info;
+}
+
+}  // namespace
+
+StatusOr<std::vector<TensorInfo>> NumberTensors(std::vector<TensorInfo> tensors) {
+  std::sort(tensors.begin(), tensors.end(),
+            [](const TensorInfo& a, const TensorInfo& b) { return a.name() < b.name(); });
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (i > 0 && tensors[i - 1].name() == tensors[i].name()) {
+      return InvalidArgument(Str(tensors[i].name(), ": is listed twice"));
+    }
+    tensors[i].set_id(static_cast<uint32_t>(i) + 1);
+  }
+  return tensors;
+}
+
+std::vector<LocalRange> ReplicaShare(const std::vector<TensorInfo>& tensors,
+                                     const std::vector<LocalRange>& whole, uint32_t rank,
+                                     uint32_t world) {
+  std::vector<LocalRange> sorted = whole;
+  std::sort(sorted.begin(), sorted.end(), Before);
+  std::vector<LocalRange> share;
+  uint64_t chunk = 0;
+  for (const LocalRange& range : sorted) {
+    const ElementType type = TypeOf(tensors[range.tensor - 1], range.tensor_class);
+    const uint64_t step = ChunkElements(type);
+    for (uint64_t first = 0; first < range.count; first += step, ++chunk) {
+      if (chunk % world != rank) {
+        continue;
+      }
+      LocalRange part = range;
+      part.first = first;
+      part.count = std::min(step, range.count - first);
+      part.data = static_cast<const char*>(range.data) + first * ElementBytes(type);
+      share.push_back(part);
+    }
+  }
+  return share;
+}
+
+Status Snapshot::Stage(const std::vector<TensorInfo>& tensors,
+                       const std::vector<LocalRange>& ranges) {
+  parts_.clear();
+  bytes_ = 0;
+  non_finite_ = 0;
+  first_non_finite_.clear();
+  std::vector<LocalRange> sorted = ranges;
+  std::sort(sorted.begin(), sorted.end(), Before);
+  for (const LocalRange& range : sorted) {
+    ASSIGN_OR_RETURN(const TensorInfo* info, InfoOf(tensors, range));
+    const ElementType type = TypeOf(*info, range.tensor_class);
+    parts_.push_back({.range = range, .type = type});
+    bytes_ += range.count * ElementBytes(type);
+  }
+  try {
+    buffer_.resize(bytes_ + sizeof(uint64_t) * parts_.size());
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted(Str("no memory for a snapshot of ", bytes_, " bytes"));
+  }
+  uint64_t at = 0;
+  for (Part& part : parts_) {
+    at = (at + sizeof(uint64_t) - 1) / sizeof(uint64_t) * sizeof(uint64_t);
+    char* target = buffer_.data() + at;
+    const uint64_t bad = CopyElements(part.type, part.range.data, target, part.range.count);
+    if (bad > 0 && non_finite_ == 0) {
+      first_non_finite_ =
+          Str(tensors[part.range.tensor - 1].name(), " (", ToText(part.range.tensor_class), ")");
+    }
+    non_finite_ += bad;
+    part.range.data = target;
+    at += part.range.count * ElementBytes(part.type);
+  }
+  return OkStatus();
+}
+
+StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(ShardWriterOptions options) const {
+  if (non_finite_ > 0) {
+    return FailedPrecondition(Str(non_finite_, " values are not finite, the first in ",
+                                  first_non_finite_, ": not saved"));
+  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<SstShardWriter> writer,
+                   SstShardWriter::Create(std::move(options)));
+  for (const Part& part : parts_) {
+    const uint64_t chunk_elements = ChunkElements(part.type);
+    const uint64_t element = ElementBytes(part.type);
+    const uint64_t end = part.range.first + part.range.count;
+    // A part that starts or ends inside a chunk becomes sub-chunks.
+    for (uint64_t at = part.range.first; at < end;) {
+      const uint64_t chunk = at / chunk_elements;
+      const uint64_t stop = std::min(end, (chunk + 1) * chunk_elements);
+      const char* data =
+          static_cast<const char*>(part.range.data) + (at - part.range.first) * element;
+      RETURN_IF_ERROR(writer->Add({.tensor = part.range.tensor,
+                                   .tensor_class = part.range.tensor_class,
+                                   .chunk = static_cast<uint32_t>(chunk),
+                                   .first = static_cast<uint32_t>(at - chunk * chunk_elements)},
+                                  part.type, {data, (stop - at) * element}));
+      at = stop;
+    }
+  }
+  return writer->Finish();
+}
+
+}  // namespace heddle::checkpoint
