@@ -1,0 +1,127 @@
+#include "cli/commands/parser.h"
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <map>
+#include <string>
+
+#include "base/units/units.h"
+
+namespace heddle::cli {
+namespace {
+
+void AddOption(const Option& option, CLI::App* app) {
+  CLI::Option* made = nullptr;
+  if (bool* const* flag = std::get_if<bool*>(&option.target)) {
+    made = app->add_flag(option.names, **flag, option.doc);
+  } else if (std::string* const* text = std::get_if<std::string*>(&option.target)) {
+    made = app->add_option(option.names, **text, option.doc);
+  } else if (int64_t* const* number = std::get_if<int64_t*>(&option.target)) {
+    made = app->add_option(option.names, **number, option.doc);
+  } else if (double* const* real = std::get_if<double*>(&option.target)) {
+    made = app->add_option(option.names, **real, option.doc);
+  } else {
+    made = app->add_option(option.names, *std::get<std::vector<std::string>*>(option.target),
+                           option.doc);
+  }
+  made->required(option.required);
+}
+
+struct Globals {
+  std::string output = "table";
+  std::string timeout;
+};
+
+void AddGlobals(CLI::App* app, CommandContext* context, Globals* globals) {
+  app->add_option("-o,--output", globals->output, "table, wide or json")
+      ->check(CLI::IsMember({"table", "wide", "json"}));
+  app->add_option("--coordinator", context->coordinator, "HOST:PORT or unix:PATH");
+  app->add_option("--timeout", globals->timeout, "longest time to wait, such as 30s");
+  app->add_option("--tls-ca", context->tls.ca, "PEM file of the cluster's CA");
+  app->add_option("--tls-cert", context->tls.cert, "PEM file of the own certificate");
+  app->add_option("--tls-key", context->tls.key, "PEM file of the own key");
+  app->add_flag("--insecure-loopback", context->insecure_loopback,
+                "allow loopback TCP without TLS");
+}
+
+Status ReadGlobals(const Globals& globals, CommandContext* context) {
+  context->output = globals.output == "json"   ? OutputFormat::kJson
+                    : globals.output == "wide" ? OutputFormat::kWide
+                                               : OutputFormat::kTable;
+  if (!globals.timeout.empty()) {
+    ASSIGN_OR_RETURN(const std::chrono::milliseconds timeout,
+                     units::ParseDuration(globals.timeout));
+    context->timeout_ms = timeout.count();
+  }
+  return OkStatus();
+}
+
+void PrintError(const std::string& verb, const Status& status) {
+  std::cout.flush();
+  std::cerr << "heddle: " << verb << ": " << Message(status) << "\n";
+}
+
+}  // namespace
+
+int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verbs,
+                CommandContext* context) {
+  CLI::App app{"heddle: trains sparse-attention language models and does not lose the run"};
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(36);
+  Globals globals;
+  std::map<CLI::App*, const Verb*> owner;
+  std::map<std::string, CLI::App*> groups;
+  AddGlobals(&app, context, &globals);
+  for (const Verb& verb : verbs) {
+    CLI::App* parent = &app;
+    if (verb.path.size() == 2) {
+      CLI::App*& group = groups[verb.path[0]];
+      if (group == nullptr) {
+        group = app.add_subcommand(verb.path[0], "see heddle " + verb.path[0] + " --help");
+        group->require_subcommand(1);
+      }
+      parent = group;
+    }
+    CLI::App* sub = parent->add_subcommand(verb.path.back(), verb.doc);
+    owner[sub] = &verb;
+    AddGlobals(sub, context, &globals);
+    for (const Option& option : verb.options) {
+      AddOption(option, sub);
+    }
+    if (verb.extras != nullptr) {
+      sub->prefix_command();
+    }
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "heddle: usage: " << error.what() << " (see heddle --help)\n";
+    return 2;
+  }
+  CLI::App* chosen = &app;
+  while (!chosen->get_subcommands().empty()) {
+    chosen = chosen->get_subcommands().front();
+  }
+  const Verb& verb = *owner.at(chosen);
+  std::string words = verb.path[0];
+  if (verb.path.size() == 2) {
+    words += " " + verb.path[1];
+  }
+  if (verb.extras != nullptr) {
+    *verb.extras = chosen->remaining();
+  }
+  if (const Status status = ReadGlobals(globals, context); !status.ok()) {
+    PrintError(words, status);
+    return 2;
+  }
+  const StatusOr<int> result = verb.run(*context);
+  if (!result.ok()) {
+    PrintError(words, result.status());
+    return ExitCode(result.status());
+  }
+  return *result;
+}
+
+}  // namespace heddle::cli
