@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/status/status.h"
@@ -59,7 +60,9 @@ class SequenceSource {
   virtual ~SequenceSource() = default;
 
   // Appends sequence `index` to `batch`. DATA_LOSS as Dataset::ReadTokens. REQUIRES: index >= 0.
-  virtual Status Append(int64_t index, PackedBatch* batch) const = 0;
+  Status Append(int64_t index, PackedBatch* batch) const { return AppendAs(index, index, batch); }
+  // The same, with `global_index` as the seed of its hash: its index in the mixture it is part of.
+  virtual Status AppendAs(int64_t index, int64_t global_index, PackedBatch* batch) const = 0;
   virtual SequenceShape Shape(int64_t index) const = 0;
   // Names the order: data, seed and options. Two sources with equal fingerprints give equal
   // sequences; kept in checkpoints.
@@ -74,7 +77,7 @@ class SequenceStream : public SequenceSource {
       std::shared_ptr<const pack::Dataset> dataset, const StreamOptions& options);
   ~SequenceStream() override;
 
-  Status Append(int64_t index, PackedBatch* batch) const override;
+  Status AppendAs(int64_t index, int64_t global_index, PackedBatch* batch) const override;
   SequenceShape Shape(int64_t index) const override;
   std::string fingerprint() const override;
 
@@ -96,8 +99,9 @@ struct WeightedSource {
 };
 
 // Mixture: index i goes to source k as its sequence number count_k(i), where after any i sequences
-// each count is within one of i * weight_k / sum (largest deficit first, ties to the lower k).
-// INVALID_ARGUMENT for no source or a weight that is not positive.
+// each count is within one of i times its share (largest deficit first, ties to the lower k).
+// Shares are the weights over their sum, rounded to multiples of 2^-16. INVALID_ARGUMENT for no
+// source, more than 2^15 of them, or a weight that is not positive and finite.
 StatusOr<std::unique_ptr<SequenceSource>> MakeMixture(std::vector<WeightedSource> sources);
 
 // Half-open range of micro-batches.
