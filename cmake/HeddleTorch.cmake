@@ -25,7 +25,8 @@ target_link_libraries(heddle_torch INTERFACE
   -Wl,--push-state,--no-as-needed
   ${HEDDLE_TORCH_DIR}/torch/lib/libtorch_cpu.so ${HEDDLE_TORCH_DIR}/torch/lib/libc10.so
   -Wl,--pop-state Threads::Threads)
-target_link_options(heddle_torch INTERFACE
+# In the container images and packages LibTorch lies in /opt/heddle/torch.
+target_link_options(heddle_torch INTERFACE -Wl,-rpath,/opt/heddle/torch/torch/lib
   -Wl,-rpath,${HEDDLE_TORCH_DIR}/torch/lib -Wl,-rpath-link,${HEDDLE_TORCH_DIR}/torch/lib)
 
 # The c10d Gloo header includes gloo's own headers, which the wheel does not carry. They come from
