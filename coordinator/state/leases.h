@@ -1,0 +1,83 @@
+// Who is silent: the coordinator's side of heartbeats and permits (control-plane W1, W2, L4, L6,
+// L9, L11). Pure bookkeeping in memory; nothing is stored, a restart counts anew. It tells when a
+// worker becomes SUSPECT and when it is LOST; Apply turns that into states.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "coordinator/state/event.h"
+#include "coordinator/state/policy.h"
+
+namespace heddle::state {
+
+struct LeaseOptions {
+  int64_t suspect_ms = 6'000;           // W1: silent, 3 h
+  int64_t closed_ms = 2'000;            // W1: stream closed and not back
+  int64_t permit_ttl_ms = 20'000;       // L4
+  int64_t permit_margin_ms = 5'000;     // L6: clock rate and writes in flight
+  int64_t start_grace_ms = 35'000;      // L9: no LOST for ttl + 15 s after a start or a stall
+  int64_t stall_ms = 1'000;             // L9: own loop late by more: all leases count anew
+  int64_t mass_window_ms = 10'000;      // L9
+  int64_t mass_hold_ms = 60'000;        // > 20 % silent
+  int64_t mass_hold_long_ms = 300'000;  // > 50 % silent
+};
+
+class LeaseTable {
+ public:
+  // `now_ms`: Time::ms of the coordinator's start. Workers known from the records count as heard
+  // now; `suspect` are those recorded as SUSPECT.
+  explicit LeaseTable(LeaseOptions options, int64_t now_ms);
+
+  // A worker of the records (not LEFT) at recovery: silent from the start on, its old permits may
+  // still live.
+  void Recovered(const std::string& worker, uint64_t session, int64_t now_ms);
+  // A registration was accepted.
+  void Registered(const std::string& worker, uint64_t session, int64_t now_ms);
+  // Any message of the current session. Gives WorkerHeard events at the next Poll if it was
+  // SUSPECT.
+  void Heard(const std::string& worker, uint64_t session, int64_t now_ms);
+  void StreamClosed(const std::string& worker, uint64_t session, int64_t now_ms);
+  // A heartbeat reply with permits was sent.
+  void PermitSent(const std::string& worker, int64_t now_ms);
+  // LEFT or forgotten.
+  void Remove(const std::string& worker);
+
+  // Events that are due, in a fixed order: WorkerHeard, WorkerSuspect, WorkerLost. Each is given
+  // once.
+  std::vector<Event> Poll(int64_t now_ms);
+  // When Poll has something next at the earliest; INT64_MAX: only after a message.
+  int64_t NextMs() const;
+
+  // L9 holds back LOST now: alarm CONTROL_PLANE_PARTITION.
+  bool mass_silence() const { return mass_hold_until_ms_ > last_poll_ms_; }
+  // ms since the last message, -1 if unknown.
+  int64_t AgeMs(const std::string& worker, int64_t now_ms) const;
+
+ private:
+  struct Entry {
+    uint64_t session = 0;
+    int64_t heard_ms = 0;
+    int64_t closed_ms = -1;  // stream closed since; -1 open
+    int64_t permit_sent_ms = 0;
+    bool suspect = false;
+    bool by_closing = false;  // SUSPECT by a closed stream: no silence in the sense of L9
+    bool lost = false;
+    bool heard_again = false;
+  };
+  int64_t SuspectMs(const Entry& entry) const;
+  int64_t LostMs(const Entry& entry) const;
+  void JudgeMass(int64_t now_ms);
+
+  LeaseOptions options_;
+  std::map<std::string, Entry> entries_;
+  std::deque<int64_t> silences_;  // times of WorkerSuspect by silence
+  int64_t no_lost_before_ms_;
+  int64_t mass_hold_until_ms_ = 0;
+  int64_t last_poll_ms_;
+};
+
+}  // namespace heddle::state
