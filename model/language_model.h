@@ -1,6 +1,7 @@
-// The decoder-only language model in segmented form (training-runtime.md 5.1): embedding, blocks and
-// head are called in an explicit loop, forward and backward, so that the caller can gather, reduce
-// and release the parameters of a unit around each call. No autograd graph, no hooks on modules.
+// The decoder-only language model in segmented form (training-runtime.md 5.1): embedding, blocks
+// and head are called in an explicit loop, forward and backward, so that the caller can gather,
+// reduce and release the parameters of a unit around each call. No autograd graph, no hooks on
+// modules.
 //
 //   auto store = ParameterStore::Create(PlanModel(config.model()), Precision::kBf16);
 //   InitParameters(seed, store.get());

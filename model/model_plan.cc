@@ -91,8 +91,8 @@ void AddProblem(bool bad, const std::string& text, std::vector<std::string>* pro
 void CheckLayers(const ModelConfig& c, std::vector<std::string>* problems) {
   for (int layer = 0; layer < std::max(1, c.attention().pattern_size()); ++layer) {
     const AttentionKind kind = LayerKind(c, layer);
-    const bool known = kind == heddle::v1::ATTENTION_KIND_DENSE ||
-                       kind == heddle::v1::ATTENTION_KIND_SWA;
+    const bool known =
+        kind == heddle::v1::ATTENTION_KIND_DENSE || kind == heddle::v1::ATTENTION_KIND_SWA;
     AddProblem(!known,
                Str("model.attention.kind: this build trains dense and swa layers, not ",
                    heddle::v1::AttentionKind_Name(kind)),
@@ -100,8 +100,8 @@ void CheckLayers(const ModelConfig& c, std::vector<std::string>* problems) {
     if (kind == heddle::v1::ATTENTION_KIND_SWA) {
       AddProblem(c.attention().swa().window() < 1, "model.attention.swa.window: must be >= 1",
                  problems);
-      AddProblem(c.attention().swa().sink_size() < 0,
-                 "model.attention.swa.sink_size: must be >= 0", problems);
+      AddProblem(c.attention().swa().sink_size() < 0, "model.attention.swa.sink_size: must be >= 0",
+                 problems);
     }
   }
 }
@@ -246,8 +246,7 @@ TokenFlops FlopsPerToken(const ModelConfig& config, int64_t sequence_length) {
   const double projections = d * width * static_cast<double>(2 * heads.query + 2 * heads.kv);
   const double ffn = 3.0 * d * config.d_ffn();
   TokenFlops flops;
-  flops.forward_weights =
-      2.0 * (config.n_layers() * (projections + ffn) + d * config.vocab_size());
+  flops.forward_weights = 2.0 * (config.n_layers() * (projections + ffn) + d * config.vocab_size());
   // C = 2 Hq (Dk + Dv) per visible key (attention-and-moe.md section 2).
   const double per_key = 2.0 * static_cast<double>(heads.query) * 2.0 * width;
   for (int layer = 0; layer < config.n_layers(); ++layer) {
@@ -277,10 +276,10 @@ MemoryEstimate EstimateMemory(const ModelConfig& model,
   const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
   memory.moments = moments * moment_bytes * plan->flat_elements;
   memory.gradients = 4 * plan->flat_elements;
-  // Saved by a block: input, two normed inputs, q k v, attention output, middle, gate and up, in the
-  // compute type; log-sum-exp per head and two reciprocal norms in fp32.
-  const int64_t block = n * (b * (4 * d + qkv + heads.query * heads.dim + 2 * model.d_ffn()) +
-                             4 * (heads.query + 2));
+  // Saved by a block: input, two normed inputs, q k v, attention output, middle, gate and up, in
+  // the compute type; log-sum-exp per head and two reciprocal norms in fp32.
+  const int64_t block =
+      n * (b * (4 * d + qkv + heads.query * heads.dim + 2 * model.d_ffn()) + 4 * (heads.query + 2));
   const bool recompute =
       training.gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
   const int64_t blocks_held = recompute ? 1 : model.n_layers();

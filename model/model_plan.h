@@ -1,7 +1,7 @@
 // What a model consists of, computed from its configuration alone: parameter names, shapes, the
-// layout of the flat buffers, exact counts, FLOPs and memory. Torch-free, because `heddle plan`, the
-// scheduler and the trainer must agree on these numbers (architecture.md L5). Names are those of
-// product.md section 5; units and layout those of training-runtime.md 5.2 and 5.3.
+// layout of the flat buffers, exact counts, FLOPs and memory. Torch-free, because `heddle plan`,
+// the scheduler and the trainer must agree on these numbers (architecture.md L5). Names are those
+// of product.md section 5; units and layout those of training-runtime.md 5.2 and 5.3.
 //
 // Invariants:
 //  1. Tensors of a unit are end to end in one range of the flat buffer, units follow each other.

@@ -18,9 +18,9 @@ constexpr int64_t kParallelElements = 64 * 1024;
 }  // namespace
 
 struct ParameterStore::Buffer {
-  explicit Buffer(size_t size) : bytes((size + kBufferAlignment) / kBufferAlignment *
-                                       kBufferAlignment),
-                                 data(std::aligned_alloc(kBufferAlignment, bytes)) {
+  explicit Buffer(size_t size)
+      : bytes((size + kBufferAlignment) / kBufferAlignment * kBufferAlignment),
+        data(std::aligned_alloc(kBufferAlignment, bytes)) {
     if (data != nullptr) std::memset(data, 0, bytes);
   }
   ~Buffer() { std::free(data); }
@@ -69,8 +69,7 @@ std::span<uint16_t> ParameterStore::compute_bf16() {
 }
 std::span<float> ParameterStore::master(const TensorSpec& tensor) {
   HEDDLE_CHECK(tensor.offset + tensor.elements <= plan_.flat_elements);
-  return master().subspan(static_cast<size_t>(tensor.offset),
-                          static_cast<size_t>(tensor.elements));
+  return master().subspan(static_cast<size_t>(tensor.offset), static_cast<size_t>(tensor.elements));
 }
 
 void ParameterStore::ZeroGradients() { std::memset(gradients_->data, 0, gradients_->bytes); }
@@ -104,8 +103,7 @@ void InitTensor(uint64_t seed, const TensorSpec& tensor, T* values) {
   const Rng rng = Rng(seed, "model.init").Child(tensor.name);
   at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      values[i] =
-          static_cast<T>(tensor.init_stddev * rng.NormalAt(static_cast<uint64_t>(i)));
+      values[i] = static_cast<T>(tensor.init_stddev * rng.NormalAt(static_cast<uint64_t>(i)));
     }
   });
 }

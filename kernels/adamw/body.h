@@ -1,6 +1,6 @@
-// Bodies of the optimizer kernels, compiled once per instruction set: sixteen lanes at a time, every
-// stream read and written once, no lane depends on another.
-// Included by generic.cc, avx2.cc and avx512.cc only.
+// Bodies of the optimizer kernels, compiled once per instruction set: sixteen lanes at a time,
+// every stream read and written once, no lane depends on another. Included by generic.cc, avx2.cc
+// and avx512.cc only.
 #pragma once
 
 #include <cmath>

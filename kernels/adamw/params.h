@@ -23,9 +23,9 @@ struct Params {
   float weight_decay = 0;
   float beta1 = 0;
   float beta2 = 0;
-  float eps = 0;                   // AdamW
-  float bias_correction1 = 1;      // AdamW: 1 - beta1^t
-  float bias_correction2_root = 1; // AdamW: sqrt(1 - beta2^t)
+  float eps = 0;                    // AdamW
+  float bias_correction1 = 1;       // AdamW: 1 - beta1^t
+  float bias_correction2_root = 1;  // AdamW: sqrt(1 - beta2^t)
 };
 
 struct Stats {

@@ -1,6 +1,7 @@
-// Sixteen float lanes as a compiler vector, for kernel bodies that are compiled once per instruction
-// set. Included by ISA files only: everything is in an anonymous namespace, so that the linker can
-// never merge a function compiled for AVX-512 into code that runs elsewhere (architecture.md T12).
+// Sixteen float lanes as a compiler vector, for kernel bodies that are compiled once per
+// instruction set. Included by ISA files only: everything is in an anonymous namespace, so that the
+// linker can never merge a function compiled for AVX-512 into code that runs elsewhere
+// (architecture.md T12).
 //
 // The order of operations does not depend on the instruction set; AVX2 and AVX-512 both fuse
 // multiply-add and give the same bits, the generic build does not fuse.

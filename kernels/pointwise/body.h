@@ -243,9 +243,9 @@ void ConvertT(const Convert& p, RowRange elements) {
 
 template <typename T>
 constexpr Table MakeTable() {
-  return Table{RmsNormForwardT<T>, RmsNormBackwardT<T>, RopeT<T>,
-               SwigluForwardT<T>,  SwigluBackwardT<T>,  CrossEntropyT<T>,
-               EmbeddingBackwardT<T>, AccumulateT<T>,   ConvertT<T>};
+  return Table{RmsNormForwardT<T>,    RmsNormBackwardT<T>, RopeT<T>,
+               SwigluForwardT<T>,     SwigluBackwardT<T>,  CrossEntropyT<T>,
+               EmbeddingBackwardT<T>, AccumulateT<T>,      ConvertT<T>};
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ struct Rope {
   const int32_t* positions = nullptr;  // [rows]
   const void* cosine = nullptr;        // [positions, head_dim / 2] S
   const void* sine = nullptr;          // [positions, head_dim / 2] S
-  const void* from = nullptr;          // T, element (row, head, i) at row*from_row + head*from_head + i
+  const void* from = nullptr;  // T, element (row, head, i) at row*from_row + head*from_head + i
   int64_t from_row = 0;
   int64_t from_head = 0;
   void* to = nullptr;  // T
@@ -81,8 +81,8 @@ struct CrossEntropy {
   double scale = 1.0;
 };
 
-// table_gradient[ids[row]] += gradient[row], rows in ascending order. Here the range of the call is a
-// range of *columns*, so that threads never share an element.
+// table_gradient[ids[row]] += gradient[row], rows in ascending order. Here the range of the call is
+// a range of *columns*, so that threads never share an element.
 struct EmbeddingBackward {
   int64_t rows = 0;
   int64_t width = 0;

@@ -134,8 +134,8 @@ void ConvertRef(const Convert& p, RowRange elements) {
 
 }  // namespace
 
-const Table kReferenceFloat64 = {RmsNormForwardRef, RmsNormBackwardRef, RopeRef,
-                                 SwigluForwardRef,  SwigluBackwardRef,  CrossEntropyRef,
-                                 EmbeddingBackwardRef, AccumulateRef,   ConvertRef};
+const Table kReferenceFloat64 = {RmsNormForwardRef,    RmsNormBackwardRef, RopeRef,
+                                 SwigluForwardRef,     SwigluBackwardRef,  CrossEntropyRef,
+                                 EmbeddingBackwardRef, AccumulateRef,      ConvertRef};
 
 }  // namespace heddle::kernels::pointwise

@@ -58,8 +58,9 @@ void CheckVector(const at::Tensor& t, int64_t size, at::ScalarType type) {
 
 template <typename Run>
 void ForRows(int64_t rows, const Run& run) {
-  at::parallel_for(0, rows, kRowBlock,
-                   [&](int64_t begin, int64_t end) { run(pw::RowRange{begin, end}); });
+  at::parallel_for(0, rows, kRowBlock, [&](int64_t begin, int64_t end) {
+    run(pw::RowRange{begin, end});
+  });
 }
 
 }  // namespace
@@ -69,9 +70,8 @@ void RmsNorm(const at::Tensor& x, const at::Tensor& gain, double eps, const at::
   CheckMatrix(y, x.size(0), x.size(1), x.scalar_type());
   CheckVector(gain, x.size(1), x.scalar_type());
   CheckVector(rstd, x.size(0), StatisticsType(x));
-  const pw::RmsNormForward p{x.size(1),       eps,
-                             x.data_ptr(),    gain.data_ptr(),
-                             y.data_ptr(),    rstd.data_ptr()};
+  const pw::RmsNormForward p{x.size(1),       eps,          x.data_ptr(),
+                             gain.data_ptr(), y.data_ptr(), rstd.data_ptr()};
   const pw::Table& kernels = pw::Kernels(ElementOf(x));
   ForRows(x.size(0), [&](pw::RowRange rows) { kernels.rms_norm_forward(p, rows); });
 }

@@ -1,6 +1,6 @@
 // The torch edge of the row-wise kernels and of matrix products: each function checks its tensors,
-// splits rows over LibTorch's threads and adds partial sums in a fixed order, so that results do not
-// depend on the number of threads (matrix products are LibTorch's and do).
+// splits rows over LibTorch's threads and adds partial sums in a fixed order, so that results do
+// not depend on the number of threads (matrix products are LibTorch's and do).
 //
 // Shapes: N packed tokens, D width, F feed-forward width, V vocabulary, I inputs, O outputs of a
 // linear layer. T is the compute type (bf16, fp32, fp64), S the statistics type: fp32, or fp64 if T

@@ -22,8 +22,8 @@ double Llama3(double inverse, const RopeScalingConfig& s) {
   const double wavelength = kTwoPi / inverse;
   if (wavelength > original / s.low_freq_factor()) return inverse / s.factor();
   if (wavelength < original / s.high_freq_factor()) return inverse;
-  const double smooth = (original / wavelength - s.low_freq_factor()) /
-                        (s.high_freq_factor() - s.low_freq_factor());
+  const double smooth =
+      (original / wavelength - s.low_freq_factor()) / (s.high_freq_factor() - s.low_freq_factor());
   return (1.0 - smooth) * inverse / s.factor() + smooth * inverse;
 }
 

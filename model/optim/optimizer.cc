@@ -22,8 +22,8 @@ StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& tr
     return InvalidArgument("training.moments: this build keeps the moments in fp32");
   }
   Hyperparameters hyper;
-  hyper.algorithm = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? Algorithm::kLion
-                                                                           : Algorithm::kAdamW;
+  hyper.algorithm =
+      training.optimizer() == TrainingConfig::OPTIMIZER_LION ? Algorithm::kLion : Algorithm::kAdamW;
   hyper.beta1 = training.beta1();
   hyper.beta2 = training.beta2();
   // Lion's published default differs from the schema's, which is AdamW's (11.1).

@@ -1,0 +1,175 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "heddle/v1/config.pb.h"
+#include "model/model_plan.h"
+#include "model/optim/gradient_norm.h"
+#include "model/optim/optimizer.h"
+#include "model/optim/schedule.h"
+
+namespace heddle::optim {
+namespace {
+
+// training-runtime.md 11.6.
+std::vector<float> ThreeGoldenSteps(Algorithm algorithm) {
+  Hyperparameters hyper;
+  hyper.algorithm = algorithm;
+  hyper.beta2 = algorithm == Algorithm::kLion ? 0.99 : 0.95;
+  std::vector<float> p(5), g(5), m(5), v(5);
+  for (int n = 0; n < 5; ++n) p[n] = static_cast<float>(std::sin(0.37 * n + 0.3));
+  const std::vector<GroupRange> groups = {{0, 5, 0.1, 1.0}};
+  for (int k = 0; k < 3; ++k) {
+    for (int n = 0; n < 5; ++n) g[n] = static_cast<float>(4.0 * std::sin(0.37 * n + 1.1 + k));
+    StepArgs args;
+    args.update = k + 1;
+    args.learning_rate = 1e-2;
+    args.grad_scale = 4.0;
+    OptimizerStep(hyper, groups, args, {0, p, m, v, g, {}});
+  }
+  return p;
+}
+
+TEST(Optimizer, ReproducesTheGoldenSteps) {
+  const std::vector<double> adamw = {0.2666322595003, 0.5939085271051, 0.8389773548364,
+                                     0.9695888092738, 0.9696293618697};
+  const std::vector<double> lion = {0.2646645223065, 0.6091548814124, 0.8498495909119,
+                                    0.9741717510240, 0.9852749405992};
+  const std::vector<float> a = ThreeGoldenSteps(Algorithm::kAdamW);
+  const std::vector<float> b = ThreeGoldenSteps(Algorithm::kLion);
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_NEAR(a[i], adamw[i], 2e-7);
+    EXPECT_NEAR(b[i], lion[i], 2e-7);
+  }
+}
+
+struct State {
+  std::vector<float> p, m, v, g;
+  std::vector<uint16_t> w;
+  explicit State(size_t size) : p(size), m(size), v(size), g(size), w(size) {
+    for (size_t i = 0; i < size; ++i) {
+      p[i] = std::sin(0.1f * static_cast<float>(i));
+      g[i] = std::cos(0.3f * static_cast<float>(i));
+    }
+  }
+  Shard shard(size_t begin, size_t end) {
+    const size_t n = end - begin;
+    return {static_cast<int64_t>(begin),
+            std::span(p).subspan(begin, n),
+            std::span(m).subspan(begin, n),
+            std::span(v).subspan(begin, n),
+            std::span<const float>(g).subspan(begin, n),
+            std::span(w).subspan(begin, n)};
+  }
+};
+
+TEST(Optimizer, CutsIntoShardsChangeNoBit) {
+  constexpr size_t kSize = 70'001;
+  const std::vector<GroupRange> groups = {
+      {0, 1000, 0.1, 1.0}, {1000, 1003, 0.0, 1.0}, {1003, static_cast<int64_t>(kSize), 0.1, 10.0}};
+  StepArgs args;
+  args.learning_rate = 1e-3;
+  State whole(kSize);
+  State parts(kSize);
+  for (int64_t update = 1; update <= 3; ++update) {
+    args.update = update;
+    OptimizerStep({}, groups, args, whole.shard(0, kSize));
+    for (const auto& [begin, end] : std::vector<std::pair<size_t, size_t>>{
+             {0, 0}, {0, 17}, {17, 1001}, {1001, 66'000}, {66'000, kSize}}) {
+      OptimizerStep({}, groups, args, parts.shard(begin, end));
+    }
+  }
+  EXPECT_EQ(whole.p, parts.p);
+  EXPECT_EQ(whole.m, parts.m);
+  EXPECT_EQ(whole.v, parts.v);
+  EXPECT_EQ(whole.w, parts.w);
+}
+
+TEST(Optimizer, WritesTheRoundedWeights) {
+  State state(40);
+  OptimizerStep({}, std::vector<GroupRange>{{0, 40, 0.0, 1.0}}, {1, 1e-3, 1.0, false},
+                state.shard(0, 40));
+  for (size_t i = 0; i < 40; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(state.w[i]) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    EXPECT_NEAR(value, state.p[i], std::abs(state.p[i]) / 256.0 + 1e-30);
+  }
+}
+
+TEST(Optimizer, AnInfiniteGradientChangesNothing) {
+  State state(40);
+  const State before = state;
+  OptimizerStep({}, std::vector<GroupRange>{{0, 40, 0.1, 1.0}}, {1, 1e-3, 1.0, true},
+                state.shard(0, 40));
+  EXPECT_EQ(state.p, before.p);
+  EXPECT_EQ(state.m, before.m);
+  EXPECT_EQ(state.w, before.w);
+}
+
+TEST(Optimizer, DecaysMatricesButNoNorms) {
+  heddle::v1::ModelConfig config;
+  config.set_n_kv_heads(2);
+  const model::ModelPlan plan = *model::PlanModel(config);
+  Hyperparameters hyper;
+  hyper.weight_decay = 0.25;
+  const std::vector<GroupRange> groups = GroupsOf(plan, hyper);
+  EXPECT_EQ(groups.front().begin, 0);
+  EXPECT_EQ(groups.back().end, plan.flat_elements);
+  const auto decay_at = [&](int64_t element) {
+    for (const GroupRange& group : groups) {
+      if (element >= group.begin && element < group.end) return group.weight_decay;
+    }
+    return -1.0;
+  };
+  for (const model::TensorSpec& tensor : plan.tensors) {
+    const double expected = tensor.name.find("norm") == std::string::npos ? 0.25 : 0.0;
+    EXPECT_EQ(decay_at(tensor.offset), expected) << tensor.name;
+    EXPECT_EQ(decay_at(tensor.offset + tensor.elements - 1), expected) << tensor.name;
+  }
+}
+
+// 20.9: the rate is a function of the step, never of the rate before.
+TEST(Schedule, WarmsUpThenFallsAsACosine) {
+  const Schedule schedule{1.0, 0.1, 10, 110};
+  EXPECT_DOUBLE_EQ(LearningRate(schedule, 0), 0.1);
+  EXPECT_DOUBLE_EQ(LearningRate(schedule, 9), 1.0);
+  EXPECT_DOUBLE_EQ(LearningRate(schedule, 10), 1.0);
+  EXPECT_NEAR(LearningRate(schedule, 60), 0.55, 1e-12);
+  EXPECT_DOUBLE_EQ(LearningRate(schedule, 110), 0.1);
+  EXPECT_DOUBLE_EQ(LearningRate(schedule, 100'000), 0.1);
+  EXPECT_DOUBLE_EQ(LearningRate({1.0, 0.0, 0, 4}, 0), 1.0);
+  EXPECT_DOUBLE_EQ(LearningRate({1.0, 0.5, 0, 0}, 0), 0.5);
+}
+
+TEST(GradientNorm, SumsInDoubleAndCountsWhatIsNotFinite) {
+  std::vector<float> g(200'003, 1e-3f);
+  g[100'000] = 1e20f;
+  EXPECT_NEAR(MeasureGradients(g).sum_of_squares, 1e40, 1e34);
+  EXPECT_EQ(MeasureGradients(g).non_finite, 0);
+  g[100'000] = std::numeric_limits<float>::infinity();
+  g[7] = std::numeric_limits<float>::quiet_NaN();
+  g[200'002] = -std::numeric_limits<float>::infinity();
+  const GradientStats stats = MeasureGradients(g);
+  EXPECT_EQ(stats.non_finite, 3);
+  EXPECT_NEAR(stats.sum_of_squares, 0.2, 1e-4);
+  EXPECT_EQ(MeasureGradients({}).sum_of_squares, 0.0);
+}
+
+TEST(GradientNorm, ClipsByDivisionOnlyAboveTheLimit) {
+  EXPECT_EQ(ClipDivisor(0.5, 1.0), 1.0);
+  EXPECT_EQ(ClipDivisor(4.0, 2.0), 2.0);
+  EXPECT_EQ(ClipDivisor(4.0, 0.0), 1.0);
+}
+
+TEST(Hyperparameters, RefusesMomentsItDoesNotKeep) {
+  heddle::v1::TrainingConfig training;
+  EXPECT_TRUE(HyperparametersOf(training).ok());
+  training.set_moments(heddle::v1::TrainingConfig::MOMENTS_BF16);
+  EXPECT_NE(Message(HyperparametersOf(training).status()).find("training.moments"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace heddle::optim
