@@ -1,0 +1,189 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "heddle/v1/control.pb.h"
+#include "tests/support/status_matchers.h"
+#include "tests/worker/comm/fake_rendezvous.h"
+#include "worker/comm/communicator.h"
+#include "worker/comm/control_store.h"
+#include "worker/comm/ordered_sum.h"
+
+namespace heddle::comm {
+namespace {
+
+using std::chrono::milliseconds;
+
+RendezvousCall CallOf(FakeRendezvous* server, uint32_t rank) {
+  return [server, rank](const heddle::v1::RendezvousRequest& request)
+             -> StatusOr<heddle::v1::RendezvousReply> { return server->Answer(rank, request); };
+}
+
+GroupOptions OptionsOf(FakeRendezvous* server, int rank, int world) {
+  GroupOptions options;
+  options.rank = rank;
+  options.world_size = world;
+  options.data_address = "127.0.0.1";
+  options.key_prefix = "f7/";
+  options.rendezvous = CallOf(server, static_cast<uint32_t>(rank));
+  options.init_timeout = milliseconds(20000);
+  options.step_timeout = milliseconds(3000);
+  return options;
+}
+
+// Runs `body` on one thread per rank, each with its own group.
+void OnRanks(int world, const std::function<void(int, Communicator*)>& body) {
+  FakeRendezvous server;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&, rank] {
+      auto group = ConnectGloo(OptionsOf(&server, rank, world));
+      ASSERT_OK(group.status());
+      body(rank, group->get());
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
+}
+
+std::vector<float> Random(uint64_t seed, size_t count) {
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<float> values(-1.0f, 1.0f);
+  std::vector<float> out(count);
+  for (float& value : out) {
+    value = values(random) * std::pow(10.0f, values(random) * 6);
+  }
+  return out;
+}
+
+TEST(OrderedSum, AddsInAscendingOrderOfRank) {
+  // (1e8 + 1) + -1e8 in fp32 is 0; any other order gives 1.
+  const std::vector<float> rows = {1e8f, 1.0f, -1e8f};
+  float out = -1;
+  OrderedSum(rows.data(), 3, 1, &out);
+  EXPECT_EQ(out, 0.0f);
+}
+
+TEST(Communicator, SoloChangesNothing) {
+  const std::unique_ptr<Communicator> solo = MakeSolo();
+  std::vector<float> values = {1, 2, 3};
+  ASSERT_OK(solo->AllReduceSum(std::span<float>(values)));
+  EXPECT_EQ(values, (std::vector<float>{1, 2, 3}));
+  solo->Abort();
+  EXPECT_FALSE(solo->AllReduceSum(std::span<float>(values)).ok());
+}
+
+TEST(Communicator, SumsHaveTheBitsOfAnAscendingSumAtEveryWorldSize) {
+  for (const int world : {2, 3, 4}) {
+    // Sizes around the slices' borders: empty, fewer than ranks, a tail, several buckets.
+    for (const size_t count : {size_t{0}, size_t{1}, size_t{1003}, (size_t{4} << 20) + 5}) {
+      SCOPED_TRACE(testing::Message() << "world " << world << " count " << count);
+      std::vector<float> rows;
+      for (int rank = 0; rank < world; ++rank) {
+        const std::vector<float> row = Random(static_cast<uint64_t>(rank) + 1, count);
+        rows.insert(rows.end(), row.begin(), row.end());
+      }
+      std::vector<float> expected(count);
+      OrderedSum(rows.data(), static_cast<size_t>(world), count, expected.data());
+      OnRanks(world, [&](int rank, Communicator* group) {
+        std::vector<float> values = Random(static_cast<uint64_t>(rank) + 1, count);
+        ASSERT_OK(group->AllReduceSum(std::span<float>(values)));
+        EXPECT_EQ(std::memcmp(values.data(), expected.data(), count * sizeof(float)), 0);
+      });
+    }
+  }
+}
+
+TEST(Communicator, SumsDoublesInOneRound) {
+  OnRanks(3, [](int rank, Communicator* group) {
+    std::vector<double> values = {1.0, static_cast<double>(rank), 1e300 * (rank == 1 ? 1 : 0)};
+    ASSERT_OK(group->AllReduceSum(std::span<double>(values)));
+    EXPECT_EQ(values, (std::vector<double>{3.0, 3.0, 1e300}));
+  });
+}
+
+TEST(Communicator, APeerThatLeavesIsAnErrorAtOnce) {
+  OnRanks(2, [](int rank, Communicator* group) {
+    if (rank == 1) {
+      return;  // its group is destroyed, its sockets close
+    }
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<float> values(1000, 1.0f);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2500));
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+  });
+}
+
+TEST(Communicator, APeerThatHangsIsAnErrorAtTheDeadline) {
+  OnRanks(2, [](int rank, Communicator* group) {
+    group->SetTimeout(milliseconds(300));
+    if (rank == 1) {
+      std::this_thread::sleep_for(milliseconds(1500));
+      return;
+    }
+    std::vector<float> values(1000, 1.0f);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+  });
+}
+
+TEST(Communicator, ARankThatNeverComesEndsTheStartAtTheDeadline) {
+  FakeRendezvous server;
+  GroupOptions options = OptionsOf(&server, 0, 2);
+  options.init_timeout = milliseconds(500);
+  EXPECT_EQ(ConnectGloo(options).status().code(), StatusCode::kUnavailable);
+}
+
+TEST(Communicator, RefusesHostNamesAndRanksOutsideTheWorld) {
+  FakeRendezvous server;
+  GroupOptions options = OptionsOf(&server, 0, 2);
+  options.data_address = "localhost";
+  EXPECT_EQ(ConnectGloo(options).status().code(), StatusCode::kInvalidArgument);
+  options = OptionsOf(&server, 2, 2);
+  EXPECT_EQ(ConnectGloo(options).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST(Communicator, OtherPrefixesDoNotMeet) {
+  FakeRendezvous server;
+  GroupOptions options[2] = {OptionsOf(&server, 0, 2), OptionsOf(&server, 1, 2)};
+  options[1].key_prefix = "f8/";  // a rank of another attempt
+  std::thread other([&] {
+    options[1].init_timeout = milliseconds(700);
+    EXPECT_FALSE(ConnectGloo(options[1]).ok());
+  });
+  options[0].init_timeout = milliseconds(700);
+  EXPECT_FALSE(ConnectGloo(options[0]).ok());
+  other.join();
+}
+
+TEST(ControlStore, DoesWhatC10dAsksOfAStore) {
+  FakeRendezvous server;
+  ControlStore store(CallOf(&server, 0), "p/", milliseconds(2000));
+  store.set("a", std::vector<uint8_t>{1, 0, 255});
+  EXPECT_EQ(store.get("a"), (std::vector<uint8_t>{1, 0, 255}));
+  EXPECT_EQ(store.add("n", 3), 3);
+  EXPECT_EQ(store.add("n", -1), 2);
+  EXPECT_TRUE(store.check({"a", "n"}));
+  EXPECT_FALSE(store.check({"a", "b"}));
+  EXPECT_EQ(store.compareSet("a", std::vector<uint8_t>{9}, std::vector<uint8_t>{2}),
+            (std::vector<uint8_t>{1, 0, 255}));
+  EXPECT_EQ(store.compareSet("a", std::vector<uint8_t>{1, 0, 255}, std::vector<uint8_t>{2}),
+            std::vector<uint8_t>{2});
+  store.append("a", {3});
+  EXPECT_EQ(store.multiGet({"a", "n"}), (std::vector<std::vector<uint8_t>>{{2, 3}, {'2'}}));
+  EXPECT_EQ(store.getNumKeys(), 2);
+  EXPECT_TRUE(store.deleteKey("n"));
+  EXPECT_FALSE(store.deleteKey("n"));
+  EXPECT_TRUE(store.hasExtendedApi());
+  EXPECT_ANY_THROW(store.wait({"never"}, milliseconds(50)));
+  const auto clone = store.clone();
+  EXPECT_EQ(clone->get("a"), (std::vector<uint8_t>{2, 3}));
+}
+
+}  // namespace
+}  // namespace heddle::comm

@@ -1,0 +1,77 @@
+// Collectives between the ranks of an attempt (training-runtime.md 3.2, 19). Sums are taken in
+// ascending order of rank, element by element, so their bits depend on the world size only: not on
+// the back end, the network, timing or placement, and an attempt placed elsewhere resumes exactly.
+//
+// Torch-free interface; back ends live in their own .cc files.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/status/status.h"
+
+namespace heddle::v1 {
+class RendezvousReply;
+class RendezvousRequest;
+}  // namespace heddle::v1
+
+namespace heddle::comm {
+
+// One operation at a time, from one thread, launched in the same order by all ranks. After any
+// error the group is dead: the process is to end (19.5). Errors: UNAVAILABLE, a peer is gone or the
+// deadline passed.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int world_size() const = 0;
+  // Name for logs: "solo", "gloo", "nccl".
+  virtual std::string backend() const = 0;
+
+  // values = sum over ranks, fp32 accumulation. All ranks pass the same size.
+  virtual Status AllReduceSum(std::span<float> values) = 0;
+  // For the few numbers that ranks agree on in a step: one round of messages.
+  virtual Status AllReduceSum(std::span<double> values) = 0;
+
+  // From now on waits end by this deadline; the default is the one given at creation.
+  virtual void SetTimeout(std::chrono::milliseconds timeout) = 0;
+  // Any thread: later calls fail at once and, where the back end can, the one that waits ends.
+  virtual void Abort() = 0;
+};
+
+// Sends one request of the rendezvous store to the coordinator and waits for the answer, at most
+// the request's timeout_ms plus a grace of its own. Must be callable from any thread.
+using RendezvousCall =
+    std::function<StatusOr<heddle::v1::RendezvousReply>(const heddle::v1::RendezvousRequest&)>;
+
+struct GroupOptions {
+  int rank = 0;
+  int world_size = 1;
+  // Address of this rank's interface, numeric; never a host name, which Debian maps to 127.0.1.1
+  // (control-plane B1).
+  std::string data_address;
+  // Keys of the store start with it, e.g. a secret of the attempt and the group's name.
+  std::string key_prefix;
+  RendezvousCall rendezvous;
+  std::chrono::milliseconds init_timeout{300'000};
+  std::chrono::milliseconds step_timeout{120'000};
+};
+
+// World of one: no sockets, no waiting.
+std::unique_ptr<Communicator> MakeSolo();
+
+// Connects all pairs over TCP. INVALID_ARGUMENT: bad rank, world size or address. UNAVAILABLE:
+// peers did not come in time. Blocks until every rank is there.
+StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupOptions& options);
+
+// NCCL through the plug-in libheddle_cuda.so beside the binary, one device per rank. UNIMPLEMENTED
+// where there is no plug-in, FAILED_PRECONDITION where it finds no device.
+StatusOr<std::unique_ptr<Communicator>> ConnectNccl(const GroupOptions& options);
+// The plug-in loads and there is a device.
+bool NcclUsable();
+
+}  // namespace heddle::comm
