@@ -40,4 +40,7 @@ endif()
 
 if(HEDDLE_WITH_TORCH)
   include(HeddleTorch)
+  if(HEDDLE_WITH_CUDA)
+    include(HeddleCuda)
+  endif()
 endif()

@@ -72,6 +72,22 @@ function(heddle_binary name)
   heddle_common(${name} ${arg_DEPS})
 endfunction()
 
+# heddle_plugin(NAME SOURCES x_cuda.cc ... [DEPS ...]): libNAME.so in build/bin/, opened by dlopen
+# where a GPU is. Built only with HEDDLE_WITH_CUDA; its sources are listed all the same.
+function(heddle_plugin name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
+  heddle_record_sources(${name} ${arg_SOURCES})
+  if(NOT HEDDLE_WITH_CUDA OR NOT HEDDLE_WITH_TORCH)
+    return()
+  endif()
+  add_library(${name} MODULE ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE ${arg_DEPS})
+  heddle_common(${name} ${arg_DEPS})
+  set_target_properties(${name} PROPERTIES
+    CXX_VISIBILITY_PRESET hidden
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+endfunction()
+
 # heddle_test(NAME x_test SOURCES a_test.cc ... [DEPS ...] [LABELS ...] [TIMEOUT s] [ARGS ...]
 #             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [RUN_SERIAL])
 # One gtest executable in build/tests/ and one CTest entry of the same name. A test whose every case
