@@ -39,11 +39,9 @@ enum class FrameType : uint16_t {
   kCheckpointReply = 35,  // CheckpointReply
   kRendezvousReply = 36,  // RendezvousReply
   // daemon -> shim.
-  kStopTask = 64,  // StopTaskPod: the kill ladder
-  kAck = 65,       // AckPod: a reliable frame is dealt with, forget it
-  kForget = 66,    // no payload: everything is reported; the shim may leave
-  // shim -> daemon.
-  kTaskState = 96,   // TaskStatePod + RankStatePod per rank; first frame after each attach
+  kStopTask = 64,    // StopTaskPod: the kill ladder
+  kAck = 65,         // AckPod: a reliable frame is dealt with, forget it
+  kTaskState = 96,   // TaskStatePod
   kSpawned = 97,     // SpawnedPod, per rank
   kRankEof = 98,     // no payload: a rank closed its control socket; its status follows
   kRankExited = 99,  // RankExitedPod
@@ -51,10 +49,11 @@ enum class FrameType : uint16_t {
 
 // True for the values above.
 bool IsKnownFrameType(uint16_t type);
-// True for frames of a rank that are kept until the daemon acknowledges them: all but progress.
+// True for frames to the daemon that the shim keeps until an ACK: all but progress and RANK_EOF.
 bool IsReliable(FrameType type);
-// True for frames a rank sends once per life, kept to the end and sent again after each attach:
-// HELLO, READY, JOINED, EXIT. A repeat replaces the earlier one.
+// True for the reliable frames that come once per rank, are never acknowledged and so are sent
+// again after each attach: HELLO, READY, JOINED, EXIT, SPAWNED, RANK_EXITED. A repeat replaces the
+// first.
 bool IsSticky(FrameType type);
 const char* ToText(FrameType type);
 
@@ -125,14 +124,6 @@ struct SpawnedPod {
   int64_t at_ms = 0;  // wall clock
 };
 
-enum class RankPhase : uint32_t {
-  kWaiting = 0,
-  kRunning = 1,
-  kClosing = 2,
-  kExited = 3,
-  kFailedToStart = 4
-};
-
 struct RankExitedPod {
   uint32_t rank = 0;
   int32_t code = -1;         // exit status; -1 if a signal ended it
@@ -153,6 +144,7 @@ enum class LaunchStep : uint32_t {
   kLimits = 4,
   kAffinity = 5,
   kUser = 6,
+  kFolder = 9,
   kExec = 7,
   kParentGone = 8,
 };
@@ -168,18 +160,15 @@ enum class KillReason : uint32_t {
 };
 const char* ToText(KillReason reason);
 
-struct RankStatePod {
-  uint32_t phase = 0;  // RankPhase
-  int32_t pid = 0;
-  RankExitedPod exited;  // valid when phase is kExited or kFailedToStart
-};
-
+// First frame of every connection and of the `exit` file; `replay` reliable frames follow that the
+// daemon may have seen before, among them SPAWNED and RANK_EXITED of every rank so far.
 struct TaskStatePod {
   uint32_t ranks = 0;
-  uint32_t stopping = 0;  // 1: a ladder runs
+  uint32_t live = 0;  // ranks that still run
+  uint64_t replay = 0;
   uint64_t progress_dropped = 0;
   uint64_t log_bytes_dropped = 0;
-  uint64_t started_at_ms = 0;
+  int64_t started_at_ms = 0;
 };
 
 // Bytes of a POD, and back; Unpack returns false when the size does not fit.

@@ -1,0 +1,195 @@
+#include "worker/control/rank_page.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace heddle::control {
+namespace {
+
+constexpr char kPageMagic[8] = {'H', 'D', 'L', 'P', 'A', 'G', 'E', '1'};
+constexpr char kContactMagic[8] = {'H', 'D', 'L', 'C', 'N', 'T', 'C', '1'};
+// A writer that died inside a write leaves an odd version; readers then give up.
+constexpr int kReadAttempts = 4096;
+
+// Values guarded by a version: odd while they change. One writer, any readers.
+struct SeqLock {
+  std::atomic<uint64_t> version;
+
+  template <typename Write>
+  void Write_(Write write) {
+    const uint64_t odd = version.load(std::memory_order_relaxed) | 1;
+    version.store(odd, std::memory_order_relaxed);
+    std::atomic_thread_fence(std::memory_order_release);
+    write();
+    version.store(odd + 1, std::memory_order_release);
+  }
+
+  template <typename Read>
+  bool Read_(Read read) const {
+    for (int i = 0; i < kReadAttempts; ++i) {
+      const uint64_t before = version.load(std::memory_order_acquire);
+      if (before & 1) continue;
+      read();
+      std::atomic_thread_fence(std::memory_order_acquire);
+      if (version.load(std::memory_order_relaxed) == before) return true;
+    }
+    return false;
+  }
+};
+
+// Maps `size` bytes of the file; makes and sizes it when O_CREAT is among `flags`.
+void* MapFile(const std::string& path, int flags, size_t size) {
+  const int fd = open(path.c_str(), flags | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0) return nullptr;
+  struct stat info = {};
+  void* mapped = MAP_FAILED;
+  int error = 0;
+  if ((flags & O_CREAT) && ftruncate(fd, static_cast<off_t>(size)) != 0) {
+    error = errno;
+  } else if (fstat(fd, &info) != 0) {
+    error = errno;
+  } else if (info.st_size < static_cast<off_t>(size)) {
+    error = EINVAL;
+  } else {
+    mapped = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    error = errno;
+  }
+  close(fd);
+  errno = error;
+  return mapped == MAP_FAILED ? nullptr : mapped;
+}
+
+}  // namespace
+
+int64_t BootTimeNs() {
+  timespec now = {};
+  clock_gettime(CLOCK_BOOTTIME, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+struct RankPage::Layout {
+  char magic[8];
+  uint64_t reserved[7];
+  struct alignas(64) {
+    SeqLock lock;
+    std::atomic<uint64_t> fence;
+    std::atomic<int64_t> deadline_ns;
+  } permit;
+  struct alignas(64) {
+    SeqLock lock;
+    std::atomic<uint64_t> step;
+    std::atomic<uint32_t> phase;
+    std::atomic<int64_t> at_ns;
+  } progress;
+  struct alignas(64) {
+    std::atomic<uint64_t> head;
+  } ring_state;
+  alignas(4096) CollectiveEntry ring[kRingEntries];
+};
+
+std::unique_ptr<RankPage> RankPage::Map(const std::string& path, int flags) {
+  void* mapped = MapFile(path, flags, sizeof(Layout));
+  if (mapped == nullptr) return nullptr;
+  Layout* layout = static_cast<Layout*>(mapped);
+  if (flags & O_CREAT) std::memcpy(layout->magic, kPageMagic, sizeof(kPageMagic));
+  if (std::memcmp(layout->magic, kPageMagic, sizeof(kPageMagic)) != 0) {
+    munmap(mapped, sizeof(Layout));
+    errno = EINVAL;
+    return nullptr;
+  }
+  return std::unique_ptr<RankPage>(new RankPage(layout));
+}
+
+std::unique_ptr<RankPage> RankPage::Create(const std::string& path) {
+  return Map(path, O_CREAT | O_EXCL);
+}
+std::unique_ptr<RankPage> RankPage::Open(const std::string& path) { return Map(path, 0); }
+RankPage::~RankPage() { munmap(layout_, sizeof(Layout)); }
+
+void RankPage::PublishPermit(const Permit& permit) {
+  layout_->permit.lock.Write_([&] {
+    layout_->permit.fence.store(permit.fence, std::memory_order_relaxed);
+    layout_->permit.deadline_ns.store(permit.deadline_ns, std::memory_order_relaxed);
+  });
+}
+
+Permit RankPage::ReadPermit() const {
+  Permit permit;
+  const bool whole = layout_->permit.lock.Read_([&] {
+    permit.fence = layout_->permit.fence.load(std::memory_order_relaxed);
+    permit.deadline_ns = layout_->permit.deadline_ns.load(std::memory_order_relaxed);
+  });
+  return whole ? permit : Permit{};
+}
+
+bool RankPage::HoldsPermit(uint64_t fence) const {
+  const Permit permit = ReadPermit();
+  return permit.fence == fence && BootTimeNs() < permit.deadline_ns;
+}
+
+void RankPage::PublishProgress(const Progress& progress) {
+  layout_->progress.lock.Write_([&] {
+    layout_->progress.step.store(progress.step, std::memory_order_relaxed);
+    layout_->progress.phase.store(progress.phase, std::memory_order_relaxed);
+    layout_->progress.at_ns.store(progress.at_ns, std::memory_order_relaxed);
+  });
+}
+
+Progress RankPage::ReadProgress() const {
+  Progress progress;
+  const bool whole = layout_->progress.lock.Read_([&] {
+    progress.step = layout_->progress.step.load(std::memory_order_relaxed);
+    progress.phase = layout_->progress.phase.load(std::memory_order_relaxed);
+    progress.at_ns = layout_->progress.at_ns.load(std::memory_order_relaxed);
+  });
+  return whole ? progress : Progress{};
+}
+
+CollectiveEntry* RankPage::ring() { return layout_->ring; }
+const CollectiveEntry* RankPage::ring() const { return layout_->ring; }
+std::atomic<uint64_t>& RankPage::ring_head() { return layout_->ring_state.head; }
+
+struct ContactFile::Layout {
+  char magic[8];
+  std::atomic<int64_t> last_contact_ns;
+  std::atomic<int64_t> max_orphan_ns;
+};
+
+std::unique_ptr<ContactFile> ContactFile::Map(const std::string& path, int flags) {
+  void* mapped = MapFile(path, flags, sizeof(Layout));
+  if (mapped == nullptr) return nullptr;
+  Layout* layout = static_cast<Layout*>(mapped);
+  if (flags & O_CREAT) std::memcpy(layout->magic, kContactMagic, sizeof(kContactMagic));
+  if (std::memcmp(layout->magic, kContactMagic, sizeof(kContactMagic)) != 0) {
+    munmap(mapped, sizeof(Layout));
+    errno = EINVAL;
+    return nullptr;
+  }
+  return std::unique_ptr<ContactFile>(new ContactFile(layout));
+}
+
+std::unique_ptr<ContactFile> ContactFile::Create(const std::string& path, int64_t max_orphan_ns) {
+  std::unique_ptr<ContactFile> file = Map(path, O_CREAT | O_EXCL);
+  if (file != nullptr) {
+    file->SetMaxOrphan(max_orphan_ns);
+    file->Refresh(BootTimeNs());
+  }
+  return file;
+}
+std::unique_ptr<ContactFile> ContactFile::Open(const std::string& path) { return Map(path, 0); }
+ContactFile::~ContactFile() { munmap(layout_, sizeof(Layout)); }
+
+void ContactFile::Refresh(int64_t contact_ns) { layout_->last_contact_ns.store(contact_ns); }
+void ContactFile::SetMaxOrphan(int64_t max_orphan_ns) {
+  layout_->max_orphan_ns.store(max_orphan_ns);
+}
+int64_t ContactFile::last_contact_ns() const { return layout_->last_contact_ns.load(); }
+int64_t ContactFile::max_orphan_ns() const { return layout_->max_orphan_ns.load(); }
+
+}  // namespace heddle::control
