@@ -49,9 +49,8 @@ Status ReadGlobals(const Globals& globals, CommandContext* context) {
                     : globals.output == "wide" ? OutputFormat::kWide
                                                : OutputFormat::kTable;
   if (!globals.timeout.empty()) {
-    ASSIGN_OR_RETURN(const std::chrono::milliseconds timeout,
-                     units::ParseDuration(globals.timeout));
-    context->timeout_ms = timeout.count();
+    ASSIGN_OR_RETURN(const std::chrono::nanoseconds timeout, ParseDuration(globals.timeout));
+    context->timeout_ms = std::chrono::duration_cast<std::chrono::milliseconds>(timeout).count();
   }
   return OkStatus();
 }

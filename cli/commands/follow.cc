@@ -1,0 +1,111 @@
+#include "cli/commands/follow.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <mutex>
+#include <thread>
+
+#include "cli/commands/client.h"
+#include "cli/commands/print.h"
+#include "cli/commands/verb.h"
+
+namespace heddle::cli {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+bool Done(const v1::Job& job) { return job.state() == "DONE"; }
+
+// Steps of the job in the background; a broken stream goes on after the last step printed of the
+// newest attempt.
+class StepPrinter {
+ public:
+  StepPrinter(Client& client, const CommandContext& context, std::string job)
+      : client_(client), context_(context), job_(std::move(job)), thread_([this] { Run(); }) {}
+  ~StepPrinter() {
+    stop_ = true;
+    client_.CancelStreams();
+    thread_.join();
+  }
+
+ private:
+  void Run() {
+    while (!stop_) {
+      v1::MetricsRequest request;
+      request.set_job(job_);
+      request.set_from_step(next_);
+      request.set_follow(true);
+      const Status status = client_.Metrics(request, [this](const v1::MetricPoint& point) {
+        next_ = point.step() + 1;
+        if (context_.json()) {
+          PrintJson(point);
+        } else {
+          PrintText(StepLine(point));
+        }
+        return !stop_;
+      });
+      if (status.ok()) {
+        return;  // the job is done and every point was printed
+      }
+      std::this_thread::sleep_for(milliseconds(200));
+    }
+  }
+
+  Client& client_;
+  const CommandContext& context_;
+  const std::string job_;
+  uint64_t next_ = 0;
+  std::atomic<bool> stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
+StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeout_ms,
+                          const std::function<bool(const v1::Job&)>& reached) {
+  const steady_clock::time_point deadline = steady_clock::now() + milliseconds(timeout_ms);
+  while (true) {
+    const StatusOr<v1::Job> now = client.Get(job);
+    if (now.ok() && reached(*now)) {
+      return *now;
+    }
+    if (!now.ok() && now.status().code() != StatusCode::kUnavailable) {
+      return now.status();
+    }
+    if (timeout_ms > 0 && steady_clock::now() >= deadline) {
+      return DeadlineExceeded(Str("job ", job, " is ",
+                                  now.ok() ? StateText(*now) : std::string("out of reach"),
+                                  " after the time given by --timeout"));
+    }
+    std::this_thread::sleep_for(milliseconds(100));
+  }
+}
+
+StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> control, Client::Open(context));
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> steps, Client::Open(context));
+  StatusOr<v1::Job> end = InvalidArgument("");
+  {
+    StepPrinter printer(*steps, context, job);
+    uint64_t version = 0;
+    std::string shown;
+    end = WaitFor(*control, job, 0, [&](const v1::Job& now) {
+      const std::string state = StateText(now);
+      if (!context.json() && (state != shown || now.version() < version)) {
+        PrintText(Str(now.id(), " ", state, now.reason().empty() ? "" : ": " + now.reason(), "\n"));
+      }
+      shown = state;
+      version = now.version();
+      return Done(now);
+    });
+    if (end.ok() && Done(*end)) {
+      // The series may still be on its way; it ends by itself for a job that is done.
+      std::this_thread::sleep_for(milliseconds(300));
+    }
+  }
+  return end;
+}
+
+}  // namespace heddle::cli

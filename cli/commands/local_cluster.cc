@@ -1,0 +1,302 @@
+#include "cli/commands/local_cluster.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <thread>
+
+#include "cli/commands/client.h"
+#include "cli/commands/verb.h"
+
+namespace heddle::cli {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+constexpr int64_t kPollMs = 20;
+constexpr size_t kLogTailBytes = 600;
+
+std::string Address(const LocalClusterOptions& options) {
+  return Str("unix:", options.state, "/coordinator.sock");
+}
+
+std::string WorkerState(const LocalClusterOptions& options, int64_t number) {
+  return Str(options.state, "/worker-", number);
+}
+
+CommandContext ContextOf(const LocalClusterOptions& options) {
+  CommandContext context;
+  context.coordinator = Address(options);
+  context.timeout_ms = 2'000;
+  return context;
+}
+
+std::vector<std::string> ReadArguments(const std::string& pid) {
+  std::ifstream file(Str("/proc/", pid, "/cmdline"), std::ios::binary);
+  std::vector<std::string> arguments;
+  for (std::string word; std::getline(file, word, '\0');) {
+    arguments.push_back(word);
+  }
+  return arguments;
+}
+
+std::string LogTail(const std::string& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  const std::string all = text.str();
+  return all.size() <= kLogTailBytes ? all : all.substr(all.size() - kLogTailBytes);
+}
+
+// Starts a program in its own session with its output in `log`. A double fork: the daemon belongs to
+// init, not to this short-lived command.
+Status Spawn(const std::vector<std::string>& arguments, const std::string& log) {
+  std::vector<char*> argv;
+  for (const std::string& word : arguments) {
+    argv.push_back(const_cast<char*>(word.c_str()));
+  }
+  argv.push_back(nullptr);
+  if (access(argv[0], X_OK) != 0) {
+    return FromErrno("cannot run", arguments[0]);
+  }
+  const pid_t child = fork();
+  if (child < 0) {
+    return FromErrno("cannot fork for", arguments[0]);
+  }
+  if (child == 0) {
+    setsid();
+    if (fork() != 0) {
+      _exit(0);
+    }
+    const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+    const int in = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    dup2(in, 0);
+    dup2(out, 1);
+    dup2(out, 2);
+    for (int fd = 3; fd < 256; ++fd) {
+      close(fd);
+    }
+    execv(argv[0], argv.data());
+    _exit(127);
+  }
+  int ignored = 0;
+  waitpid(child, &ignored, 0);
+  return OkStatus();
+}
+
+Status MakeFolder(const std::string& path) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos;
+       slash = path.find('/', slash + 1)) {
+    mkdir(path.substr(0, slash).c_str(), 0755);
+  }
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FromErrno("cannot make", path);
+  }
+  if (chmod(path.c_str(), 0700) != 0) {
+    return FromErrno("cannot protect", path);
+  }
+  return OkStatus();
+}
+
+// Polls `ready` until true; `alive` false ends it early with the end of the log.
+Status AwaitStart(const std::string& what, const std::string& log, int64_t timeout_ms,
+                  const std::function<bool()>& ready, const std::function<bool()>& alive) {
+  const steady_clock::time_point start = steady_clock::now();
+  while (!ready()) {
+    const int64_t waited =
+        std::chrono::duration_cast<milliseconds>(steady_clock::now() - start).count();
+    if (waited > 500 && !alive()) {
+      return Unavailable(Str(what, " ended while starting; the end of ", log, ":\n", LogTail(log)));
+    }
+    if (waited > timeout_ms) {
+      return Unavailable(Str(what, " did not answer in ", timeout_ms / 1000, " s; see ", log));
+    }
+    std::this_thread::sleep_for(milliseconds(kPollMs));
+  }
+  return OkStatus();
+}
+
+Status StartCoordinator(const LocalClusterOptions& options, Client& client) {
+  const std::string log = Str(options.state, "/coordinator.log");
+  if (FindDaemons("heddle-coordinator", options.state).empty()) {
+    RETURN_IF_ERROR(Spawn({Str(options.program_dir, "/heddle-coordinator"), "--state",
+                           options.state, "--listen", Address(options)},
+                          log));
+  }
+  return AwaitStart(
+      "heddle-coordinator", log, options.start_timeout_ms,
+      [&] { return client.ClusterStatus().ok(); },
+      [&] { return !FindDaemons("heddle-coordinator", options.state).empty(); });
+}
+
+int64_t MemoryBytes() {
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+}
+
+Status StartWorkers(const LocalClusterOptions& options) {
+  const int64_t processors = std::max<int64_t>(1, sysconf(_SC_NPROCESSORS_ONLN));
+  const int64_t share = std::max<int64_t>(1, processors / options.workers);
+  for (int64_t i = 1; i <= options.workers; ++i) {
+    const std::string state = WorkerState(options, i);
+    RETURN_IF_ERROR(MakeFolder(state));
+    if (!FindDaemons("heddle-worker", state).empty()) {
+      continue;
+    }
+    RETURN_IF_ERROR(Spawn({Str(options.program_dir, "/heddle-worker"), "--state", state,
+                           "--coordinator", Address(options), "--cpus", Str(share), "--memory",
+                           Str(MemoryBytes() / options.workers), "--data-address", "127.0.0.1"},
+                          Str(options.state, "/worker-", i, ".log")));
+  }
+  return OkStatus();
+}
+
+int Connected(Client& client) {
+  const StatusOr<v1::StatusReply> status = client.ClusterStatus();
+  return status.ok() ? static_cast<int>(status->nodes().connected()) : 0;
+}
+
+// A drain that `down` asked for is over once the cluster is wanted again.
+Status ReopenNodes(Client& client) {
+  ASSIGN_OR_RETURN(const v1::NodeList nodes, client.Nodes());
+  for (const v1::Node& node : nodes.nodes()) {
+    if (node.admin() == "DRAINING" || node.admin() == "DRAINED") {
+      v1::NodeAdminRequest request;
+      request.set_node(node.id());
+      request.set_verb(v1::NODE_VERB_REOPEN);
+      request.set_reason("heddle up");
+      request.set_request_id(NewRequestId());
+      RETURN_IF_ERROR(client.Administer(request).status());
+    }
+  }
+  return OkStatus();
+}
+
+std::vector<int> AllDaemons(const LocalClusterOptions& options) {
+  std::vector<int> all = FindDaemons("heddle-coordinator", options.state);
+  DIR* folder = opendir(options.state.c_str());
+  for (dirent* entry = folder == nullptr ? nullptr : readdir(folder); entry != nullptr;
+       entry = readdir(folder)) {
+    const std::string name = entry->d_name;
+    if (name.rfind("worker-", 0) == 0 && name.find('.') == std::string::npos) {
+      const std::string state = Str(options.state, "/", name);
+      for (const int pid : FindDaemons("heddle-worker", state)) {
+        all.push_back(pid);
+      }
+    }
+  }
+  if (folder != nullptr) {
+    closedir(folder);
+  }
+  return all;
+}
+
+// Shims and ranks of this cluster: their argv or environment names the state folder.
+std::vector<int> AllTasks(const LocalClusterOptions& options) {
+  std::vector<int> all;
+  DIR* proc = opendir("/proc");
+  for (dirent* entry = readdir(proc); entry != nullptr; entry = readdir(proc)) {
+    const int pid = std::atoi(entry->d_name);
+    const std::vector<std::string> argv =
+        pid > 0 ? ReadArguments(entry->d_name) : std::vector<std::string>{};
+    if (argv.size() >= 3 && argv[0].ends_with("heddle-shim") && argv[1] == "run" &&
+        argv[2].rfind(options.state + "/", 0) == 0) {
+      all.push_back(pid);
+    }
+  }
+  closedir(proc);
+  return all;
+}
+
+void Drain(const LocalClusterOptions& options, Client& client) {
+  const StatusOr<v1::NodeList> nodes = client.Nodes();
+  if (!nodes.ok()) {
+    return;
+  }
+  for (const v1::Node& node : nodes->nodes()) {
+    v1::NodeAdminRequest request;
+    request.set_node(node.id());
+    request.set_verb(v1::NODE_VERB_DRAIN);
+    request.set_reason("heddle down");
+    request.set_grace_ms(options.stop_timeout_ms / 2);
+    request.set_request_id(NewRequestId());
+    (void)client.Administer(request);  // a worker that is away is ended by signal below
+  }
+  const steady_clock::time_point deadline =
+      steady_clock::now() + milliseconds(options.stop_timeout_ms);
+  while (!AllTasks(options).empty() && steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(50));
+  }
+}
+
+void SignalAll(const std::vector<int>& pids, int signal) {
+  for (const int pid : pids) {
+    kill(pid, signal);
+  }
+}
+
+}  // namespace
+
+std::vector<int> FindDaemons(const std::string& program, const std::string& state) {
+  std::vector<int> found;
+  DIR* proc = opendir("/proc");
+  for (dirent* entry = readdir(proc); entry != nullptr; entry = readdir(proc)) {
+    const int pid = std::atoi(entry->d_name);
+    if (pid <= 0) {
+      continue;
+    }
+    const std::vector<std::string> argv = ReadArguments(entry->d_name);
+    if (argv.empty() || !(argv[0] == program || argv[0].ends_with("/" + program))) {
+      continue;
+    }
+    for (size_t i = 1; i + 1 < argv.size(); ++i) {
+      if (argv[i] == "--state" && argv[i + 1] == state) {
+        found.push_back(pid);
+        break;
+      }
+    }
+  }
+  closedir(proc);
+  return found;
+}
+
+StatusOr<std::string> StartLocalCluster(const LocalClusterOptions& options) {
+  RETURN_IF_ERROR(MakeFolder(options.state));
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(ContextOf(options)));
+  RETURN_IF_ERROR(StartCoordinator(options, *client));
+  RETURN_IF_ERROR(StartWorkers(options));
+  RETURN_IF_ERROR(AwaitStart(
+      "heddle-worker", Str(options.state, "/worker-1.log"), options.start_timeout_ms,
+      [&] { return Connected(*client) >= options.workers; },
+      [&] {
+        return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1;
+      }));
+  RETURN_IF_ERROR(ReopenNodes(*client));
+  return Address(options);
+}
+
+Status StopLocalCluster(const LocalClusterOptions& options) {
+  if (!FindDaemons("heddle-coordinator", options.state).empty()) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(ContextOf(options)));
+    Drain(options, *client);
+  }
+  SignalAll(AllDaemons(options), SIGTERM);
+  const steady_clock::time_point deadline = steady_clock::now() + milliseconds(10'000);
+  while (!AllDaemons(options).empty() && steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  SignalAll(AllDaemons(options), SIGKILL);
+  SignalAll(AllTasks(options), SIGKILL);  // their ranks die with them
+  return OkStatus();
+}
+
+}  // namespace heddle::cli

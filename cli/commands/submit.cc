@@ -1,0 +1,208 @@
+// submit: hands a resolved configuration to the coordinator. run: submit and follow, on a temporary
+// local cluster when there is no other.
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <map>
+
+#include "base/settings/settings.h"
+#include "cli/commands/client.h"
+#include "cli/commands/context.h"
+#include "cli/commands/follow.h"
+#include "cli/commands/local_cluster.h"
+#include "cli/commands/print.h"
+#include "cli/commands/verbs.h"
+
+namespace heddle::cli {
+namespace {
+
+struct SubmitState {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::vector<std::string> after;
+  std::string request_id;
+  std::string resume_from;
+  bool wait = false;
+  bool follow = false;
+  bool hold = false;
+  bool dry_run = false;
+};
+
+// Workers run elsewhere and in other folders: paths leave this machine absolute.
+void MakeAbsolute(std::string* path) {
+  if (!path->empty()) {
+    *path = std::filesystem::absolute(*path).lexically_normal().string();
+  }
+}
+
+void MakePathsAbsolute(v1::RunConfig* config) {
+  v1::DataConfig* data = config->mutable_data();
+  if (data->has_path()) {
+    MakeAbsolute(data->mutable_path());
+  }
+  if (data->has_eval_path()) {
+    MakeAbsolute(data->mutable_eval_path());
+  }
+  for (auto& part : *data->mutable_mixture()) {
+    MakeAbsolute(part.mutable_path());
+  }
+}
+
+StatusOr<std::vector<settings::ResolvedConfig>> Resolve(const SubmitState& state) {
+  settings::LoadOptions options;
+  options.search_path = settings::DefaultSearchPath();
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    if (const size_t equals = text.find('='); equals != std::string::npos) {
+      options.environment[text.substr(0, equals)] = text.substr(equals + 1);
+    }
+  }
+  ASSIGN_OR_RETURN(std::vector<settings::ResolvedConfig> configs,
+                   settings::LoadSweep(state.config, state.overrides, options));
+  for (settings::ResolvedConfig& config : configs) {
+    MakePathsAbsolute(&config.config);
+    if (!config.config.has_name() || config.config.name().empty()) {
+      config.config.set_name(std::filesystem::path(state.config).stem().string());
+    }
+  }
+  return configs;
+}
+
+void Warn(const settings::ResolvedConfig& config) {
+  for (const std::string& warning : config.warnings) {
+    fprintf(stderr, "heddle: warning: %s\n", warning.c_str());
+  }
+}
+
+StatusOr<std::vector<std::string>> SubmitAll(const SubmitState& state,
+                                             const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::vector<settings::ResolvedConfig> configs, Resolve(state));
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+  const std::string request_id = state.request_id.empty() ? NewRequestId() : state.request_id;
+  std::vector<std::string> ids;
+  for (size_t i = 0; i < configs.size(); ++i) {
+    Warn(configs[i]);
+    v1::SubmitRequest request;
+    *request.mutable_config() = configs[i].config;
+    request.set_request_id(configs.size() == 1 ? request_id : Str(request_id, ".", i));
+    request.set_hold(state.hold);
+    request.set_dry_run(state.dry_run);
+    request.set_resume_from(state.resume_from);
+    for (const std::string& after : state.after) {
+      request.add_after(after);
+    }
+    ASSIGN_OR_RETURN(const v1::SubmitReply reply, client->Submit(request));
+    ids.push_back(reply.id());
+  }
+  return ids;
+}
+
+void PrintId(const std::string& id, const CommandContext& context) {
+  v1::SubmitReply reply;
+  reply.set_id(id);
+  if (context.json()) {
+    PrintJson(reply);
+  } else {
+    PrintText(id + "\n");
+  }
+}
+
+StatusOr<int> Submit(const SubmitState& state, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> ids, SubmitAll(state, context));
+  if (state.dry_run) {
+    if (!context.json()) {
+      PrintText("the configuration is valid; nothing was submitted\n");
+    }
+    return 0;
+  }
+  int worst = 0;
+  for (const std::string& id : ids) {
+    PrintId(id, context);
+    if (state.follow) {
+      ASSIGN_OR_RETURN(const v1::Job job, FollowJob(context, id));
+      worst = std::max(worst, JobExitStatus(job));
+    }
+  }
+  if (state.wait && !state.follow) {
+    ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+    for (const std::string& id : ids) {
+      ASSIGN_OR_RETURN(const v1::Job job,
+                       WaitFor(*client, id, context.timeout_ms,
+                               [](const v1::Job& now) { return now.state() == "DONE"; }));
+      worst = std::max(worst, JobExitStatus(job));
+    }
+  }
+  return worst;
+}
+
+// The context's cluster if it answers, else one in a temporary folder that ends with the job.
+StatusOr<int> Run(SubmitState state, const CommandContext& context) {
+  state.follow = true;
+  RETURN_IF_ERROR(Resolve(state).status());  // before a cluster is started for a bad config
+  if (StatusOr<std::unique_ptr<Client>> client = Client::Open(context);
+      client.ok() && (*client)->ClusterStatus().ok()) {
+    return Submit(state, context);
+  }
+  if (!context.coordinator.empty()) {
+    return Unavailable(Str("coordinator ", context.coordinator, " does not answer"));
+  }
+  char folder[] = "/tmp/heddle-run-XXXXXX";
+  if (mkdtemp(folder) == nullptr) {
+    return FromErrno("cannot make", folder);
+  }
+  const LocalClusterOptions options{.state = folder, .program_dir = context.program_dir, .workers = 1};
+  StatusOr<std::string> address = StartLocalCluster(options);
+  StatusOr<int> result = address.status();
+  if (address.ok()) {
+    CommandContext temporary = context;
+    temporary.coordinator = *address;
+    result = Submit(state, temporary);
+  }
+  const Status stopped = StopLocalCluster(options);
+  if (!result.ok() || *result != 0) {
+    fprintf(stderr, "heddle: logs and checkpoints are kept in %s\n", folder);
+    return result;
+  }
+  RETURN_IF_ERROR(stopped);
+  PrintText(Str("checkpoints and logs are kept in ", folder, "\n"));
+  return result;
+}
+
+void AddOptions(Verb* verb, SubmitState* state, bool submit) {
+  verb->options = {{"config", "configuration file", &state->config, true},
+                   {"overrides", "key=value, +key=value, ~key, group=option", &state->overrides}};
+  if (!submit) {
+    return;
+  }
+  const std::vector<Option> more = {
+      {"--wait", "until it is done", &state->wait},
+      {"--follow", "show steps until it is done", &state->follow},
+      {"--hold", "do not start before `release`", &state->hold},
+      {"--after", "[ok:|any:|failed:]JOB, may be repeated", &state->after},
+      {"--dry-run", "check only", &state->dry_run},
+      {"--request-id", "submits with one id make one job", &state->request_id},
+      {"--resume-from", "start from checkpoint JOB@STEP", &state->resume_from}};
+  verb->options.insert(verb->options.end(), more.begin(), more.end());
+}
+
+}  // namespace
+
+std::vector<Verb> SubmitVerbs() {
+  return {MakeVerb<SubmitState>({"submit"}, "queue a job; prints its id",
+                                [](Verb* verb, SubmitState* state) {
+                                  AddOptions(verb, state, true);
+                                  verb->run = [state](const CommandContext& context) {
+                                    return Submit(*state, context);
+                                  };
+                                }),
+          MakeVerb<SubmitState>({"run"}, "submit and follow; a temporary cluster if there is none",
+                                [](Verb* verb, SubmitState* state) {
+                                  AddOptions(verb, state, false);
+                                  verb->run = [state](const CommandContext& context) {
+                                    return Run(*state, context);
+                                  };
+                                })};
+}
+
+}  // namespace heddle::cli

@@ -1,0 +1,74 @@
+// up: a cluster on this machine. down: ends it through a checkpoint.
+#include <filesystem>
+
+#include "cli/commands/context.h"
+#include "cli/commands/local_cluster.h"
+#include "cli/commands/print.h"
+#include "cli/commands/verbs.h"
+#include "base/settings/json.h"
+
+namespace heddle::cli {
+namespace {
+
+struct UpState {
+  int64_t workers = 2;
+  std::string state;
+};
+
+constexpr int64_t kWorkersMax = 64;
+
+StatusOr<int> Up(const UpState& state, const CommandContext& context) {
+  if (state.workers < 1 || state.workers > kWorkersMax) {
+    return InvalidArgument(Str("--workers ", state.workers, ": must be 1 .. ", kWorkersMax));
+  }
+  const std::string folder =
+      std::filesystem::absolute(state.state.empty() ? Str(context.home, "/local") : state.state)
+          .lexically_normal()
+          .string();
+  const LocalClusterOptions options{
+      .state = folder, .program_dir = context.program_dir, .workers = state.workers};
+  ASSIGN_OR_RETURN(const std::string address, StartLocalCluster(options));
+  RETURN_IF_ERROR(WriteContext(context.home, {.coordinator = address, .state = folder}));
+  if (context.json()) {
+    PrintText(Str("{\"coordinator\":", settings::JsonQuote(address), ",\"state\":",
+                  settings::JsonQuote(folder), ",\"workers\":", state.workers, "}\n"));
+  } else {
+    PrintText(Str("coordinator at ", address, ", ", state.workers, " workers, state in ", folder,
+                  "\n"));
+  }
+  return 0;
+}
+
+StatusOr<int> Down(const CommandContext& context) {
+  const StatusOr<LocalContext> local = ReadContext(context.home);
+  if (!local.ok()) {
+    return local.status();
+  }
+  if (local->state.empty()) {
+    return FailedPrecondition("the context names no local cluster");
+  }
+  RETURN_IF_ERROR(
+      StopLocalCluster({.state = local->state, .program_dir = context.program_dir}));
+  if (!context.json()) {
+    PrintText(Str("stopped; state stays in ", local->state, "\n"));
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::vector<Verb> ClusterVerbs() {
+  return {MakeVerb<UpState>({"up"}, "start or re-attach a local cluster",
+                            [](Verb* verb, UpState* state) {
+                              verb->options = {{"--workers", "number of workers", &state->workers},
+                                               {"--state", "folder (default ~/.heddle/local)",
+                                                &state->state}};
+                              verb->run = [state](const CommandContext& context) {
+                                return Up(*state, context);
+                              };
+                            }),
+          MakeVerb<UpState>({"down"}, "stop the local cluster through a checkpoint",
+                            [](Verb* verb, UpState*) { verb->run = Down; })};
+}
+
+}  // namespace heddle::cli
