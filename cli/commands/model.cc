@@ -1,0 +1,67 @@
+// model show, logits, import, export and generate: hand over to heddle-model.
+#include "cli/commands/model_program.h"
+#include "cli/commands/verbs.h"
+
+namespace heddle::cli {
+namespace {
+
+struct ModelState {
+  std::string target;
+  std::vector<std::string> rest;
+};
+
+// `heddle generate TARGET --prompt ...`: all words after the verb are taken unread; the first is the
+// target, global options among the rest belong to this program.
+Status TakeGlobals(const std::vector<std::string>& words, CommandContext* context,
+                   std::vector<std::string>* rest) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if ((word == "-o" || word == "--output" || word == "--coordinator") && i + 1 < words.size()) {
+      const std::string& value = words[++i];
+      if (word == "--coordinator") {
+        context->coordinator = value;
+      } else if (value == "json") {
+        context->output = OutputFormat::kJson;
+      } else if (value != "table" && value != "wide") {
+        return InvalidArgument(Str(word, " ", value, ": must be table, wide or json"));
+      }
+    } else {
+      rest->push_back(word);
+    }
+  }
+  return OkStatus();
+}
+
+StatusOr<int> Run(const std::string& verb, const ModelState& state, const CommandContext& given) {
+  CommandContext context = given;
+  std::vector<std::string> words;
+  RETURN_IF_ERROR(TakeGlobals(state.rest, &context, &words));
+  if (words.empty()) {
+    return InvalidArgument("needs a model folder or a checkpoint (JOB@STEP)");
+  }
+  const std::string target = words.front();
+  words.erase(words.begin());
+  return RunModelProgram(context, verb, target, words);
+}
+
+Verb Make(std::vector<std::string> path, const char* doc) {
+  const std::string name = path.back();
+  return MakeVerb<ModelState>(std::move(path), doc, [name](Verb* verb, ModelState* state) {
+    verb->extras = &state->rest;
+    verb->run = [name, state](const CommandContext& context) { return Run(name, *state, context); };
+  });
+}
+
+}  // namespace
+
+std::vector<Verb> ModelVerbs() {
+  return {Make({"model", "show"}, "DIR|CKPT: parameters, FLOPs, memory of a model"),
+          Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
+          Make({"model", "import"}, "HF_DIR --out DIR: read a Hugging Face folder"),
+          Make({"model", "export"}, "DIR|CKPT --out HF_DIR: write a Hugging Face folder"),
+          Make({"generate"},
+               "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
+               "[--top-p P] [--seed S]")};
+}
+
+}  // namespace heddle::cli
