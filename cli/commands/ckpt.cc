@@ -29,11 +29,10 @@ StatusOr<int> List(const CheckpointArgument& argument, const CommandContext& con
     flags += checkpoint.pinned() ? "pinned " : "";
     flags += checkpoint.verified() ? "verified " : "";
     flags += checkpoint.damaged() ? "DAMAGED" : "";
-    rows.push_back({checkpoint.id(), checkpoint.state(), Str(checkpoint.fence()),
-                    Str(checkpoint.ranks()), Str(checkpoint.bytes()),
-                    FormatTime(checkpoint.created_at()),
-                    checkpoint.parent().empty() ? "-" : checkpoint.parent(),
-                    flags.empty() ? "-" : flags});
+    rows.push_back(
+        {checkpoint.id(), checkpoint.state(), Str(checkpoint.fence()), Str(checkpoint.ranks()),
+         Str(checkpoint.bytes()), FormatTime(checkpoint.created_at()),
+         checkpoint.parent().empty() ? "-" : checkpoint.parent(), flags.empty() ? "-" : flags});
   }
   PrintText(FormatTable(
       {"CHECKPOINT", "STATE", "FENCE", "RANKS", "BYTES", "CREATED", "PARENT", "FLAGS"}, rows));
@@ -114,8 +113,8 @@ template <typename Function>
 Verb Make(const char* name, const char* doc, const char* what, Function function) {
   return MakeVerb<CheckpointArgument>(
       {"ckpt", name}, doc, [=](Verb* verb, CheckpointArgument* argument) {
-        verb->options = {{what, what[0] == 'j' ? "job id" : "JOB@STEP or JOB@latest",
-                          &argument->name, true}};
+        verb->options = {
+            {what, what[0] == 'j' ? "job id" : "JOB@STEP or JOB@latest", &argument->name, true}};
         verb->run = [=](const CommandContext& context) { return function(*argument, context); };
       });
 }

@@ -1,5 +1,6 @@
 #include "cli/commands/client.h"
 
+#include <grpc/support/time.h>
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 
@@ -9,6 +10,7 @@
 #include <set>
 #include <thread>
 
+#include "base/clock/clock.h"
 #include "base/net/grpc_channel.h"
 #include "cli/commands/context.h"
 #include "cli/commands/verb.h"
@@ -18,7 +20,6 @@ namespace heddle::cli {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 constexpr int64_t kCallTimeoutMs = 30'000;
 // How long a call is repeated while nobody answers: a restarting coordinator takes less.
@@ -128,17 +129,18 @@ class GrpcClient : public Client {
   StatusOr<Reply> Call(Stub& stub,
                        grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Reply*),
                        const Request& request) {
-    const steady_clock::time_point start = steady_clock::now();
+    const SystemClock clock;
+    const int64_t start = clock.NowSteady();
     while (true) {
       grpc::ClientContext context;
-      context.set_deadline(std::chrono::system_clock::now() + milliseconds(timeout_ms_));
+      context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                                        gpr_time_from_millis(timeout_ms_, GPR_TIMESPAN)));
       Reply reply;
       const grpc::Status status = (stub.*method)(&context, request, &reply);
       if (status.ok()) {
         return reply;
       }
-      const int64_t waited =
-          std::chrono::duration_cast<milliseconds>(steady_clock::now() - start).count();
+      const int64_t waited = (clock.NowSteady() - start) / 1'000'000;
       if (status.error_code() != grpc::StatusCode::UNAVAILABLE ||
           waited + kRetryPauseMs > std::min(kRetryMs, timeout_ms_)) {
         return Explain(status);

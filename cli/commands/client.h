@@ -1,6 +1,7 @@
 // The coordinator as the command line sees it: one call per RPC, deadlines and retries inside, no
 // gRPC in this header. A call that meets a restarting coordinator is repeated for some seconds;
-// mutating requests carry a request id, so a repeat has no second effect (control-plane section 12).
+// mutating requests carry a request id, so a repeat has no second effect (control-plane section
+// 12).
 #pragma once
 
 #include <functional>
@@ -16,8 +17,8 @@ struct CommandContext;
 
 class Client {
  public:
-  // Resolves the address (--coordinator, HEDDLE_COORDINATOR, the context that `heddle up` wrote) and
-  // opens a channel; connects with the first call. UNAVAILABLE: no address is known.
+  // Resolves the address (--coordinator, HEDDLE_COORDINATOR, the context that `heddle up` wrote)
+  // and opens a channel; connects with the first call. UNAVAILABLE: no address is known.
   static StatusOr<std::unique_ptr<Client>> Open(const CommandContext& context);
   virtual ~Client() = default;
 

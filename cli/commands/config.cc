@@ -38,12 +38,12 @@ StatusOr<int> Explain(const ConfigState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(const std::vector<settings::KeyInfo> keys, settings::Explain(state.key));
   if (context.json()) {
     for (const settings::KeyInfo& key : keys) {
-      PrintText(Str("{\"key\":", settings::JsonQuote(key.key), ",\"type\":",
-                    settings::JsonQuote(key.type), ",\"default\":",
-                    settings::JsonQuote(key.default_value), ",\"range\":",
-                    settings::JsonQuote(key.range), ",\"unit\":", settings::JsonQuote(key.unit),
-                    ",\"doc\":", settings::JsonQuote(key.doc), ",\"limitation\":",
-                    settings::JsonQuote(key.limitation), "}\n"));
+      PrintText(Str(
+          "{\"key\":", settings::JsonQuote(key.key), ",\"type\":", settings::JsonQuote(key.type),
+          ",\"default\":", settings::JsonQuote(key.default_value),
+          ",\"range\":", settings::JsonQuote(key.range),
+          ",\"unit\":", settings::JsonQuote(key.unit), ",\"doc\":", settings::JsonQuote(key.doc),
+          ",\"limitation\":", settings::JsonQuote(key.limitation), "}\n"));
     }
     return 0;
   }
@@ -79,42 +79,43 @@ StatusOr<int> Presets(const ConfigState& state, const CommandContext& context) {
 }  // namespace
 
 std::vector<Verb> ConfigVerbs() {
-  return {
-      MakeVerb<ConfigState>(
-          {"config", "show"}, "the resolved configuration with the origin of each value",
-          [](Verb* verb, ConfigState* state) {
-            verb->options = {{"config", "configuration file", &state->config, true},
-                             {"overrides", "key=value, group=option", &state->overrides}};
-            verb->run = [state](const CommandContext& context) { return Show(*state, context); };
-          }),
-      MakeVerb<ConfigState>({"config", "explain"}, "what a key means",
-                            [](Verb* verb, ConfigState* state) {
-                              verb->options = {{"key", "key or group", &state->key, true}};
-                              verb->run = [state](const CommandContext& context) {
-                                return Explain(*state, context);
-                              };
-                            }),
-      MakeVerb<ConfigState>({"config", "presets"}, "presets, of one group or all",
-                            [](Verb* verb, ConfigState* state) {
-                              verb->options = {{"group", "such as model", &state->key}};
-                              verb->run = [state](const CommandContext& context) {
-                                return Presets(*state, context);
-                              };
-                            }),
-      MakeVerb<ConfigState>({"config", "reference"}, "all keys as Markdown tables",
-                            [](Verb* verb, ConfigState*) {
-                              verb->run = [](const CommandContext&) -> StatusOr<int> {
-                                PrintText(settings::ReferencePage());
-                                return 0;
-                              };
-                            }),
-      MakeVerb<ConfigState>({"config", "schema"}, "JSON schema of a configuration file",
-                            [](Verb* verb, ConfigState*) {
-                              verb->run = [](const CommandContext&) -> StatusOr<int> {
-                                PrintText(settings::JsonSchema() + "\n");
-                                return 0;
-                              };
-                            })};
+  return {MakeVerb<ConfigState>(
+              {"config", "show"}, "the resolved configuration with the origin of each value",
+              [](Verb* verb, ConfigState* state) {
+                verb->options = {{"config", "configuration file", &state->config, true},
+                                 {"overrides", "key=value, group=option", &state->overrides}};
+                verb->run = [state](const CommandContext& context) {
+                  return Show(*state, context);
+                };
+              }),
+          MakeVerb<ConfigState>({"config", "explain"}, "what a key means",
+                                [](Verb* verb, ConfigState* state) {
+                                  verb->options = {{"key", "key or group", &state->key, true}};
+                                  verb->run = [state](const CommandContext& context) {
+                                    return Explain(*state, context);
+                                  };
+                                }),
+          MakeVerb<ConfigState>({"config", "presets"}, "presets, of one group or all",
+                                [](Verb* verb, ConfigState* state) {
+                                  verb->options = {{"group", "such as model", &state->key}};
+                                  verb->run = [state](const CommandContext& context) {
+                                    return Presets(*state, context);
+                                  };
+                                }),
+          MakeVerb<ConfigState>({"config", "reference"}, "all keys as Markdown tables",
+                                [](Verb* verb, ConfigState*) {
+                                  verb->run = [](const CommandContext&) -> StatusOr<int> {
+                                    PrintText(settings::ReferencePage());
+                                    return 0;
+                                  };
+                                }),
+          MakeVerb<ConfigState>({"config", "schema"}, "JSON schema of a configuration file",
+                                [](Verb* verb, ConfigState*) {
+                                  verb->run = [](const CommandContext&) -> StatusOr<int> {
+                                    PrintText(settings::JsonSchema() + "\n");
+                                    return 0;
+                                  };
+                                })};
 }
 
 }  // namespace heddle::cli

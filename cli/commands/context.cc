@@ -55,7 +55,8 @@ Status WriteContext(const std::string& home, const LocalContext& local) {
   const std::string temporary = Str(path, ".tmp");
   {
     std::ofstream file(temporary, std::ios::trunc);
-    file << nlohmann::json{{"coordinator", local.coordinator}, {"state", local.state}}.dump() << "\n";
+    file << nlohmann::json{{"coordinator", local.coordinator}, {"state", local.state}}.dump()
+         << "\n";
     if (!file.flush()) {
       return FromErrno("cannot write", temporary);
     }

@@ -26,8 +26,8 @@ Status WriteContext(const std::string& home, const LocalContext& local);
 // Absent is fine.
 Status RemoveContext(const std::string& home);
 
-// --coordinator, else HEDDLE_COORDINATOR, else the context. UNAVAILABLE says what to do when none is
-// known.
+// --coordinator, else HEDDLE_COORDINATOR, else the context. UNAVAILABLE says what to do when none
+// is known.
 StatusOr<std::string> CoordinatorAddress(const CommandContext& context);
 
 }  // namespace heddle::cli

@@ -41,9 +41,10 @@ void ShowProgress(const pack::PrepareProgress& progress) {
 }
 
 std::string SplitJson(const pack::SplitReport& split) {
-  return Str("{\"dir\":", JsonQuote(split.dir), ",\"manifest_hash\":",
-             JsonQuote(split.manifest_hash), ",\"documents\":", split.documents, ",\"tokens\":",
-             split.tokens, ",\"bytes\":", split.text_bytes, ",\"shards\":", split.shards, "}");
+  return Str("{\"dir\":", JsonQuote(split.dir),
+             ",\"manifest_hash\":", JsonQuote(split.manifest_hash),
+             ",\"documents\":", split.documents, ",\"tokens\":", split.tokens,
+             ",\"bytes\":", split.text_bytes, ",\"shards\":", split.shards, "}");
 }
 
 StatusOr<int> Prepare(const DataState& state, const CommandContext& context) {
@@ -65,16 +66,17 @@ StatusOr<int> Prepare(const DataState& state, const CommandContext& context) {
   RETURN_IF_ERROR(prepared.status());
   const pack::PrepareReport& report = *prepared;
   if (context.json()) {
-    PrintText(Str("{\"train\":", SplitJson(report.train), ",\"eval\":",
-                  report.eval.dir.empty() ? "null" : SplitJson(report.eval), ",\"vocab_size\":",
-                  report.vocab_size, ",\"tokenizer_sha256\":", JsonQuote(report.tokenizer_sha256),
+    PrintText(Str("{\"train\":", SplitJson(report.train),
+                  ",\"eval\":", report.eval.dir.empty() ? "null" : SplitJson(report.eval),
+                  ",\"vocab_size\":", report.vocab_size,
+                  ",\"tokenizer_sha256\":", JsonQuote(report.tokenizer_sha256),
                   ",\"bytes_per_token\":", JsonNumber(report.bytes_per_token),
                   ",\"megabytes_per_second\":", JsonNumber(report.megabytes_per_second),
                   ",\"already_complete\":", report.already_complete, "}\n"));
     return 0;
   }
-  PrintText(Str(report.train.dir, ": ", report.train.documents, " documents, ",
-                report.train.tokens, " tokens, vocabulary ", report.vocab_size, ", ",
+  PrintText(Str(report.train.dir, ": ", report.train.documents, " documents, ", report.train.tokens,
+                " tokens, vocabulary ", report.vocab_size, ", ",
                 FormatFixed(report.bytes_per_token, 2), " bytes a token, ",
                 FormatFixed(report.megabytes_per_second, 1), " MB/s",
                 report.already_complete ? " (was complete already)" : "", "\n"));
@@ -88,13 +90,13 @@ StatusOr<int> Inspect(const DataState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(const pack::InspectReport report, pack::Inspect(state.dir, state.verify));
   const pack::Manifest& manifest = report.manifest;
   if (context.json()) {
-    PrintText(Str("{\"dir\":", JsonQuote(state.dir), ",\"manifest_hash\":",
-                  JsonQuote(manifest.hash), ",\"split\":", JsonQuote(manifest.split),
-                  ",\"documents\":", manifest.documents, ",\"tokens\":", manifest.tokens,
-                  ",\"vocab_size\":", manifest.vocab_size, ",\"shards\":",
-                  manifest.shards.size(), ",\"bytes_on_disk\":", report.bytes_on_disk,
-                  ",\"bytes_per_token\":", JsonNumber(report.bytes_per_token),
-                  ",\"verified\":", report.verified, "}\n"));
+    PrintText(
+        Str("{\"dir\":", JsonQuote(state.dir), ",\"manifest_hash\":", JsonQuote(manifest.hash),
+            ",\"split\":", JsonQuote(manifest.split), ",\"documents\":", manifest.documents,
+            ",\"tokens\":", manifest.tokens, ",\"vocab_size\":", manifest.vocab_size,
+            ",\"shards\":", manifest.shards.size(), ",\"bytes_on_disk\":", report.bytes_on_disk,
+            ",\"bytes_per_token\":", JsonNumber(report.bytes_per_token),
+            ",\"verified\":", report.verified, "}\n"));
     return 0;
   }
   PrintText(FormatTable(
@@ -106,9 +108,9 @@ StatusOr<int> Inspect(const DataState& state, const CommandContext& context) {
        {"vocabulary", Str(manifest.vocab_size)},
        {"tokenizer", Str(manifest.tokenizer_sha256, report.has_tokenizer ? "" : " (file missing)")},
        {"shards", Str(manifest.shards.size())},
-       {"document tokens", Str("min ", report.document_tokens_min, ", median ",
-                               report.document_tokens_median, ", p99 ", report.document_tokens_p99,
-                               ", max ", report.document_tokens_max)},
+       {"document tokens",
+        Str("min ", report.document_tokens_min, ", median ", report.document_tokens_median,
+            ", p99 ", report.document_tokens_p99, ", max ", report.document_tokens_max)},
        {"bytes a token", FormatFixed(report.bytes_per_token, 3)},
        {"checksums", report.verified ? "all read and right" : "not read (--verify)"}}));
   return 0;
@@ -120,11 +122,11 @@ StatusOr<int> Sample(const DataState& state, const CommandContext& context) {
                                             .seed = static_cast<uint64_t>(state.seed)}));
   for (const pack::SampledDocument& document : documents) {
     if (context.json()) {
-      PrintText(Str("{\"document\":", document.document, ",\"text\":", JsonQuote(document.text),
-                    "}\n"));
+      PrintText(
+          Str("{\"document\":", document.document, ",\"text\":", JsonQuote(document.text), "}\n"));
     } else {
-      PrintText(Str("--- document ", document.document, "\n", Printable(document.text, true),
-                    "\n"));
+      PrintText(
+          Str("--- document ", document.document, "\n", Printable(document.text, true), "\n"));
     }
   }
   return 0;

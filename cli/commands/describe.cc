@@ -41,18 +41,17 @@ StatusOr<int> Describe(const JobArgument& argument, const CommandContext& contex
     PrintJson(job);
     return 0;
   }
-  PrintText(FormatTable(
-      {"JOB", job.id()},
-      {{"name", Printable(job.name())},
-       {"state", StateText(job)},
-       {"reason", job.reason().empty() ? "-" : Printable(job.reason())},
-       {"step", Str(job.step(), " of ", job.max_steps())},
-       {"loss", job.step() > 0 ? FormatFixed(job.loss(), 4) : "-"},
-       {"ranks", Str(job.ranks())},
-       {"restarts", Str(job.restarts())},
-       {"submitted", FormatTime(job.submitted_at())},
-       {"started", FormatTime(job.started_at())},
-       {"finished", FormatTime(job.finished_at())}}));
+  PrintText(FormatTable({"JOB", job.id()},
+                        {{"name", Printable(job.name())},
+                         {"state", StateText(job)},
+                         {"reason", job.reason().empty() ? "-" : Printable(job.reason())},
+                         {"step", Str(job.step(), " of ", job.max_steps())},
+                         {"loss", job.step() > 0 ? FormatFixed(job.loss(), 4) : "-"},
+                         {"ranks", Str(job.ranks())},
+                         {"restarts", Str(job.restarts())},
+                         {"submitted", FormatTime(job.submitted_at())},
+                         {"started", FormatTime(job.started_at())},
+                         {"finished", FormatTime(job.finished_at())}}));
   PrintText("\n" + Attempts(job));
   std::vector<std::vector<std::string>> rows;
   for (const v1::Checkpoint& checkpoint : job.checkpoints()) {

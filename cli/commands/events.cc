@@ -16,8 +16,8 @@ struct EventsState {
   int64_t from = 1;
 };
 
-// The stream goes on at the sequence number after the last one seen, so a restart of the coordinator
-// neither repeats nor loses an event.
+// The stream goes on at the sequence number after the last one seen, so a restart of the
+// coordinator neither repeats nor loses an event.
 StatusOr<int> Events(const EventsState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
   v1::WatchRequest request;

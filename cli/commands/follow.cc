@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 
+#include "base/clock/clock.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verb.h"
@@ -14,7 +15,6 @@ namespace heddle::cli {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 bool Done(const v1::Job& job) { return job.state() == "DONE"; }
 
@@ -65,7 +65,8 @@ class StepPrinter {
 
 StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeout_ms,
                           const std::function<bool(const v1::Job&)>& reached) {
-  const steady_clock::time_point deadline = steady_clock::now() + milliseconds(timeout_ms);
+  const SystemClock clock;
+  const Deadline deadline(clock, milliseconds(timeout_ms));
   while (true) {
     const StatusOr<v1::Job> now = client.Get(job);
     if (now.ok() && reached(*now)) {
@@ -74,7 +75,7 @@ StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeou
     if (!now.ok() && now.status().code() != StatusCode::kUnavailable) {
       return now.status();
     }
-    if (timeout_ms > 0 && steady_clock::now() >= deadline) {
+    if (timeout_ms > 0 && deadline.Passed(clock)) {
       return DeadlineExceeded(Str("job ", job, " is ",
                                   now.ok() ? StateText(*now) : std::string("out of reach"),
                                   " after the time given by --timeout"));

@@ -8,12 +8,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <functional>
 #include <sstream>
 #include <thread>
 
+#include "base/clock/clock.h"
 #include "cli/commands/client.h"
 #include "cli/commands/verb.h"
 
@@ -21,7 +23,6 @@ namespace heddle::cli {
 namespace {
 
 using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 constexpr int64_t kPollMs = 20;
 constexpr size_t kLogTailBytes = 600;
@@ -41,6 +42,13 @@ CommandContext ContextOf(const LocalClusterOptions& options) {
   return context;
 }
 
+// The number of a folder of /proc; 0 for its other entries.
+int PidOf(const std::string& name) {
+  int pid = 0;
+  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
+  return error == std::errc() && end == name.data() + name.size() ? pid : 0;
+}
+
 std::vector<std::string> ReadArguments(const std::string& pid) {
   std::ifstream file(Str("/proc/", pid, "/cmdline"), std::ios::binary);
   std::vector<std::string> arguments;
@@ -58,8 +66,8 @@ std::string LogTail(const std::string& path) {
   return all.size() <= kLogTailBytes ? all : all.substr(all.size() - kLogTailBytes);
 }
 
-// Starts a program in its own session with its output in `log`. A double fork: the daemon belongs to
-// init, not to this short-lived command.
+// Starts a program in its own session with its output in `log`. A double fork: the daemon belongs
+// to init, not to this short-lived command.
 Status Spawn(const std::vector<std::string>& arguments, const std::string& log) {
   std::vector<char*> argv;
   for (const std::string& word : arguments) {
@@ -111,10 +119,10 @@ Status MakeFolder(const std::string& path) {
 // Polls `ready` until true; `alive` false ends it early with the end of the log.
 Status AwaitStart(const std::string& what, const std::string& log, int64_t timeout_ms,
                   const std::function<bool()>& ready, const std::function<bool()>& alive) {
-  const steady_clock::time_point start = steady_clock::now();
+  const SystemClock clock;
+  const int64_t start = clock.NowSteady();
   while (!ready()) {
-    const int64_t waited =
-        std::chrono::duration_cast<milliseconds>(steady_clock::now() - start).count();
+    const int64_t waited = (clock.NowSteady() - start) / 1'000'000;
     if (waited > 500 && !alive()) {
       return Unavailable(Str(what, " ended while starting; the end of ", log, ":\n", LogTail(log)));
     }
@@ -205,7 +213,7 @@ std::vector<int> AllTasks(const LocalClusterOptions& options) {
   std::vector<int> all;
   DIR* proc = opendir("/proc");
   for (dirent* entry = readdir(proc); entry != nullptr; entry = readdir(proc)) {
-    const int pid = std::atoi(entry->d_name);
+    const int pid = PidOf(entry->d_name);
     const std::vector<std::string> argv =
         pid > 0 ? ReadArguments(entry->d_name) : std::vector<std::string>{};
     if (argv.size() >= 3 && argv[0].ends_with("heddle-shim") && argv[1] == "run" &&
@@ -231,9 +239,9 @@ void Drain(const LocalClusterOptions& options, Client& client) {
     request.set_request_id(NewRequestId());
     (void)client.Administer(request);  // a worker that is away is ended by signal below
   }
-  const steady_clock::time_point deadline =
-      steady_clock::now() + milliseconds(options.stop_timeout_ms);
-  while (!AllTasks(options).empty() && steady_clock::now() < deadline) {
+  const SystemClock clock;
+  const Deadline deadline(clock, milliseconds(options.stop_timeout_ms));
+  while (!AllTasks(options).empty() && !deadline.Passed(clock)) {
     std::this_thread::sleep_for(milliseconds(50));
   }
 }
@@ -250,7 +258,7 @@ std::vector<int> FindDaemons(const std::string& program, const std::string& stat
   std::vector<int> found;
   DIR* proc = opendir("/proc");
   for (dirent* entry = readdir(proc); entry != nullptr; entry = readdir(proc)) {
-    const int pid = std::atoi(entry->d_name);
+    const int pid = PidOf(entry->d_name);
     if (pid <= 0) {
       continue;
     }
@@ -277,9 +285,7 @@ StatusOr<std::string> StartLocalCluster(const LocalClusterOptions& options) {
   RETURN_IF_ERROR(AwaitStart(
       "heddle-worker", Str(options.state, "/worker-1.log"), options.start_timeout_ms,
       [&] { return Connected(*client) >= options.workers; },
-      [&] {
-        return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1;
-      }));
+      [&] { return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1; }));
   RETURN_IF_ERROR(ReopenNodes(*client));
   return Address(options);
 }
@@ -290,8 +296,9 @@ Status StopLocalCluster(const LocalClusterOptions& options) {
     Drain(options, *client);
   }
   SignalAll(AllDaemons(options), SIGTERM);
-  const steady_clock::time_point deadline = steady_clock::now() + milliseconds(10'000);
-  while (!AllDaemons(options).empty() && steady_clock::now() < deadline) {
+  const SystemClock clock;
+  const Deadline deadline(clock, milliseconds(10'000));
+  while (!AllDaemons(options).empty() && !deadline.Passed(clock)) {
     std::this_thread::sleep_for(milliseconds(20));
   }
   SignalAll(AllDaemons(options), SIGKILL);

@@ -1,6 +1,6 @@
-// A cluster on this machine: one coordinator and some workers as background processes with all state
-// in one folder. Starting is idempotent: what runs is left alone, what is missing is started, so
-// `heddle up` after a crash re-attaches.
+// A cluster on this machine: one coordinator and some workers as background processes with all
+// state in one folder. Starting is idempotent: what runs is left alone, what is missing is started,
+// so `heddle up` after a crash re-attaches.
 #pragma once
 
 #include <cstdint>

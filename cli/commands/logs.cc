@@ -1,8 +1,8 @@
 // logs: what the ranks of a job printed.
+#include "base/settings/json.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
-#include "base/settings/json.h"
 #include "cli/output/table.h"
 
 namespace heddle::cli {
@@ -17,8 +17,8 @@ struct LogsState {
 };
 
 std::string LineJson(const v1::LogLine& line) {
-  return Str("{\"attempt\":", line.attempt(), ",\"rank\":", line.rank(), ",\"offset\":",
-             line.offset(), ",\"text\":", settings::JsonQuote(line.data()), "}\n");
+  return Str("{\"attempt\":", line.attempt(), ",\"rank\":", line.rank(),
+             ",\"offset\":", line.offset(), ",\"text\":", settings::JsonQuote(line.data()), "}\n");
 }
 
 StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {

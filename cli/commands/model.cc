@@ -10,8 +10,8 @@ struct ModelState {
   std::vector<std::string> rest;
 };
 
-// `heddle generate TARGET --prompt ...`: all words after the verb are taken unread; the first is the
-// target, global options among the rest belong to this program.
+// `heddle generate TARGET --prompt ...`: all words after the verb are taken unread; the first is
+// the target, global options among the rest belong to this program.
 Status TakeGlobals(const std::vector<std::string>& words, CommandContext* context,
                    std::vector<std::string>* rest) {
   for (size_t i = 0; i < words.size(); ++i) {
@@ -55,13 +55,14 @@ Verb Make(std::vector<std::string> path, const char* doc) {
 }  // namespace
 
 std::vector<Verb> ModelVerbs() {
-  return {Make({"model", "show"}, "DIR|CKPT: parameters, FLOPs, memory of a model"),
-          Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
-          Make({"model", "import"}, "HF_DIR --out DIR: read a Hugging Face folder"),
-          Make({"model", "export"}, "DIR|CKPT --out HF_DIR: write a Hugging Face folder"),
-          Make({"generate"},
-               "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
-               "[--top-p P] [--seed S]")};
+  return {
+      Make({"model", "show"}, "DIR|CKPT: parameters, FLOPs, memory of a model"),
+      Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
+      Make({"model", "import"}, "HF_DIR --out DIR: read a Hugging Face folder"),
+      Make({"model", "export"}, "DIR|CKPT --out HF_DIR: write a Hugging Face folder"),
+      Make({"generate"},
+           "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
+           "[--top-p P] [--seed S]")};
 }
 
 }  // namespace heddle::cli

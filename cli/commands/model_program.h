@@ -11,8 +11,8 @@ namespace heddle::cli {
 
 struct CommandContext;
 
-// Runs `heddle-model VERB TARGET WORDS...` and returns its exit status. `target` is a model folder, or
-// a checkpoint (JOB@STEP, JOB@latest): then its record is written to a temporary file and TARGET
+// Runs `heddle-model VERB TARGET WORDS...` and returns its exit status. `target` is a model folder,
+// or a checkpoint (JOB@STEP, JOB@latest): then its record is written to a temporary file and TARGET
 // becomes `--record FILE --root CHECKPOINT_ROOT`. NOT_FOUND: neither.
 StatusOr<int> RunModelProgram(const CommandContext& context, const std::string& verb,
                               const std::string& target, const std::vector<std::string>& words);

@@ -44,15 +44,16 @@ int PrintNode(const v1::Node& node, const CommandContext& context) {
   for (const std::string& job : node.jobs()) {
     jobs += jobs.empty() ? job : ", " + job;
   }
-  PrintText(FormatTable({"NODE", node.id()}, {{"host", Printable(node.host())},
-                                              {"state", node.state()},
-                                              {"admin", node.admin()},
-                                              {"health", node.health()},
-                                              {"cpus", Str(node.cpus(), ", ", node.cpus_free(), " free")},
-                                              {"memory", FormatBytes(static_cast<int64_t>(node.memory_bytes()))},
-                                              {"ranks", Str(node.ranks_running())},
-                                              {"jobs", jobs.empty() ? "-" : jobs},
-                                              {"version", node.version()}}));
+  PrintText(FormatTable({"NODE", node.id()},
+                        {{"host", Printable(node.host())},
+                         {"state", node.state()},
+                         {"admin", node.admin()},
+                         {"health", node.health()},
+                         {"cpus", Str(node.cpus(), ", ", node.cpus_free(), " free")},
+                         {"memory", FormatBytes(static_cast<int64_t>(node.memory_bytes()))},
+                         {"ranks", Str(node.ranks_running())},
+                         {"jobs", jobs.empty() ? "-" : jobs},
+                         {"version", node.version()}}));
   return 0;
 }
 
@@ -87,24 +88,23 @@ Verb MakeAdmin(const char* name, const char* doc, v1::NodeVerb what) {
 }  // namespace
 
 std::vector<Verb> NodeVerbs() {
-  return {MakeVerb<NodeState>({"node", "ls"}, "all workers",
-                              [](Verb* verb, NodeState*) { verb->run = List; }),
-          MakeVerb<NodeState>({"node", "describe"}, "one worker",
-                              [](Verb* verb, NodeState* state) {
-                                verb->options = {{"node", "node id", &state->node, true}};
-                                verb->run =
-                                    [state](const CommandContext& context) -> StatusOr<int> {
-                                  ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
-                                                   Client::Open(context));
-                                  ASSIGN_OR_RETURN(const v1::Node node,
-                                                   client->GetNode(state->node));
-                                  return PrintNode(node, context);
-                                };
-                              }),
-          MakeAdmin("cordon", "start nothing new on a worker", v1::NODE_VERB_CORDON),
-          MakeAdmin("drain", "move a worker's jobs away, through a checkpoint", v1::NODE_VERB_DRAIN),
-          MakeAdmin("reopen", "end a cordon or drain", v1::NODE_VERB_REOPEN),
-          MakeAdmin("forget", "declare a lost worker's processes dead", v1::NODE_VERB_FORGET)};
+  return {
+      MakeVerb<NodeState>({"node", "ls"}, "all workers",
+                          [](Verb* verb, NodeState*) { verb->run = List; }),
+      MakeVerb<NodeState>({"node", "describe"}, "one worker",
+                          [](Verb* verb, NodeState* state) {
+                            verb->options = {{"node", "node id", &state->node, true}};
+                            verb->run = [state](const CommandContext& context) -> StatusOr<int> {
+                              ASSIGN_OR_RETURN(std::unique_ptr<Client> client,
+                                               Client::Open(context));
+                              ASSIGN_OR_RETURN(const v1::Node node, client->GetNode(state->node));
+                              return PrintNode(node, context);
+                            };
+                          }),
+      MakeAdmin("cordon", "start nothing new on a worker", v1::NODE_VERB_CORDON),
+      MakeAdmin("drain", "move a worker's jobs away, through a checkpoint", v1::NODE_VERB_DRAIN),
+      MakeAdmin("reopen", "end a cordon or drain", v1::NODE_VERB_REOPEN),
+      MakeAdmin("forget", "declare a lost worker's processes dead", v1::NODE_VERB_FORGET)};
 }
 
 }  // namespace heddle::cli

@@ -7,8 +7,8 @@
 
 namespace heddle::cli {
 
-// Parses argv against `verbs`, fills `context` and the chosen verb's options, runs it and returns the
-// exit status. Help goes to standard output (status 0); a usage error to standard error as
+// Parses argv against `verbs`, fills `context` and the chosen verb's options, runs it and returns
+// the exit status. Help goes to standard output (status 0); a usage error to standard error as
 // "heddle: usage: WHY" (status 2).
 int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verbs,
                 CommandContext* context);

@@ -10,7 +10,7 @@
 namespace heddle::cli {
 
 void PrintJson(const google::protobuf::Message& message) {
-  std::cout << settings::ToJson(message, {.print_unset = true}) << std::endl;
+  std::cout << settings::ToJson(message, {.print_unset = true}) << '\n' << std::flush;
 }
 
 void PrintText(const std::string& text) { std::cout << text << std::flush; }

@@ -1,6 +1,5 @@
 // ps: the jobs. status: the cluster.
-#include <chrono>
-
+#include "base/clock/clock.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
@@ -52,14 +51,12 @@ StatusOr<int> Ps(const PsState& state, const CommandContext& context) {
     return 0;
   }
   const bool wide = context.output == OutputFormat::kWide;
-  std::vector<std::string> header = {"ID",    "NAME",  "STATE",    "STEP",
-                                     "LOSS",  "TOK/S", "RESTARTS", "AGE"};
+  std::vector<std::string> header = {"ID",   "NAME",  "STATE",    "STEP",
+                                     "LOSS", "TOK/S", "RESTARTS", "AGE"};
   if (wide) {
     header.insert(header.end(), {"RANKS", "PRIORITY", "ACCOUNT", "SUBMITTED", "REASON"});
   }
-  const int64_t now_ms = std::chrono::duration_cast<std::chrono::milliseconds>(
-                             std::chrono::system_clock::now().time_since_epoch())
-                             .count();
+  const int64_t now_ms = SystemClock().NowWallMs();
   std::vector<std::vector<std::string>> rows;
   for (const v1::Job& job : reply.jobs()) {
     rows.push_back(JobRow(job, now_ms, wide));
@@ -88,9 +85,9 @@ StatusOr<int> ShowStatus(const CommandContext& context) {
                     jobs.done(), " done")},
        {"nodes", Str(nodes.connected(), " connected, ", nodes.suspect(), " suspect, ", nodes.lost(),
                      " lost")},
-       {"commits", Str(reply.store().commits(), ", p99 ",
-                       FormatFixed(reply.store().commit_p99_ms(), 1), " ms",
-                       reply.store().read_only() ? ", READ_ONLY: disk nearly full" : "")},
+       {"commits",
+        Str(reply.store().commits(), ", p99 ", FormatFixed(reply.store().commit_p99_ms(), 1), " ms",
+            reply.store().read_only() ? ", READ_ONLY: disk nearly full" : "")},
        {"checkpoints", reply.checkpoint_root()}}));
   return 0;
 }
@@ -105,9 +102,8 @@ std::vector<Verb> ListVerbs() {
                                 return Ps(*state, context);
                               };
                             }),
-          MakeVerb<PsState>({"status"}, "the cluster", [](Verb* verb, PsState*) {
-            verb->run = ShowStatus;
-          })};
+          MakeVerb<PsState>({"status"}, "the cluster",
+                            [](Verb* verb, PsState*) { verb->run = ShowStatus; })};
 }
 
 }  // namespace heddle::cli

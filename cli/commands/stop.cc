@@ -1,8 +1,8 @@
 // cancel, pause, preempt (stop a job), hold and release (keep a queued job from starting).
+#include "base/units/units.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
-#include "base/units/units.h"
 
 namespace heddle::cli {
 namespace {

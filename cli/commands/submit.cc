@@ -151,7 +151,8 @@ StatusOr<int> Run(SubmitState state, const CommandContext& context) {
   if (mkdtemp(folder) == nullptr) {
     return FromErrno("cannot make", folder);
   }
-  const LocalClusterOptions options{.state = folder, .program_dir = context.program_dir, .workers = 1};
+  const LocalClusterOptions options{
+      .state = folder, .program_dir = context.program_dir, .workers = 1};
   StatusOr<std::string> address = StartLocalCluster(options);
   StatusOr<int> result = address.status();
   if (address.ok()) {

@@ -1,11 +1,11 @@
 // up: a cluster on this machine. down: ends it through a checkpoint.
 #include <filesystem>
 
+#include "base/settings/json.h"
 #include "cli/commands/context.h"
 #include "cli/commands/local_cluster.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
-#include "base/settings/json.h"
 
 namespace heddle::cli {
 namespace {
@@ -33,8 +33,8 @@ StatusOr<int> Up(const UpState& state, const CommandContext& context) {
     PrintText(Str("{\"coordinator\":", settings::JsonQuote(address), ",\"state\":",
                   settings::JsonQuote(folder), ",\"workers\":", state.workers, "}\n"));
   } else {
-    PrintText(Str("coordinator at ", address, ", ", state.workers, " workers, state in ", folder,
-                  "\n"));
+    PrintText(
+        Str("coordinator at ", address, ", ", state.workers, " workers, state in ", folder, "\n"));
   }
   return 0;
 }
@@ -47,8 +47,7 @@ StatusOr<int> Down(const CommandContext& context) {
   if (local->state.empty()) {
     return FailedPrecondition("the context names no local cluster");
   }
-  RETURN_IF_ERROR(
-      StopLocalCluster({.state = local->state, .program_dir = context.program_dir}));
+  RETURN_IF_ERROR(StopLocalCluster({.state = local->state, .program_dir = context.program_dir}));
   if (!context.json()) {
     PrintText(Str("stopped; state stays in ", local->state, "\n"));
   }
@@ -58,15 +57,13 @@ StatusOr<int> Down(const CommandContext& context) {
 }  // namespace
 
 std::vector<Verb> ClusterVerbs() {
-  return {MakeVerb<UpState>({"up"}, "start or re-attach a local cluster",
-                            [](Verb* verb, UpState* state) {
-                              verb->options = {{"--workers", "number of workers", &state->workers},
-                                               {"--state", "folder (default ~/.heddle/local)",
-                                                &state->state}};
-                              verb->run = [state](const CommandContext& context) {
-                                return Up(*state, context);
-                              };
-                            }),
+  return {MakeVerb<UpState>(
+              {"up"}, "start or re-attach a local cluster",
+              [](Verb* verb, UpState* state) {
+                verb->options = {{"--workers", "number of workers", &state->workers},
+                                 {"--state", "folder (default ~/.heddle/local)", &state->state}};
+                verb->run = [state](const CommandContext& context) { return Up(*state, context); };
+              }),
           MakeVerb<UpState>({"down"}, "stop the local cluster through a checkpoint",
                             [](Verb* verb, UpState*) { verb->run = Down; })};
 }

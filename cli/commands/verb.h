@@ -22,13 +22,13 @@ enum class OutputFormat { kTable, kWide, kJson };
 // What every verb is given. Built by main(), borrowed for the call.
 struct CommandContext {
   OutputFormat output = OutputFormat::kTable;
-  std::string coordinator;    // --coordinator, else empty
-  net::TlsFiles tls;          // --tls-ca, --tls-cert, --tls-key
+  std::string coordinator;  // --coordinator, else empty
+  net::TlsFiles tls;        // --tls-ca, --tls-cert, --tls-key
   bool insecure_loopback = false;
-  int64_t timeout_ms = 0;     // --timeout; 0 = the verb's own default
-  std::string home;           // $HEDDLE_HOME, else ~/.heddle
-  std::string program_dir;    // folder of the running program
-  bool terminal = false;      // standard output is a terminal and NO_COLOR is unset
+  int64_t timeout_ms = 0;   // --timeout; 0 = the verb's own default
+  std::string home;         // $HEDDLE_HOME, else ~/.heddle
+  std::string program_dir;  // folder of the running program
+  bool terminal = false;    // standard output is a terminal and NO_COLOR is unset
 
   bool json() const { return output == OutputFormat::kJson; }
 };
@@ -48,8 +48,8 @@ struct Verb {
   // Words that no option takes are passed on here instead of being refused; for verbs that start
   // another program. Null: refuse.
   std::vector<std::string>* extras = nullptr;
-  // Runs after parsing. The value is the exit status; a Status is printed as "heddle: WHAT: WHY" and
-  // mapped by ExitCode().
+  // Runs after parsing. The value is the exit status; a Status is printed as "heddle: WHAT: WHY"
+  // and mapped by ExitCode().
   std::function<StatusOr<int>(const CommandContext&)> run;
   // Owns what the options point to.
   std::shared_ptr<void> state;
@@ -63,8 +63,12 @@ int ExitCode(const Status& status);
 template <typename State, typename Fill>
 Verb MakeVerb(std::vector<std::string> path, std::string doc, Fill fill) {
   auto state = std::make_shared<State>();
-  Verb verb{.path = std::move(path), .doc = std::move(doc), .options = {}, .extras = nullptr,
-            .run = nullptr, .state = state};
+  Verb verb{.path = std::move(path),
+            .doc = std::move(doc),
+            .options = {},
+            .extras = nullptr,
+            .run = nullptr,
+            .state = state};
   fill(&verb, state.get());
   return verb;
 }

@@ -21,11 +21,10 @@ StatusOr<int> Wait(const WaitState& state, const CommandContext& context) {
   calls.timeout_ms = 0;
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(calls));
   const bool running = state.target == "running";
-  ASSIGN_OR_RETURN(const v1::Job job, WaitFor(*client, state.job, context.timeout_ms,
-                                              [running](const v1::Job& now) {
-                                                return now.state() == "DONE" ||
-                                                       (running && now.phase() == "RUNNING");
-                                              }));
+  ASSIGN_OR_RETURN(const v1::Job job,
+                   WaitFor(*client, state.job, context.timeout_ms, [running](const v1::Job& now) {
+                     return now.state() == "DONE" || (running && now.phase() == "RUNNING");
+                   }));
   if (context.json()) {
     PrintJson(job);
   } else {

@@ -7,8 +7,8 @@
 
 namespace heddle::cli {
 
-// Columns aligned by display width, two blanks apart; numbers (a column whose cells all start with a
-// digit, '-' or '.') to the right. The header is printed also without rows. Ends with a newline.
+// Columns aligned by display width, two blanks apart; numbers (a column whose cells all start with
+// a digit, '-' or '.') to the right. The header is printed also without rows. Ends with a newline.
 std::string FormatTable(const std::vector<std::string>& header,
                         const std::vector<std::vector<std::string>>& rows);
 
