@@ -133,8 +133,9 @@ class GrpcClient : public Client {
     const int64_t start = clock.NowSteady();
     while (true) {
       grpc::ClientContext context;
-      context.set_deadline(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
-                                        gpr_time_from_millis(timeout_ms_, GPR_TIMESPAN)));
+      context.set_deadline(
+          gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                       gpr_time_from_nanos(timeout_ms_ * 1'000'000, GPR_TIMESPAN)));
       Reply reply;
       const grpc::Status status = (stub.*method)(&context, request, &reply);
       if (status.ok()) {
