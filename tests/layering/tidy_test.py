@@ -46,7 +46,7 @@ BANNED = [
     (r"\bDISABLED_\w", "a test that runs, or GTEST_SKIP with the reason", None),
     (r"\b\w+_(milliseconds|millis|msecs?)\b", "_ms, the one spelling of milliseconds", None),
     (r"\b\w+_(usecs?|micros|microseconds)\b", "_us, the one spelling of microseconds", None),
-    (r"\b(?!tv_nsec)\w+_(nanos|nsecs?|nanoseconds)\b", "_ns, the one spelling of nanoseconds", None),
+    (r"\b(?!tv_|gpr_)\w+_(nanos|nsecs?|nanoseconds)\b", "_ns, the one spelling of nanoseconds", None),
     (r"\bthrow\b(?!\s*\()", "Status (we throw nothing, S25)", r"^tests/"),
     (r"\bcatch\s*\(\s*\.\.\.\s*\)", "the exception's type; only mains catch everything",
      r"/(main|step_loop|train_loop|bootstrap)\.cc$|^checkpoint/tensor_io/|^tests/"),
