@@ -1,6 +1,5 @@
 #include "data/pack/checksum.h"
 
-#include <nmmintrin.h>
 #include <xxhash.h>
 
 #include <array>
@@ -28,10 +27,10 @@ __attribute__((target("sse4.2"))) uint32_t Crc32cSse(const unsigned char* bytes,
   for (; size >= 8; size -= 8, bytes += 8) {
     uint64_t word;
     std::memcpy(&word, bytes, 8);
-    crc = _mm_crc32_u64(crc, word);
+    crc = __builtin_ia32_crc32di(crc, word);
   }
   auto rest = static_cast<uint32_t>(crc);
-  for (; size > 0; --size, ++bytes) rest = _mm_crc32_u8(rest, *bytes);
+  for (; size > 0; --size, ++bytes) rest = __builtin_ia32_crc32qi(rest, *bytes);
   return ~rest;
 }
 
