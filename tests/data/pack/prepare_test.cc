@@ -1,0 +1,266 @@
+#include "data/pack/prepare.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/rng/rng.h"
+#include "data/pack/dataset.h"
+#include "data/pack/files.h"
+#include "data/pack/inspect.h"
+#include "data/pack/journal.h"
+#include "data/tokenizer/tokenizer.h"
+#include "tests/data/data_test_util.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::pack {
+namespace {
+
+using test::TempFolder;
+using test::WriteFile;
+
+// A tree of `files` texts of made-up words; some texts are equal.
+void WriteCorpus(const std::string& dir, int files, uint64_t words_max = 400) {
+  RngCursor random(Rng(1, "test.corpus"));
+  const char* words[] = {"warp ",   "weft ", "heddle ",        "shuttle(", "x = 1\n",
+                         "return ", "\n\n",  "\u00E9t\u00E9 ", "123 "};
+  for (int i = 0; i < files; ++i) {
+    std::string text = Str("file ", i % 17 == 3 ? 0 : i, "\n");
+    if (i % 17 != 3) {
+      for (uint64_t n = random.Below(words_max); n > 0; --n) text += words[random.Below(9)];
+    }
+    WriteFile(Str(dir, "/d", i % 7, "/f", i, ".txt"), text);
+  }
+}
+
+PrepareOptions Options(const TempFolder& root) {
+  PrepareOptions options;
+  options.source.inputs = {root / "in"};
+  options.tokenizer = "bpe:300";
+  options.out = root / "out";
+  options.threads = 2;
+  options.shard_tokens_max = 8000;
+  options.eval_fraction = 0.1;
+  options.seed = 5;
+  return options;
+}
+
+// Every file that counts, by name. The journal holds times of the sources.
+std::map<std::string, std::string> Files(const std::string& dir) {
+  std::map<std::string, std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(dir)) {
+    if (!entry.is_regular_file() || entry.path().filename() == kJournalName) continue;
+    files[std::filesystem::relative(entry.path(), dir)] = test::ReadBytes(entry.path());
+  }
+  return files;
+}
+
+std::vector<std::string> DecodeAll(const std::string& dir) {
+  const auto dataset = *Dataset::Open(dir);
+  const auto tokenizer = *tokenizer::Tokenizer::Load(dir + "/tokenizer.json");
+  std::vector<std::string> texts;
+  for (int64_t d = 0; d < dataset->documents(); ++d) {
+    std::vector<uint32_t> tokens(static_cast<size_t>(dataset->DocumentLength(d)));
+    EXPECT_OK(dataset->ReadTokens(d, 0, tokens));
+    EXPECT_EQ(tokens.back(), dataset->manifest().eos_id);
+    tokens.pop_back();
+    texts.push_back(*tokenizer->Decode(tokens, false));
+  }
+  return texts;
+}
+
+TEST(Prepare, PacksEveryDocumentOnce) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 150);
+  const PrepareOptions options = Options(root);
+  ASSERT_OK_AND_ASSIGN(const PrepareReport report, Prepare(options));
+  EXPECT_EQ(report.train.documents + report.eval.documents, 150);
+  EXPECT_GT(report.train.shards, 2);
+  EXPECT_EQ(report.vocab_size, 300u);
+  EXPECT_GT(report.bytes_per_token, 2);
+  std::multiset<std::string> expected;
+  for (const auto& [name, text] : Files(root / "in")) expected.insert(text);
+  std::multiset<std::string> actual;
+  std::set<std::string> train;
+  for (const std::string& text : DecodeAll(report.train.dir)) {
+    actual.insert(text);
+    train.insert(text);
+  }
+  for (const std::string& text : DecodeAll(report.eval.dir)) {
+    actual.insert(text);
+    EXPECT_EQ(train.count(text), 0u) << "on both sides: " << text.substr(0, 30);
+  }
+  EXPECT_EQ(actual, expected);
+  ASSERT_OK_AND_ASSIGN(const InspectReport inspected, Inspect(report.train.dir, true));
+  EXPECT_TRUE(inspected.verified);
+  EXPECT_TRUE(inspected.has_tokenizer);
+  EXPECT_EQ(inspected.manifest.hash, report.train.manifest_hash);
+  ASSERT_OK_AND_ASSIGN(const std::vector<SampledDocument> samples, Sample(report.train.dir, {}));
+  ASSERT_EQ(samples.size(), 3u);
+  for (const SampledDocument& sample : samples) EXPECT_EQ(sample.text.substr(0, 5), "file ");
+}
+
+TEST(Prepare, WritesTheSameBytesAtAnyThreadCount) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 120);
+  std::map<std::string, std::string> first;
+  for (const int threads : {1, 2, 4}) {
+    PrepareOptions options = Options(root);
+    options.threads = threads;
+    options.out = root / Str("out", threads);
+    ASSERT_OK(Prepare(options));
+    if (first.empty()) first = Files(options.out);
+    EXPECT_EQ(Files(options.out), first) << threads << " threads";
+  }
+  EXPECT_GT(first.size(), 6u);
+}
+
+// Stops at every progress call in turn, goes on, and compares with an undisturbed run.
+TEST(Prepare, GoesOnWhereItWasStopped) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 120, 20000);  // several batches
+  PrepareOptions options = Options(root);
+  options.shard_tokens_max = 200000;
+  options.out = root / "whole";
+  ASSERT_OK(Prepare(options));
+  const std::map<std::string, std::string> whole = Files(options.out);
+  options.out = root / "stopped";
+  int64_t calls_until_stop = 1;
+  int64_t stops = 0;
+  int64_t reused = 0;
+  while (true) {
+    int64_t calls = 0;
+    options.cancelled = [&] { return ++calls > calls_until_stop; };
+    const StatusOr<PrepareReport> report = Prepare(options);
+    if (report.ok()) {
+      reused = report->shards_reused;
+      break;
+    }
+    ASSERT_EQ(report.status().code(), StatusCode::kAborted) << report.status().ToString();
+    ++stops;
+    calls_until_stop += 13;
+  }
+  EXPECT_GT(stops, 3);
+  EXPECT_GT(reused, 0);
+  EXPECT_EQ(Files(options.out), whole);
+}
+
+TEST(Prepare, ReplacesAShardThatWasDamagedBetweenRuns) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 120);
+  PrepareOptions options = Options(root);
+  ASSERT_OK(Prepare(options));
+  const std::map<std::string, std::string> whole = Files(options.out);
+  // As if the first run had been killed just before it wrote the manifests.
+  ASSERT_OK_AND_ASSIGN(std::optional<Journal> journal, ReadJournal(options.out));
+  journal->complete = false;
+  ASSERT_OK(WriteJournal(options.out, *journal));
+  std::filesystem::remove(root / "out/dataset.json");
+  std::string bytes = test::ReadBytes(root / "out/shard-00001.tok");
+  bytes[5000] ^= 1;
+  WriteFile(root / "out/shard-00001.tok", bytes);
+  ASSERT_OK_AND_ASSIGN(const PrepareReport report, Prepare(options));
+  EXPECT_EQ(report.shards_reused, 1 + report.eval.shards);
+  EXPECT_EQ(Files(options.out), whole);
+}
+
+TEST(Prepare, DoesNothingTwice) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 40);
+  const PrepareOptions options = Options(root);
+  ASSERT_OK_AND_ASSIGN(const PrepareReport first, Prepare(options));
+  const auto written = std::filesystem::last_write_time(root / "out/dataset.json");
+  ASSERT_OK_AND_ASSIGN(const PrepareReport second, Prepare(options));
+  EXPECT_FALSE(first.already_complete);
+  EXPECT_TRUE(second.already_complete);
+  EXPECT_EQ(second.train.manifest_hash, first.train.manifest_hash);
+  EXPECT_EQ(second.eval.tokens, first.eval.tokens);
+  EXPECT_EQ(std::filesystem::last_write_time(root / "out/dataset.json"), written);
+}
+
+TEST(Prepare, RefusesAFolderOfOtherDataOrFiles) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 40);
+  PrepareOptions options = Options(root);
+  ASSERT_OK(Prepare(options));
+  WriteFile(root / "in/new.txt", "a new source");
+  EXPECT_STATUS(Prepare(options), StatusCode::kAlreadyExists, "of other sources or options");
+  WriteFile(root / "mine/thesis.txt", "do not touch");
+  options.out = root / "mine";
+  EXPECT_STATUS(Prepare(options), StatusCode::kAlreadyExists, "not empty");
+  EXPECT_EQ(Files(options.out).size(), 1u);
+}
+
+TEST(Prepare, RefusesASecondWriterOfTheSameFolder) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 4);
+  std::filesystem::create_directories(root / "out");
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<FolderLock> lock, FolderLock::Take(root / "out"));
+  EXPECT_STATUS(Prepare(Options(root)), StatusCode::kUnavailable, "another process");
+}
+
+TEST(Prepare, TakesAGivenTokenizerAndKeepsSpelledSpecialTokensOrdinary) {
+  const TempFolder root;
+  WriteFile(root / "in.jsonl", "{\"text\":\"one <|endoftext|> two\"}\n{\"text\":\"three\"}\n");
+  PrepareOptions options;
+  options.source.inputs = {root / "in.jsonl"};
+  const char* source = std::getenv("HEDDLE_SOURCE_DIR");
+  options.tokenizer =
+      Str(source == nullptr ? "." : source, "/tests/golden/tokenizer/gpt2_style.json");
+  options.out = root / "out";
+  ASSERT_OK_AND_ASSIGN(const PrepareReport report, Prepare(options));
+  EXPECT_EQ(report.train.documents, 2);
+  EXPECT_EQ(DecodeAll(report.train.dir)[0], "one <|endoftext|> two");
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Dataset> dataset, Dataset::Open(options.out));
+  std::vector<uint32_t> tokens(static_cast<size_t>(dataset->DocumentLength(0)));
+  ASSERT_OK(dataset->ReadTokens(0, 0, tokens));
+  EXPECT_EQ(std::count(tokens.begin(), tokens.end(), dataset->manifest().eos_id), 1);
+}
+
+TEST(Prepare, LeavesNothingBehindForBadOptions) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 4);
+  const auto expect = [&](void (*change)(PrepareOptions&), StatusCode code, const char* part) {
+    PrepareOptions options = Options(root);
+    change(options);
+    EXPECT_STATUS(Prepare(options), code, part);
+    EXPECT_FALSE(std::filesystem::exists(root / "out")) << part;
+  };
+  expect([](PrepareOptions& o) { o.tokenizer = "bpe:12"; }, StatusCode::kInvalidArgument, "bpe:12");
+  expect([](PrepareOptions& o) { o.tokenizer = "/none.json"; }, StatusCode::kNotFound,
+         "/none.json");
+  expect([](PrepareOptions& o) { o.tokenizer = ""; }, StatusCode::kInvalidArgument, "no tokenizer");
+  expect([](PrepareOptions& o) { o.eval_fraction = 1; }, StatusCode::kInvalidArgument, "[0, 1)");
+  expect([](PrepareOptions& o) { o.source.inputs = {"/none"}; }, StatusCode::kNotFound, "/none");
+}
+
+TEST(Prepare, SaysWhenASideStaysEmpty) {
+  const TempFolder root;
+  WriteFile(root / "in/a.txt", "the only document");
+  PrepareOptions options = Options(root);
+  options.eval_fraction = 1e-9;
+  EXPECT_STATUS(Prepare(options), StatusCode::kInvalidArgument,
+                "no document for the evaluation part");
+}
+
+TEST(Prepare, NamesTheFullDisk) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 4);
+  PrepareOptions options = Options(root);
+  // /dev/full refuses every write; a folder cannot be made below a device.
+  options.out = "/dev/full/out";
+  const StatusOr<PrepareReport> report = Prepare(options);
+  ASSERT_FALSE(report.ok());
+  EXPECT_NE(Message(report.status()).find("/dev/full/out"), std::string::npos);
+  std::filesystem::create_symlink("/dev/full", root / "blocked.tmp");
+  EXPECT_STATUS(WriteFileAtomically(root / "blocked", "x"), StatusCode::kResourceExhausted,
+                "blocked.tmp");
+  EXPECT_FALSE(std::filesystem::exists(root / "blocked"));
+}
+
+}  // namespace
+}  // namespace heddle::pack
