@@ -2,9 +2,6 @@
 
 #include <xxhash.h>
 
-#include <cstring>
-#include <new>
-
 #include "rocksdb/table.h"
 
 namespace heddle::checkpoint {
@@ -28,9 +25,7 @@ Status FromRocks(const rocksdb::Status& status, const std::string& path) {
 }
 
 Digester::Digester() : state_(XXH3_createState()) {
-  if (state_ == nullptr) {
-    throw std::bad_alloc();
-  }
+  HEDDLE_CHECK(state_ != nullptr, "no memory for a digest");
   XXH3_128bits_reset(static_cast<XXH3_state_t*>(state_));
 }
 

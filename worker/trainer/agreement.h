@@ -1,0 +1,48 @@
+// What ranks must agree on in a step, as doubles that are summed over all ranks in one small
+// collective (training-runtime.md 8.1). A decision taken from the sums is the same on every rank,
+// in the same step: nobody saves, skips, stops or halts alone.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <span>
+
+#include "base/status/status.h"
+#include "worker/comm/communicator.h"
+
+namespace heddle::trainer {
+
+enum class Slot : size_t {
+  kSquaredNorm,  // of this rank's slice of the reduced gradient
+  kNonFinite,    // gradient values and losses that are not finite
+  kLoss,         // summed over this rank's valid tokens
+  kValidTokens,  // labels that count
+  kTokens,       // tokens read
+  kHashLow,      // sums of the halves of sequence hashes, exact in a double
+  kHashHigh,
+  kStopAfterSave,  // this rank has been asked to save and leave
+  kStopNow,        // ... to leave without saving
+  kSaveDue,        // rank 0: save after this step
+  kSaveBusy,       // an earlier save is not finished here
+  kSaveApproved,   // rank 0: the coordinator admits the pending save
+  kSaveFailed,     // this rank cannot finish its part
+  kFenced,         // a newer attempt exists
+  kCount
+};
+
+class Agreement {
+ public:
+  double& operator[](Slot slot) { return values_[static_cast<size_t>(slot)]; }
+  double operator[](Slot slot) const { return values_[static_cast<size_t>(slot)]; }
+  bool Any(Slot slot) const { return (*this)[slot] > 0; }
+
+  // This rank's values become the sums over all ranks.
+  Status Reach(comm::Communicator* group) {
+    return group->AllReduceSum(std::span<double>(values_));
+  }
+
+ private:
+  std::array<double, static_cast<size_t>(Slot::kCount)> values_{};
+};
+
+}  // namespace heddle::trainer

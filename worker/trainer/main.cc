@@ -1,0 +1,74 @@
+// heddle-trainer: one rank of an attempt. Started by heddle-shim, which gives it the control
+// socket; everything else comes over it. Exit codes: exit_code.h.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <exception>
+#include <memory>
+#include <string_view>
+
+#include "base/clock/clock.h"
+#include "base/log/log.h"
+#include "worker/trainer/exit_code.h"
+#include "worker/trainer/link_control.h"
+#include "worker/trainer/run_rank.h"
+#include "worker/trainer/threads.h"
+
+namespace {
+
+using heddle::Status;
+using heddle::StatusOr;
+using heddle::trainer::ExitCode;
+using heddle::trainer::RankControl;
+
+// Ends at once, without the destructors of LibTorch and of process groups whose peers may be gone.
+[[noreturn]] void Leave(int code) {
+  std::fflush(nullptr);
+  _exit(code);
+}
+
+int Run() {
+  const heddle::SystemClock clock;
+  const int64_t started_at_ms = clock.NowWallMs();
+  StatusOr<std::unique_ptr<RankControl>> control =
+      heddle::trainer::ConnectToShim([](const Status& why) {
+        // Without a shim nobody stops this rank any more: it must not go on.
+        HEDDLE_ERROR("the shim is gone", {"why", why});
+        Leave(static_cast<int>(ExitCode::kPeerFailed));
+      });
+  if (!control.ok()) {
+    std::fprintf(stderr, "heddle-trainer: %s\n", heddle::Message(control.status()).c_str());
+    return static_cast<int>(ExitCode::kDoNotRetry);
+  }
+  const heddle::v1::RankExit exit = heddle::trainer::RunRank(control->get(), clock, started_at_ms);
+  if (exit.succeeded()) {
+    HEDDLE_INFO("rank done", {"step", exit.step()});
+  } else {
+    HEDDLE_WARN("rank leaves", {"code", exit.code()}, {"category", exit.category()},
+                {"step", exit.step()}, {"why", exit.detail()});
+  }
+  (*control)->Exit(exit);
+  return exit.code();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 2 && std::string_view(argv[1]) == "--version") {
+    std::printf("heddle-trainer %s, LibTorch %s\n", HEDDLE_VERSION,
+                heddle::trainer::TorchVersion().c_str());
+    return 0;
+  }
+  if (argc != 1) {
+    std::fprintf(stderr, "usage: heddle-trainer [--version]; started by heddle-shim\n");
+    return 2;
+  }
+  std::signal(SIGPIPE, SIG_IGN);
+  try {
+    Leave(Run());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "heddle-trainer: %s\n", error.what());
+    Leave(static_cast<int>(ExitCode::kFailed));
+  }
+}

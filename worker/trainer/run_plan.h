@@ -1,0 +1,36 @@
+// What a run consists of, derived from its configuration before anything is loaded: batch
+// arithmetic (training-runtime.md 7.4), precision, optimizer, policies; and the refusal of settings
+// that this build would not honour (architecture S41).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status/status.h"
+#include "heddle/v1/config.pb.h"
+#include "model/optim/optimizer.h"
+#include "model/optim/schedule.h"
+#include "model/parameter_store.h"
+
+namespace heddle::trainer {
+
+struct RunPlan {
+  int64_t max_steps = 0;
+  int64_t global_batch = 0;  // sequences per step over all ranks, fixed for the job's life
+  int64_t micro_batch = 0;
+  int64_t save_interval = 0;  // steps; 0: by time
+  int64_t eval_interval = 0;
+  int64_t log_interval = 1;
+  bool skip_nonfinite = false;  // else the first one halts the run
+  model::Precision precision = model::Precision::kBf16;
+  double grad_clip = 0;
+  uint64_t seed = 0;
+  optim::Hyperparameters optimizer;
+  optim::Schedule schedule;
+  std::string config_hash;  // XXH3-64 of the resolved configuration, hex
+};
+
+// INVALID_ARGUMENT lists every setting that cannot be run here, "key: why".
+StatusOr<RunPlan> PlanRun(const heddle::v1::RunConfig& config);
+
+}  // namespace heddle::trainer

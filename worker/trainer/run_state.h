@@ -1,0 +1,70 @@
+// Everything that a step changes: master weights, moments, counters, data position. What a
+// checkpoint holds is exactly this, so that a run goes on bit for bit (training-runtime.md
+// P1, 14.1).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status/status.h"
+#include "checkpoint/tensor_io/save.h"
+#include "heddle/v1/checkpoints.pb.h"
+#include "model/model_plan.h"
+#include "model/optim/optimizer.h"
+#include "model/parameter_store.h"
+#include "worker/trainer/run_plan.h"
+
+namespace heddle::trainer {
+
+struct Counters {
+  int64_t step = 0;           // steps done, skipped updates included
+  int64_t updates = 0;        // of them, those that changed the weights
+  int64_t data_position = 0;  // next global sequence
+  int64_t tokens = 0;         // read by the job
+  int64_t consecutive_nonfinite = 0;
+};
+
+class RunState {
+ public:
+  // Initial weights, a pure function of the seed. RESOURCE_EXHAUSTED without memory.
+  static StatusOr<std::unique_ptr<RunState>> Create(const heddle::v1::ModelConfig& model,
+                                                    const RunPlan& plan);
+
+  model::ParameterStore* store() { return store_.get(); }
+  std::span<float> gradients() { return store_->gradients(); }
+  Counters& counters() { return counters_; }
+  const Counters& counters() const { return counters_; }
+
+  // The optimizer's view of everything this rank updates.
+  optim::Shard shard();
+  const std::vector<optim::GroupRange>& groups() const { return groups_; }
+  // Name of the first tensor with a gradient that is not finite; empty without one.
+  std::string FirstNonFiniteGradient();
+
+  // As a checkpoint lists them.
+  const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }
+  // This rank's share of the replicated tensors, pointing into the live buffers.
+  std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world) const;
+
+  // Loads weights and moments; counters are the caller's. Errors as checkpoint::LoadRanges, after
+  // which Reset() is due.
+  Status Load(const heddle::v1::CheckpointRecord& record, const std::string& root);
+  // Back to initial weights and zero moments.
+  void Reset();
+
+ private:
+  RunState() = default;
+
+  uint64_t seed_ = 0;
+  std::unique_ptr<model::ParameterStore> store_;
+  std::vector<float> m_;
+  std::vector<float> v_;  // empty for Lion
+  std::vector<optim::GroupRange> groups_;
+  std::vector<heddle::v1::TensorInfo> tensors_;
+  std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
+  Counters counters_;
+};
+
+}  // namespace heddle::trainer

@@ -1,0 +1,373 @@
+#include "worker/trainer/train_loop.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <thread>
+#include <utility>
+
+#include "base/log/log.h"
+#include "model/optim/gradient_norm.h"
+#include "model/optim/optimizer.h"
+#include "model/optim/schedule.h"
+#include "worker/trainer/restore.h"
+
+namespace heddle::trainer {
+
+namespace {
+
+constexpr int64_t kNonFiniteInARowMax = 3;  // training-runtime.md 16.1
+// Mean time between failures that `save_interval: auto` assumes, and the bounds of its result
+// (formula 7).
+constexpr double kAssumedMttfSeconds = 7.9 * 3600;
+constexpr double kAutoSaveSecondsMin = 60;
+constexpr std::chrono::milliseconds kStepTimeoutMin{120'000};
+
+}  // namespace
+
+TrainLoop::TrainLoop(const LoopParts& parts) : parts_(parts) {}
+
+StatusOr<LoopEnd> TrainLoop::Run() {
+  RETURN_IF_ERROR(StartData());
+  last_save_at_ = parts_.clock->NowSteady();
+  while (parts_.state->counters().step < parts_.plan->max_steps) {
+    ASSIGN_OR_RETURN(const bool go_on, Step());
+    if (!go_on) {
+      return end_;
+    }
+    if (stop_now_) {
+      return LoopEnd{.code = ExitCode::kStopped, .category = "", .detail = "left without saving"};
+    }
+    if (stop_after_save_) {
+      return LeaveAfterSave(ExitCode::kStopped);
+    }
+  }
+  return LeaveAfterSave(ExitCode::kDone);
+}
+
+// false: the ranks agreed to end here; end_ says why.
+StatusOr<bool> TrainLoop::Step() {
+  times_ = {.begin = parts_.clock->NowSteady()};
+  Agreement agreement;
+  RETURN_IF_ERROR(ForwardBackward(&agreement));
+
+  parts_.control->NoteProgress(static_cast<uint64_t>(parts_.state->counters().step),
+                               Phase::kReduce);
+  const int64_t reduce_begin = parts_.clock->NowSteady();
+  RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.state->gradients()));
+  MeasureGradients(&agreement);
+  FillRequests(&agreement);
+  RETURN_IF_ERROR(agreement.Reach(parts_.group));
+  times_.communication = SecondsSince(reduce_begin);
+
+  // From here on `agreement` holds the sums: every rank decides alike.
+  if (agreement.Any(Slot::kFenced)) {
+    end_ = {.code = ExitCode::kFenced, .category = "", .detail = "a newer attempt exists"};
+    return false;
+  }
+  parts_.checkpointer->Apply(agreement);
+  Update(agreement);
+  if (!CheckNumbers(agreement)) {
+    return false;
+  }
+  heddle::v1::MetricPoint point = Describe(agreement);
+  RETURN_IF_ERROR(Evaluate(&point));
+  Report(point);
+  stop_now_ = agreement.Any(Slot::kStopNow);
+  stop_after_save_ = agreement.Any(Slot::kStopAfterSave);
+  RETURN_IF_ERROR(SaveIfDue(agreement));
+  TuneTimeout(SecondsSince(times_.begin));
+  return true;
+}
+
+// Gradients of this rank's micro-batches, already divided by the step's global number of valid
+// tokens: ranks hold different numbers of them (7.2).
+Status TrainLoop::ForwardBackward(Agreement* agreement) {
+  const Counters& counters = parts_.state->counters();
+  const RunPlan& plan = *parts_.plan;
+  const int64_t data_step = counters.data_position / plan.global_batch;
+  const int64_t valid =
+      stream::GlobalValidLabels(*parts_.data->train, data_step, plan.global_batch);
+  const double loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(valid, 1));
+  const stream::MicroBatchRange mine =
+      stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world());
+
+  parts_.state->store()->ZeroGradients();
+  for (int64_t m = mine.begin; m < mine.end; ++m) {
+    parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kData);
+    const int64_t begin = parts_.clock->NowSteady();
+    ASSIGN_OR_RETURN(const stream::PackedBatch batch, NextBatch(m - mine.begin));
+    times_.data += SecondsSince(begin);
+
+    parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
+    ASSIGN_OR_RETURN(const model::LossSum loss,
+                     parts_.model->ForwardBackward(ViewOf(batch), loss_scale));
+    (*agreement)[Slot::kLoss] += loss.loss;
+    (*agreement)[Slot::kValidTokens] += static_cast<double>(loss.tokens);
+    (*agreement)[Slot::kTokens] += static_cast<double>(batch.tokens.size());
+    (*agreement)[Slot::kHashLow] += static_cast<double>(batch.hash_low);
+    (*agreement)[Slot::kHashHigh] += static_cast<double>(batch.hash_high);
+    (*agreement)[Slot::kNonFinite] += std::isfinite(loss.loss) ? 0 : 1;
+  }
+  return OkStatus();
+}
+
+// Each rank measures its own slice of the reduced gradient; the slices add up to the whole (8.1).
+void TrainLoop::MeasureGradients(Agreement* agreement) {
+  const std::span<const float> gradients = parts_.state->gradients();
+  const size_t size = gradients.size();
+  const size_t begin = size * static_cast<size_t>(rank()) / static_cast<size_t>(world());
+  const size_t end = size * static_cast<size_t>(rank() + 1) / static_cast<size_t>(world());
+  const optim::GradientStats stats = optim::MeasureGradients(gradients.subspan(begin, end - begin));
+  (*agreement)[Slot::kSquaredNorm] = stats.sum_of_squares;
+  (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
+}
+
+void TrainLoop::FillRequests(Agreement* agreement) {
+  parts_.checkpointer->Fill(agreement);
+  if (const std::optional<heddle::v1::StopRank> stop = parts_.control->StopRequest()) {
+    const bool save = stop->mode() == heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT;
+    (*agreement)[save ? Slot::kStopAfterSave : Slot::kStopNow] = 1;
+  }
+  (*agreement)[Slot::kSaveDue] = rank() == 0 && SaveIsDue() ? 1 : 0;
+}
+
+// A step whose numbers are not finite changes no weight on any rank; the data still advance (16.1).
+void TrainLoop::Update(const Agreement& sums) {
+  Counters& counters = parts_.state->counters();
+  const RunPlan& plan = *parts_.plan;
+  parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kUpdate);
+  const bool finite = !sums.Any(Slot::kNonFinite);
+  norm_ = std::sqrt(sums[Slot::kSquaredNorm]);
+  learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
+  if (finite) {
+    ++counters.updates;
+    optim::OptimizerStep(plan.optimizer, parts_.state->groups(),
+                         {.update = counters.updates,
+                          .learning_rate = learning_rate_,
+                          .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
+                          .found_inf = false},
+                         parts_.state->shard());
+    counters.consecutive_nonfinite = 0;
+  } else {
+    ++counters.consecutive_nonfinite;
+  }
+  ++counters.step;
+  counters.data_position += plan.global_batch;
+  counters.tokens += static_cast<int64_t>(sums[Slot::kTokens]);
+}
+
+bool TrainLoop::CheckNumbers(const Agreement& sums) {
+  if (!sums.Any(Slot::kNonFinite)) {
+    return true;
+  }
+  const Counters& counters = parts_.state->counters();
+  const std::string where = parts_.state->FirstNonFiniteGradient();
+  HEDDLE_WARN("numbers are not finite", {"step", counters.step}, {"first_gradient", where},
+              {"first_sequence", counters.data_position - parts_.plan->global_batch},
+              {"in_a_row", counters.consecutive_nonfinite});
+  const bool too_many = counters.consecutive_nonfinite >= kNonFiniteInARowMax;
+  if (parts_.plan->skip_nonfinite && !too_many) {
+    return true;
+  }
+  end_ = {.code = ExitCode::kNumeric,
+          .category = "NUMERIC",
+          .detail = Str("step ", counters.step, ": loss or gradient is not finite",
+                        where.empty() ? "" : Str(", first in ", where))};
+  return false;
+}
+
+heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {
+  const Counters& counters = parts_.state->counters();
+  const double seconds = SecondsSince(times_.begin);
+  heddle::v1::MetricPoint point;
+  point.set_step(static_cast<uint64_t>(counters.step));
+  point.set_loss(sums[Slot::kLoss] / std::max(sums[Slot::kValidTokens], 1.0));
+  point.set_grad_norm(norm_);
+  point.set_learning_rate(learning_rate_);
+  point.set_tokens(static_cast<uint64_t>(counters.tokens));
+  point.set_tokens_per_second(sums[Slot::kTokens] / std::max(seconds, 1e-9));
+  point.set_step_seconds(seconds);
+  point.set_batch_hash(stream::BatchHash(static_cast<uint64_t>(sums[Slot::kHashLow]),
+                                         static_cast<uint64_t>(sums[Slot::kHashHigh])));
+  point.set_attempt(parts_.spec->attempt());
+  point.set_data_wait_seconds(times_.data);
+  point.set_communication_seconds(times_.communication);
+  point.set_skipped_nonfinite(static_cast<uint64_t>(counters.step - counters.updates));
+  return point;
+}
+
+// Reads its own positions and changes no state, so that evaluating never changes training (15.7).
+Status TrainLoop::Evaluate(heddle::v1::MetricPoint* point) {
+  const int64_t step = parts_.state->counters().step;
+  if (parts_.plan->eval_interval == 0 || step % parts_.plan->eval_interval != 0) {
+    return OkStatus();
+  }
+  const int64_t sequences = parts_.data->eval_sequences;
+  const int64_t end = sequences * (rank() + 1) / world();
+  std::array<double, 2> sums{};
+  for (int64_t at = sequences * rank() / world(); at < end; at += parts_.plan->micro_batch) {
+    parts_.control->NoteProgress(static_cast<uint64_t>(step), Phase::kEvaluate);
+    stream::PackedBatch batch;
+    for (int64_t i = at; i < std::min(end, at + parts_.plan->micro_batch); ++i) {
+      RETURN_IF_ERROR(parts_.data->eval->Append(i, &batch));
+    }
+    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->Evaluate(ViewOf(batch)));
+    sums[0] += loss.loss;
+    sums[1] += static_cast<double>(loss.tokens);
+  }
+  RETURN_IF_ERROR(parts_.group->AllReduceSum(std::span<double>(sums)));
+  point->set_eval_loss(sums[0] / std::max(sums[1], 1.0));
+  return OkStatus();
+}
+
+void TrainLoop::Report(const heddle::v1::MetricPoint& point) {
+  if (rank() != 0) {
+    return;
+  }
+  heddle::v1::RankProgress progress;
+  progress.set_step(point.step());
+  *progress.add_points() = point;
+  progress.set_checkpoints_deferred(parts_.checkpointer->stats().deferred);
+  parts_.control->Report(progress);
+  if (static_cast<int64_t>(point.step()) % parts_.plan->log_interval == 0) {
+    HEDDLE_INFO("step", {"step", point.step()}, {"loss", point.loss()},
+                {"grad_norm", point.grad_norm()}, {"lr", point.learning_rate()},
+                {"tokens_per_second", std::llround(point.tokens_per_second())});
+  }
+}
+
+// Rank 0 decides, since measured times differ between ranks. A due save that finds the former one
+// in flight waits for it.
+bool TrainLoop::SaveIsDue() {
+  const int64_t after = parts_.state->counters().step + 1;
+  if (after >= parts_.plan->max_steps) {
+    return false;  // the last save is LeaveAfterSave's
+  }
+  if (parts_.plan->save_interval > 0) {
+    save_owed_ = save_owed_ || after % parts_.plan->save_interval == 0;
+    return save_owed_;
+  }
+  const CheckpointerStats stats = parts_.checkpointer->stats();
+  const double blocking = std::max(
+      stats.committed > 0 ? stats.blocked_seconds / static_cast<double>(stats.committed) : 0.1,
+      1e-3);
+  const double interval = std::max({std::sqrt(2 * blocking * kAssumedMttfSeconds),
+                                    kAutoSaveSecondsMin, stats.last_write_seconds});
+  return SecondsSince(last_save_at_) >= interval;
+}
+
+Status TrainLoop::SaveIfDue(const Agreement& sums) {
+  if (!sums.Any(Slot::kSaveDue) || stop_now_ || stop_after_save_) {
+    return OkStatus();
+  }
+  if (sums.Any(Slot::kSaveBusy)) {
+    parts_.checkpointer->CountDeferred();
+    return OkStatus();
+  }
+  save_owed_ = false;
+  last_save_at_ = parts_.clock->NowSteady();
+  return Stage();
+}
+
+Status TrainLoop::Stage() {
+  const Counters& counters = parts_.state->counters();
+  parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kSave);
+  heddle::v1::TrainState state = DescribeRun(*parts_.spec, *parts_.plan, *parts_.data);
+  state.set_step(static_cast<uint64_t>(counters.step));
+  state.set_updates(static_cast<uint64_t>(counters.updates));
+  state.set_data_position(static_cast<uint64_t>(counters.data_position));
+  state.set_tokens_seen(static_cast<uint64_t>(counters.tokens));
+  state.set_consecutive_nonfinite(static_cast<uint32_t>(counters.consecutive_nonfinite));
+  return parts_.checkpointer->Stage(
+      parts_.state->RangesToSave(static_cast<uint32_t>(rank()), static_cast<uint32_t>(world())),
+      state);
+}
+
+Status TrainLoop::Settle() {
+  std::chrono::milliseconds pause{1};
+  while (true) {
+    parts_.control->NoteProgress(static_cast<uint64_t>(parts_.state->counters().step),
+                                 Phase::kSave);
+    Agreement agreement;
+    parts_.checkpointer->Fill(&agreement);
+    RETURN_IF_ERROR(agreement.Reach(parts_.group));
+    if (agreement.Any(Slot::kFenced)) {
+      return Aborted("a newer attempt exists");
+    }
+    parts_.checkpointer->Apply(agreement);
+    if (!agreement.Any(Slot::kSaveBusy)) {
+      return OkStatus();
+    }
+    std::this_thread::sleep_for(pause);
+    pause = std::min(pause * 2, std::chrono::milliseconds{50});
+  }
+}
+
+Status TrainLoop::SaveAndWait() {
+  RETURN_IF_ERROR(Settle());
+  const uint64_t step = static_cast<uint64_t>(parts_.state->counters().step);
+  // All ranks saw the same commits, so all stage or none.
+  if (parts_.checkpointer->stats().last_committed_step == step) {
+    return OkStatus();
+  }
+  RETURN_IF_ERROR(Stage());
+  RETURN_IF_ERROR(Settle());
+  if (parts_.checkpointer->stats().last_committed_step != step) {
+    return FailedPrecondition(Str("the checkpoint of step ", step, " was not committed"));
+  }
+  return OkStatus();
+}
+
+StatusOr<LoopEnd> TrainLoop::LeaveAfterSave(ExitCode code) {
+  const Status saved = SaveAndWait();
+  if (saved.ok()) {
+    return LoopEnd{.code = code, .category = "", .detail = ""};
+  }
+  if (saved.code() == StatusCode::kAborted) {
+    return LoopEnd{.code = ExitCode::kFenced, .category = "", .detail = Message(saved)};
+  }
+  if (saved.code() == StatusCode::kFailedPrecondition ||
+      saved.code() == StatusCode::kResourceExhausted) {
+    return LoopEnd{.code = ExitCode::kStorage, .category = "STORAGE", .detail = Message(saved)};
+  }
+  return saved;
+}
+
+Status TrainLoop::StartData() {
+  stream::PrefetchOptions options;
+  options.first_step = parts_.state->counters().data_position / parts_.plan->global_batch;
+  options.global_batch_size = parts_.plan->global_batch;
+  options.micro_batch_size = parts_.plan->micro_batch;
+  options.rank = rank();
+  options.world = world();
+  if (parts_.spec->config().data().num_workers() > 0) {
+    ASSIGN_OR_RETURN(prefetcher_, stream::Prefetcher::Create(parts_.data->train, options));
+  }
+  return OkStatus();
+}
+
+StatusOr<stream::PackedBatch> TrainLoop::NextBatch(int64_t micro_batch) {
+  const int64_t step = parts_.state->counters().data_position / parts_.plan->global_batch;
+  if (prefetcher_ != nullptr) {
+    return prefetcher_->Next(step, micro_batch);
+  }
+  const stream::MicroBatchRange mine = stream::RankMicroBatches(
+      parts_.plan->global_batch / parts_.plan->micro_batch, rank(), world());
+  return stream::ReadMicroBatch(*parts_.data->train, step, parts_.plan->global_batch,
+                                parts_.plan->micro_batch, mine.begin + micro_batch);
+}
+
+// A peer's death is seen at once; the deadline is for one that hangs (19.2).
+void TrainLoop::TuneTimeout(double step_seconds) {
+  slowest_recent_step_ = std::max(step_seconds, 0.95 * slowest_recent_step_);
+  const std::chrono::milliseconds ten_steps(static_cast<int64_t>(slowest_recent_step_ * 10'000));
+  parts_.group->SetTimeout(std::max(kStepTimeoutMin, ten_steps));
+}
+
+double TrainLoop::SecondsSince(int64_t begin) const {
+  return static_cast<double>(parts_.clock->NowSteady() - begin) * 1e-9;
+}
+
+}  // namespace heddle::trainer
