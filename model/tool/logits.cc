@@ -1,0 +1,61 @@
+// heddle-model logits: logits of given token ids, from safetensors to safetensors.
+#include <ATen/core/Tensor.h>
+
+#include <utility>
+
+#include "model/hf/safetensors.h"
+#include "model/language_model.h"
+#include "model/tool/model_source.h"
+#include "model/tool/verbs.h"
+
+namespace heddle::tool {
+namespace {
+
+struct Input {
+  std::vector<int64_t> ids;
+  std::vector<int32_t> cu_seqlens;
+  std::vector<int64_t> shape;  // of input_ids
+};
+
+StatusOr<Input> ReadInput(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<hf::SafetensorsFile> file,
+                   hf::SafetensorsFile::Open(path));
+  const auto& tensors = file->header().tensors;
+  const auto found = tensors.find("input_ids");
+  if (found == tensors.end()) return InvalidArgument(Str(path, ": no tensor 'input_ids'"));
+  Input input;
+  input.shape = found->second.shape;
+  ASSIGN_OR_RETURN(input.ids, file->ReadIntegers("input_ids"));
+  const bool packed = tensors.contains("cu_seqlens");
+  if (packed ? input.shape.size() != 1 : input.shape.size() != 2) {
+    return InvalidArgument(Str(path, ": input_ids must be [B, T], or [N] beside cu_seqlens"));
+  }
+  if (!packed) {
+    for (int64_t b = 0; b <= input.shape[0]; ++b) {
+      input.cu_seqlens.push_back(static_cast<int32_t>(b * input.shape[1]));
+    }
+    return input;
+  }
+  ASSIGN_OR_RETURN(const std::vector<int64_t> cu, file->ReadIntegers("cu_seqlens"));
+  for (const int64_t row : cu) {
+    if (row < 0 || row > INT32_MAX) return InvalidArgument(Str(path, ": cu_seqlens: ", row));
+    input.cu_seqlens.push_back(static_cast<int32_t>(row));
+  }
+  return input;
+}
+
+}  // namespace
+
+Status RunLogits(const LogitsOptions& options) {
+  ASSIGN_OR_RETURN(const ModelSource source, OpenSource(options.source, /*with_weights=*/true));
+  ASSIGN_OR_RETURN(Input input, ReadInput(options.input));
+  ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,
+                   model::LanguageModel::Create(source.config, source.store.get()));
+  ASSIGN_OR_RETURN(const at::Tensor logits, model->Logits({input.ids, {}, input.cu_seqlens}));
+  std::vector<int64_t> shape = input.shape;
+  shape.push_back(source.config.vocab_size());
+  return hf::WriteSafetensors(options.out,
+                              {{"logits", hf::DType::kF32, shape, logits.data_ptr<float>()}});
+}
+
+}  // namespace heddle::tool

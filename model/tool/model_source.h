@@ -1,0 +1,33 @@
+// A model as the verbs use it: configuration, weights and the place of its tokenizer.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/status/status.h"
+#include "heddle/v1/config.pb.h"
+#include "model/parameter_store.h"
+#include "model/tool/verbs.h"
+
+namespace heddle::tokenizer {
+class Tokenizer;
+}
+
+namespace heddle::tool {
+
+struct ModelSource {
+  std::string name;  // for messages: the folder, or the checkpoint's folder
+  heddle::v1::ModelConfig config;
+  std::unique_ptr<model::ParameterStore> store;  // null if weights were not asked for
+  std::string tokenizer_path;                    // empty: none known
+  std::string tokenizer_sha256;                  // what the checkpoint was trained with, or empty
+};
+
+// INVALID_ARGUMENT for contradicting options or a folder that does not fit its config.json;
+// NOT_FOUND; DATA_LOSS for a damaged checkpoint.
+StatusOr<ModelSource> OpenSource(const SourceOptions& options, bool with_weights);
+
+// NOT_FOUND if the source has none; FAILED_PRECONDITION if it is not the one of the training run.
+StatusOr<std::unique_ptr<tokenizer::Tokenizer>> OpenTokenizer(const ModelSource& source);
+
+}  // namespace heddle::tool
