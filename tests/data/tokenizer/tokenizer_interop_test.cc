@@ -1,11 +1,14 @@
 // Random texts against PyPI `tokenizers`, where it is installed: HEDDLE_ORACLE_PYTHON, else
 // python3. The golden files prove the same without it on fewer texts.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "data/tokenizer/bpe_trainer.h"
 #include "tests/data/data_test_util.h"
@@ -19,17 +22,31 @@ struct OracleRun {
   std::string out;
 };
 
-OracleRun RunOracle(const std::string& arguments) {
+// Runs oracle.py with these arguments. Exit status 127: no Python.
+OracleRun RunOracle(std::vector<std::string> arguments) {
   const char* python = std::getenv("HEDDLE_ORACLE_PYTHON");
-  const std::string command = Str(python == nullptr ? "python3" : python, " '", SourceFolder(),
-                                  "/tests/data/tokenizer/oracle.py' ", arguments);
+  arguments.insert(arguments.begin(), {python == nullptr ? "python3" : python,
+                                       SourceFolder() + "/tests/data/tokenizer/oracle.py"});
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  const test::TempFolder folder;
+  const std::string out = folder / "out";
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT, 0600);
   OracleRun run;
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return run;
-  char buffer[1 << 16];
-  for (size_t got; (got = fread(buffer, 1, sizeof(buffer), pipe)) > 0;) run.out.append(buffer, got);
-  const int status = pclose(pipe);
+  pid_t child = 0;
+  const int error = posix_spawnp(&child, argv[0], &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  if (error != 0) {
+    run.exit_status = 127;
+    return run;
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
   run.exit_status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  run.out = test::ReadBytes(out);
   return run;
 }
 
@@ -38,7 +55,7 @@ class TokenizerInterop : public ::testing::TestWithParam<const char*> {};
 TEST_P(TokenizerInterop, GivesTheReferencesIdsOnRandomTexts) {
   const std::string path = Golden(GetParam());
   constexpr int kSeed = 1;
-  const OracleRun run = RunOracle(Str("cases '", path, "' ", kSeed, " 7000"));
+  const OracleRun run = RunOracle({"cases", path, Str(kSeed), "7000"});
   if (run.exit_status == 77 || run.exit_status == 127) {
     GTEST_SKIP() << "PyPI package tokenizers is not installed";
   }
@@ -66,7 +83,7 @@ TEST(BpeTrainerInterop, IsReadByTheReferenceWithEqualIds) {
   ASSERT_OK(trainer->Add(corpus));
   ASSERT_OK_AND_ASSIGN(const std::string json, trainer->Finish({}));
   test::WriteFile(folder / "trained.json", json);
-  const OracleRun run = RunOracle(Str("cases '", folder / "trained.json", "' 2 3000"));
+  const OracleRun run = RunOracle({"cases", folder / "trained.json", "2", "3000"});
   if (run.exit_status == 77 || run.exit_status == 127) {
     GTEST_SKIP() << "PyPI package tokenizers is not installed";
   }
@@ -77,8 +94,7 @@ TEST(BpeTrainerInterop, IsReadByTheReferenceWithEqualIds) {
     ExpectEqualToOracle(*tokenizer, encoder, one);
     if (HasFailure()) break;
   }
-  const OracleRun trained =
-      RunOracle(Str("train '", Golden("corpus.txt"), "' ", options.vocab_size));
+  const OracleRun trained = RunOracle({"train", Golden("corpus.txt"), Str(options.vocab_size)});
   ASSERT_EQ(trained.exit_status, 0);
   EXPECT_EQ(nlohmann::json::parse(trained.out)["model"]["vocab"],
             nlohmann::json::parse(json)["model"]["vocab"]);
