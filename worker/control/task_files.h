@@ -10,6 +10,9 @@
 
 namespace heddle::control {
 
+// Where a rank finds its control socket: HEDDLE_CONTROL=fd:3.
+inline constexpr int kControlFd = 3;
+
 struct RankLaunch {
   uint32_t rank = 0;
   std::vector<std::string> argv;  // argv[0] with a slash is a path, else searched in PATH of `env`

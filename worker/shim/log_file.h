@@ -1,0 +1,34 @@
+// Drains a rank's stdout and stderr into logs/rank-<r>.log. The pipe is always read, so a full disk
+// or a full quota never blocks a rank: bytes are dropped and counted (X8).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace heddle::shim {
+
+class LogFile {
+ public:
+  // Takes `pipe_fd` (non-blocking). `bytes_max` 0: no quota.
+  LogFile(const std::string& path, int pipe_fd, uint64_t bytes_max);
+  ~LogFile();
+  LogFile(const LogFile&) = delete;
+  LogFile& operator=(const LogFile&) = delete;
+
+  // -1 after the end of file.
+  int pipe_fd() const { return pipe_fd_; }
+  uint64_t dropped() const { return dropped_; }
+  // Reads what is there, at most 1 MiB.
+  void Drain();
+
+ private:
+  void Write(const char* data, uint64_t size);
+
+  int pipe_fd_;
+  int file_fd_;
+  uint64_t bytes_max_;
+  uint64_t written_ = 0;
+  uint64_t dropped_ = 0;
+};
+
+}  // namespace heddle::shim
