@@ -1,0 +1,97 @@
+// What a run's numbers depend on: not on kills, evaluation or where it is continued.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <iostream>
+
+#include "base/rng/rng.h"
+#include "base/status/status.h"
+#include "tests/worker/trainer/job.h"
+
+namespace heddle::trainer {
+namespace {
+
+TEST(Resume, EvaluationChangesNoStep) {
+  Job plain(SmallConfig(1, 8), 1);
+  RunToEnd(&plain);
+  Job evaluating(SmallConfig(1, 8), 1);
+  evaluating.config().mutable_data()->set_eval_path(DataFolder() + "/eval");
+  evaluating.config().mutable_training()->set_eval_interval(3);
+  RunToEnd(&evaluating);
+  ExpectSameBits(plain.series(), evaluating.series());
+}
+
+// T7 in small: kill -9 at random steps, resume, compare every bit with an undisturbed run.
+void KillAndResume(int ranks, int64_t steps, int kills) {
+  Job calm(SmallConfig(ranks, steps), ranks);
+  RunToEnd(&calm);
+  const uint64_t seed = static_cast<uint64_t>(getpid());
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  const Rng rng(seed, "kills");
+  Job killed(SmallConfig(ranks, steps), ranks);
+  uint64_t redone = 0;
+  for (uint64_t i = 0; i < static_cast<uint64_t>(kills); ++i) {
+    FakeAttempt attempt(killed.Next());
+    attempt.WaitForStep(killed.saved_step() + 2 + rng.At(2 * i) % 7);
+    attempt.Kill(static_cast<uint32_t>(rng.At(2 * i + 1) % static_cast<uint64_t>(ranks)), SIGKILL);
+    int by_signal = 0;
+    for (const FakeRankEnd& end : attempt.Wait(20)) {
+      by_signal += end.signal == SIGKILL ? 1 : 0;
+      EXPECT_TRUE(end.signal == SIGKILL || end.code == static_cast<int>(ExitCode::kPeerFailed))
+          << end.code;
+    }
+    EXPECT_EQ(by_signal, 1) << "a rank hung after its peer's death";
+    killed.Collect(&attempt);
+    redone += killed.series().rbegin()->first - killed.saved_step();
+  }
+  RunToEnd(&killed);
+  ExpectSameBits(calm.series(), killed.series());
+  EXPECT_EQ(killed.saved_step(), static_cast<uint64_t>(steps));
+  std::cout << "{\"ranks\":" << ranks << ",\"kills\":" << kills << ",\"steps_redone\":" << redone
+            << ",\"seed\":" << seed << "}\n";
+}
+
+TEST(Resume, OneRankGoesOnBitForBitAfterKill9) { KillAndResume(1, 40, 3); }
+TEST(Resume, TwoRanksGoOnBitForBitAfterKill9) { KillAndResume(2, 40, 3); }
+
+TEST(Resume, Bf16GoesOnBitForBit) {
+  Job calm(SmallConfig(1, 14), 1);
+  calm.config().mutable_training()->set_precision(heddle::v1::TrainingConfig::PRECISION_BF16);
+  RunToEnd(&calm);
+  Job killed(calm.config(), 1);
+  {
+    FakeAttempt attempt(killed.Next());
+    ASSERT_TRUE(attempt.WaitForStep(8));
+    attempt.Kill(0, SIGKILL);
+    attempt.Wait();
+    killed.Collect(&attempt);
+  }
+  RunToEnd(&killed);
+  ExpectSameBits(calm.series(), killed.series());
+}
+
+TEST(Resume, OtherWorldSizesReadTheSameDataAndReachTheSameLoss) {
+  Job one(SmallConfig(1, 20), 1);
+  RunToEnd(&one);
+  Job changing(SmallConfig(2, 20), 2);
+  changing.config().mutable_checkpoint()->set_save_interval(100);
+  {
+    FakeAttempt attempt(changing.Next());
+    ASSERT_TRUE(attempt.WaitForStep(6));
+    attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
+    attempt.Wait();
+    changing.Collect(&attempt);
+  }
+  ASSERT_LT(changing.saved_step(), 20u);
+  changing.set_ranks(3);
+  RunToEnd(&changing);
+  ASSERT_EQ(changing.series().size(), 20u);
+  for (const auto& [step, point] : changing.series()) {
+    EXPECT_EQ(point.batch_hash(), one.series().at(step).batch_hash()) << "step " << step;
+    EXPECT_NEAR(point.loss() / one.series().at(step).loss(), 1.0, 1e-3) << "step " << step;
+  }
+}
+
+}  // namespace
+}  // namespace heddle::trainer
