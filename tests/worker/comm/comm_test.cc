@@ -148,6 +148,15 @@ TEST(Communicator, RefusesHostNamesAndRanksOutsideTheWorld) {
   EXPECT_EQ(ConnectGloo(options).status().code(), StatusCode::kInvalidArgument);
 }
 
+TEST(Communicator, NcclWithoutPlugInOrDeviceIsAnErrorThatSaysSo) {
+  if (NcclUsable()) {
+    GTEST_SKIP() << "this machine has a device";
+  }
+  FakeRendezvous server;
+  const StatusCode code = ConnectNccl(OptionsOf(&server, 0, 1)).status().code();
+  EXPECT_TRUE(code == StatusCode::kUnimplemented || code == StatusCode::kFailedPrecondition);
+}
+
 TEST(Communicator, OtherPrefixesDoNotMeet) {
   FakeRendezvous server;
   GroupOptions options[2] = {OptionsOf(&server, 0, 2), OptionsOf(&server, 1, 2)};

@@ -77,7 +77,7 @@ Job::Job(RunConfig config, int ranks) : config_(std::move(config)), ranks_(ranks
 
 FakeAttemptOptions Job::Next() {
   FakeAttemptOptions options;
-  options.binary = Str(getenv("HEDDLE_BIN_DIR"), "/heddle-trainer");
+  options.binary = Str(getenv("HEDDLE_BIN"), "/heddle-trainer");
   options.folder = folder_.path();
   options.checkpoint_root = root();
   options.config = config_;
