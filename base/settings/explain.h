@@ -10,11 +10,11 @@
 namespace heddle::settings {
 
 struct KeyInfo {
-  std::string key;                   // canonical, "model.attention.swa.window"
-  std::string type;                  // "integer", "number", "true|false", "text", "a|b|c", "group", ..
-  std::string default_value;         // as a user would write it; empty: none
-  std::string range;                 // "1 .. 100", "> 0", empty
-  std::string unit;                  // "duration", "bytes", "time", "steps", "tokens", empty
+  std::string key;            // canonical, "model.attention.swa.window"
+  std::string type;           // "integer", "number", "true|false", "text", "a|b|c", "group", ..
+  std::string default_value;  // as a user would write it; empty: none
+  std::string range;          // "1 .. 100", "> 0", empty
+  std::string unit;           // "duration", "bytes", "time", "steps", "tokens", empty
   std::string doc;
   std::vector<std::string> aliases;  // whole keys
   std::vector<std::string> values;   // words of an enum

@@ -1,7 +1,7 @@
-// JSON of any message by reflection (formats.md F4): snake_case names, all integers as numbers except
-// `fence` and `batch_hash` (strings: they exceed 2^53), shortest round-trip floats, non-finite = null,
-// enums as text without their prefix, bytes as lower-case hex. protobuf's own printer makes every
-// 64-bit integer a string.
+// JSON of any message by reflection (formats.md F4): snake_case names, all integers as numbers
+// except `fence` and `batch_hash` (strings: they exceed 2^53), shortest round-trip floats,
+// non-finite = null, enums as text without their prefix, bytes as lower-case hex. protobuf's own
+// printer makes every 64-bit integer a string.
 #pragma once
 
 #include <set>

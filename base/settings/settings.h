@@ -1,6 +1,7 @@
-// The run configuration: YAML files and Hydra overrides -> heddle.v1.RunConfig, driven by the message
-// descriptors alone. Order: schema default < defaults list < file < overrides. Every problem of a
-// config is reported at once; nothing is ignored. Source: product.md section 5, formats.md section 8.
+// The run configuration: YAML files and Hydra overrides -> heddle.v1.RunConfig, driven by the
+// message descriptors alone. Order: schema default < defaults list < file < overrides. Every
+// problem of a config is reported at once; nothing is ignored. Source: product.md section 5,
+// formats.md section 8.
 //
 // Limits: a file has at most 1 MiB, depth 64, 100,000 nodes. Blocking file reads; no globals; every
 // function is thread-safe.
@@ -44,8 +45,8 @@ struct ResolvedConfig {
 std::vector<std::string> DefaultSearchPath();
 
 // Reads `path` and applies `overrides` in order. INVALID_ARGUMENT: the message lists every problem,
-// one a line, "FILE:LINE:COLUMN: KEY: PROBLEM (nearest name: X)" or "override 'TEXT': KEY: PROBLEM".
-// NOT_FOUND: no such file. A sweep is INVALID_ARGUMENT here.
+// one a line, "FILE:LINE:COLUMN: KEY: PROBLEM (nearest name: X)" or "override 'TEXT': KEY:
+// PROBLEM". NOT_FOUND: no such file. A sweep is INVALID_ARGUMENT here.
 StatusOr<ResolvedConfig> Load(const std::string& path, const std::vector<std::string>& overrides,
                               const LoadOptions& options);
 

@@ -1,0 +1,345 @@
+#include "base/settings/checks.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+#include <google/protobuf/unknown_field_set.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "base/settings/bind.h"
+#include "base/settings/json.h"
+#include "base/settings/schema.h"
+
+namespace heddle::settings {
+namespace {
+
+using google::protobuf::FieldDescriptor;
+using PbMessage = google::protobuf::Message;
+
+constexpr size_t kTextBytesMax = 4096;
+constexpr size_t kNameBytesMax = 128;
+
+bool IsNameChar(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+         c == '_' || c == '.';
+}
+
+// Bounds are whole numbers more often than not: 1000000000000, not 1e+12.
+std::string Bound(double value) {
+  return std::abs(value) < 1e15 && value == std::floor(value) ? Str(static_cast<int64_t>(value))
+                                                              : JsonNumber(value);
+}
+
+std::string RangeText(const v1::KeyOptions& options) {
+  if (options.has_min() && options.above_min()) {
+    return Str("must be > ", Bound(options.min()),
+               options.has_max() ? " and <= " + Bound(options.max()) : "");
+  }
+  return Str("must be between ", Bound(options.min()), " and ", Bound(options.max()));
+}
+
+void CheckNumber(double value, const std::string& text, const std::string& key,
+                 const v1::KeyOptions& options, Problems& problems) {
+  const bool low = options.has_min() &&
+                   (options.above_min() ? !(value > options.min()) : !(value >= options.min()));
+  const bool high = options.has_max() && !(value <= options.max());
+  if (low || high) {
+    problems.Add("", key, Str(RangeText(options), " (is ", text, ")"));
+  }
+}
+
+void CheckText(const std::string& text, const std::string& key, const v1::KeyOptions& options,
+               Problems& problems) {
+  if (text.find('\0') != std::string::npos || text.size() > kTextBytesMax) {
+    problems.Add("", key, Str("has a NUL byte or more than ", kTextBytesMax, " bytes"));
+  } else if (options.name_text() &&
+             (text.empty() || text.size() > kNameBytesMax || text[0] == '.' || text[0] == '-' ||
+              !std::all_of(text.begin(), text.end(), IsNameChar))) {
+    problems.Add("", key,
+                 Str("needs 1 to ", kNameBytesMax,
+                     " letters, digits, '-', '_', '.', not starting with '-' or '.' (is '",
+                     text.substr(0, 60), "')"));
+  }
+}
+
+double NumberOf(const PbMessage& message, const FieldDescriptor& field, int i) {
+  const google::protobuf::Reflection& r = *message.GetReflection();
+  const bool one = i < 0;
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32:
+      return one ? r.GetInt32(message, &field) : r.GetRepeatedInt32(message, &field, i);
+    case FieldDescriptor::CPPTYPE_INT64:
+      return static_cast<double>(one ? r.GetInt64(message, &field)
+                                     : r.GetRepeatedInt64(message, &field, i));
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      return one ? r.GetDouble(message, &field) : r.GetRepeatedDouble(message, &field, i);
+    default:
+      return 0;
+  }
+}
+
+void CheckMessage(const PbMessage& message, const std::string& prefix, Problems& problems);
+
+void CheckValue(const PbMessage& message, const FieldDescriptor& field, int i,
+                const std::string& key, Problems& problems) {
+  const v1::KeyOptions& options = OptionsOf(field);
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_MESSAGE:
+      CheckMessage(i < 0 ? message.GetReflection()->GetMessage(message, &field)
+                         : message.GetReflection()->GetRepeatedMessage(message, &field, i),
+                   key, problems);
+      return;
+    case FieldDescriptor::CPPTYPE_STRING:
+      CheckText(ScalarText(message, field, i), key, options, problems);
+      return;
+    case FieldDescriptor::CPPTYPE_INT32:
+    case FieldDescriptor::CPPTYPE_INT64:
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      CheckNumber(NumberOf(message, field, i), ScalarText(message, field, i), key, options,
+                  problems);
+      return;
+    default:
+      return;
+  }
+}
+
+void CheckMessage(const PbMessage& message, const std::string& prefix, Problems& problems) {
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  if (!reflection.GetUnknownFields(message).empty()) {
+    problems.Add("", prefix, "has fields that this version does not know; update it");
+  }
+  std::vector<const FieldDescriptor*> fields;
+  reflection.ListFields(message, &fields);
+  for (const FieldDescriptor* field : fields) {
+    const std::string key = prefix.empty() ? field->name() : prefix + "." + field->name();
+    if (!field->is_repeated()) {
+      CheckValue(message, *field, -1, key, problems);
+      continue;
+    }
+    for (int i = 0; i < reflection.FieldSize(message, field); ++i) {
+      CheckValue(message, *field, i, Str(key, "[", i, "]"), problems);
+    }
+  }
+}
+
+// ---- rules between fields
+// ---------------------------------------------------------------------------
+
+class FieldChecker {
+ public:
+  FieldChecker(const v1::RunConfig& config, Problems& problems)
+      : config_(config), problems_(problems) {}
+
+  void Run() {
+    if (config_.kind() == v1::RunConfig::KIND_COMMAND) {
+      Command();
+    } else {
+      Train();
+    }
+    const v1::Ranks& ranks = config_.parallel().ranks();
+    Refuse(ranks.min() > ranks.max(), "parallel.ranks.min",
+           Str("must be at most parallel.ranks.max (", ranks.min(), " > ", ranks.max(), ")"));
+    const v1::ParallelConfig& parallel = config_.parallel();
+    Refuse(parallel.backend() == v1::ParallelConfig::BACKEND_NCCL && parallel.gpus_per_rank() == 0,
+           "parallel.backend", "nccl needs parallel.gpus_per_rank of at least 1");
+    Schedule();
+  }
+
+ private:
+  void Refuse(bool wrong, const std::string& key, const std::string& text) {
+    if (wrong) {
+      problems_.Add("", key, text);
+    }
+  }
+
+  void Command() {
+    const v1::CommandConfig& command = config_.command();
+    Refuse(command.argv_size() == 0 || command.argv(0).empty(), "command.argv",
+           "a job of kind command needs a program");
+    for (const auto& [name, value] : command.env()) {
+      const bool good = !name.empty() && !(name[0] >= '0' && name[0] <= '9') &&
+                        std::all_of(name.begin(), name.end(),
+                                    [](char c) { return IsNameChar(c) && c != '-' && c != '.'; });
+      Refuse(!good, "command.env." + name.substr(0, 60), "is no name of an environment variable");
+      Refuse(name.rfind("HEDDLE_", 0) == 0, "command.env." + name.substr(0, 60),
+             "names that begin with HEDDLE_ are set by heddle itself");
+    }
+  }
+
+  void Train() {
+    Refuse(config_.has_command(), "command", "has no effect in a job of kind train");
+    const v1::DataConfig& data = config_.data();
+    const bool path = data.has_path() && !data.path().empty();
+    Refuse(!path && data.mixture_size() == 0, "data.path",
+           "a training job needs data.path or data.mixture (`heddle data prepare` makes one)");
+    Refuse(path && data.mixture_size() > 0, "data.mixture", "give data.path or data.mixture");
+    for (int i = 0; i < data.mixture_size(); ++i) {
+      Refuse(data.mixture(i).path().empty(), Str("data.mixture[", i, "].path"), "is needed");
+    }
+    Training();
+    Heads();
+    Nsa();
+    Indexers();
+    Moe();
+  }
+
+  void Training() {
+    const v1::TrainingConfig& training = config_.training();
+    Refuse(training.min_learning_rate() > training.learning_rate(), "training.min_learning_rate",
+           Str("must be at most training.learning_rate (", JsonNumber(training.min_learning_rate()),
+               " > ", JsonNumber(training.learning_rate()), ")"));
+    Refuse(training.eval_interval() > 0 && config_.data().eval_path().empty(),
+           "training.eval_interval", "needs data.eval_path");
+    const int64_t batch = training.global_batch_size();
+    const int64_t per_step =
+        int64_t{training.micro_batch_size()} * config_.parallel().ranks().max();
+    Refuse(batch != 0 && per_step > 0 && batch % per_step != 0, "training.global_batch_size",
+           Str("must be a multiple of micro_batch_size x ranks = ", per_step, " (is ", batch, ")"));
+    const int64_t product = per_step * training.gradient_accumulation_steps();
+    Refuse(batch != 0 && training.gradient_accumulation_steps() != 1 && batch != product,
+           "training.global_batch_size",
+           Str("does not fit gradient_accumulation_steps: micro_batch_size x "
+               "gradient_accumulation_steps x ranks = ",
+               product, " (is ", batch, ")"));
+    const int32_t expert = config_.parallel().expert();
+    Refuse(expert > 0 && config_.parallel().ranks().max() % expert != 0, "parallel.expert",
+           "must divide parallel.ranks");
+  }
+
+  bool Uses(v1::AttentionKind kind) const {
+    const v1::AttentionConfig& attention = config_.model().attention();
+    const auto& pattern = attention.pattern();
+    return pattern.empty() ? attention.kind() == kind
+                           : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+  }
+
+  void Heads() {
+    const v1::ModelConfig& model = config_.model();
+    const int32_t kv = model.n_kv_heads() > 0 ? model.n_kv_heads() : model.n_heads();
+    if (model.n_heads() < 1 || kv < 1) {
+      return;  // reported as a range
+    }
+    Refuse(model.n_heads() % kv != 0, "model.n_kv_heads",
+           Str("must divide model.n_heads (", model.n_heads(), " / ", kv, ")"));
+    Refuse(model.head_dim() == 0 && model.d_model() % model.n_heads() != 0, "model.head_dim",
+           Str("give it: model.n_heads (", model.n_heads(), ") does not divide model.d_model (",
+               model.d_model(), ")"));
+    const int32_t width =
+        model.head_dim() > 0 ? model.head_dim() : model.d_model() / model.n_heads();
+    Refuse(width % 2 != 0 && !Uses(v1::ATTENTION_KIND_MLA), "model.head_dim",
+           Str("the rotary width must be even (is ", width, ")"));
+    Refuse(model.attention().mla().qk_rope_head_dim() % 2 != 0,
+           "model.attention.mla.qk_rope_head_dim", "the rotary width must be even");
+    const v1::RopeScalingConfig& scaling = model.rope().scaling();
+    Refuse(scaling.low_freq_factor() >= scaling.high_freq_factor(),
+           "model.rope.scaling.low_freq_factor", "must be below high_freq_factor");
+    Refuse(scaling.type() == v1::RopeScalingConfig::TYPE_NONE && scaling.factor() != 1,
+           "model.rope.scaling.factor", "has no effect without model.rope.scaling.type");
+  }
+
+  void Nsa() {
+    const v1::NsaConfig& nsa = config_.model().attention().nsa();
+    const std::string at = "model.attention.nsa.";
+    if (nsa.kernel_stride() < 1) {
+      return;
+    }
+    Refuse(nsa.topk() < nsa.init_blocks() + nsa.local_blocks(), at + "topk",
+           "must be at least init_blocks + local_blocks");
+    Refuse(nsa.kernel_size() % nsa.kernel_stride() != 0, at + "kernel_stride",
+           "must divide kernel_size");
+    Refuse(nsa.block_size() % nsa.kernel_stride() != 0, at + "kernel_stride",
+           "must divide block_size");
+    Refuse(nsa.kernel_size() > nsa.block_size(), at + "kernel_size", "must be at most block_size");
+  }
+
+  void Indexers() {
+    const v1::AttentionConfig& attention = config_.model().attention();
+    const v1::GsaConfig& gsa = attention.gsa();
+    Refuse(gsa.k_min() > gsa.k_base(), "model.attention.gsa.k_min", "must be at most k_base");
+    Refuse(gsa.k_base() > gsa.k_max(), "model.attention.gsa.k_base", "must be at most k_max");
+    Refuse(attention.dsa().core() == v1::DsaConfig::CORE_MLA && !attention.has_mla(),
+           "model.attention.dsa.core", "mla needs the sizes of model.attention.mla");
+    Refuse(attention.has_logit_scale() &&
+               attention.logit_scale().min() > attention.logit_scale().max(),
+           "model.attention.logit_scale.min", "must be at most max");
+  }
+
+  void Moe() {
+    const v1::MoeConfig& moe = config_.model().moe();
+    if (moe.n_experts() == 0) {
+      return;
+    }
+    Refuse(moe.top_k() > moe.n_experts(), "model.moe.top_k",
+           Str("must be at most n_experts (", moe.top_k(), " > ", moe.n_experts(), ")"));
+    Refuse(moe.topk_groups() > moe.n_groups(), "model.moe.topk_groups", "must be at most n_groups");
+    Refuse(moe.n_groups() > 0 && moe.n_experts() % moe.n_groups() != 0, "model.moe.n_groups",
+           "must divide n_experts");
+    for (int i = 0; i < moe.layers_size(); ++i) {
+      Refuse(moe.layers(i) >= config_.model().n_layers(), Str("model.moe.layers[", i, "]"),
+             "must be below model.n_layers");
+    }
+  }
+
+  void Schedule() {
+    const v1::ScheduleConfig& schedule = config_.schedule();
+    for (int i = 0; i < schedule.after_size(); ++i) {
+      const std::string& after = schedule.after(i);
+      const size_t colon = after.find(':');
+      const std::string kind = colon == std::string::npos ? "ok" : after.substr(0, colon);
+      const std::string job = colon == std::string::npos ? after : after.substr(colon + 1);
+      Refuse((kind != "ok" && kind != "any" && kind != "failed") || job.empty(),
+             Str("schedule.after[", i, "]"), Str("needs [ok:|any:|failed:]JOB (is '", after, "')"));
+    }
+    const std::string& from = config_.checkpoint().resume_from();
+    Refuse(!from.empty() && from.find('@') == std::string::npos, "checkpoint.resume_from",
+           Str("needs JOB@STEP or JOB@latest (is '", from.substr(0, 60), "')"));
+  }
+
+  const v1::RunConfig& config_;
+  Problems& problems_;
+};
+
+}  // namespace
+
+void CheckRanges(const PbMessage& message, Problems& problems) {
+  CheckMessage(message, "", problems);
+}
+
+void CheckFields(const v1::RunConfig& config, Problems& problems) {
+  FieldChecker(config, problems).Run();
+}
+
+std::vector<std::string> Warnings(const v1::RunConfig& config) {
+  std::vector<std::string> out;
+  if (config.kind() == v1::RunConfig::KIND_COMMAND) {
+    return out;
+  }
+  const v1::TrainingConfig& training = config.training();
+  const v1::ModelConfig& model = config.model();
+  if (training.max_seq_len() > model.max_position_embeddings()) {
+    out.push_back(Str("training.max_seq_len (", training.max_seq_len(),
+                      ") is above model.max_position_embeddings (", model.max_position_embeddings(),
+                      ")"));
+  }
+  if (training.warmup_steps() > training.max_steps()) {
+    out.push_back(Str("training.warmup_steps (", training.warmup_steps(),
+                      ") is above training.max_steps (", training.max_steps(),
+                      "): the learning rate never reaches its peak"));
+  }
+  if (!config.data().eval_path().empty() && training.eval_interval() == 0) {
+    out.push_back("data.eval_path has no effect without training.eval_interval");
+  }
+  const v1::AttentionConfig& attention = model.attention();
+  const auto& pattern = attention.pattern();
+  const bool swa = pattern.empty() ? attention.kind() == v1::ATTENTION_KIND_SWA
+                                   : std::find(pattern.begin(), pattern.end(),
+                                               v1::ATTENTION_KIND_SWA) != pattern.end();
+  if (attention.has_swa() && !swa) {
+    out.push_back("model.attention.swa has no effect: no layer is of kind swa");
+  }
+  return out;
+}
+
+}  // namespace heddle::settings

@@ -1,0 +1,125 @@
+// The one table of options that are part of the schema but not of this version. Whoever implements
+// one deletes its row; nothing else refuses options for that reason.
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
+#include <algorithm>
+
+#include "base/settings/bind.h"
+#include "base/settings/checks.h"
+#include "base/settings/schema.h"
+
+namespace heddle::settings {
+namespace {
+
+struct Row {
+  const char* key;
+  // Words that work; for a list, of its elements. Empty: the key must stay unset.
+  std::vector<std::string> works;
+  const char* what;
+};
+
+const std::vector<Row>& Table() {
+  static const std::vector<Row> rows = {
+      {"model.attention.kind", {"dense", "swa"}, "nsa, dsa, gsa and mla attention"},
+      {"model.attention.pattern", {"dense", "swa"}, "nsa, dsa, gsa and mla attention"},
+      {"model.attention.nsa", {}, "native sparse attention"},
+      {"model.attention.dsa", {}, "the lightning indexer"},
+      {"model.attention.gsa", {}, "gated sparse attention"},
+      {"model.attention.mla", {}, "multi-head latent attention"},
+      {"model.attention.logit_scale", {}, "the query temperature"},
+      {"model.moe.n_experts", {"0"}, "mixture of experts"},
+      {"model.ffn", {"swiglu"}, "gelu and silu feed-forward layers"},
+      {"model.norm", {"rmsnorm"}, "layernorm and dyt"},
+      {"model.dropout", {"0"}, "dropout"},
+      {"training.optimizer", {"adamw"}, "Lion"},
+      {"training.precision", {"bf16", "fp32"}, "fp8 arithmetic"},
+      {"training.moments", {"fp32"}, "bf16 moments"},
+      {"training.gradient_checkpointing", {"none", "full"}, "selective recomputation"},
+      {"training.nan_policy", {"halt", "skip"}, "rolling back"},
+      {"training.accumulation", {"auto", "sync_last"}, "sync_each and layer_major accumulation"},
+      {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
+      {"memory.kv_cache.quantization", {"none"}, "a quantized cache"},
+      {"parallel.shard", {"none"}, "sharded training (ZeRO)"},
+      {"parallel.expert", {"1"}, "expert parallelism"},
+      {"parallel.backend", {"auto", "gloo", "nccl"}, "the MPI back end"},
+      {"parallel.reduce_dtype", {"fp32"}, "bf16 gradients on the wire"},
+      {"schedule.constraints", {}, "placement constraints"},
+      {"logging.tensorboard", {"false"}, "TensorBoard files"},
+      {"logging.wandb", {}, "W&B logging"},
+      {"logging.profiling.enabled", {"false"}, "profiling"},
+  };
+  return rows;
+}
+
+std::string Sentence(const Row& row) {
+  std::string words;
+  for (const std::string& word : row.works) {
+    words += (words.empty() ? "" : ", ") + word;
+  }
+  return Str("this version does not implement ", row.what,
+             words.empty() ? "; leave the key out" : " (works: ", words, words.empty() ? "" : ")");
+}
+
+bool Works(const Row& row, const std::string& text) {
+  return std::find(row.works.begin(), row.works.end(), text) != row.works.end();
+}
+
+// The first word of the field that does not work; empty if all do.
+std::string BadWord(const Row& row, const KeyRef& key, const google::protobuf::Message& config) {
+  const google::protobuf::Message* parent = FindParent(key, config);
+  if (parent == nullptr) {
+    return "";
+  }
+  const google::protobuf::FieldDescriptor& field = *key.leaf();
+  const google::protobuf::Reflection& reflection = *parent->GetReflection();
+  if (field.is_repeated()) {
+    for (int i = 0; i < reflection.FieldSize(*parent, &field); ++i) {
+      const std::string text = ScalarText(*parent, field, i);
+      if (!Works(row, text)) {
+        return text;
+      }
+    }
+    return "";
+  }
+  if (row.works.empty()) {
+    return reflection.HasField(*parent, &field) ? "set" : "";
+  }
+  const std::string text = ScalarText(*parent, field, -1);
+  return Works(row, text) ? "" : text;
+}
+
+}  // namespace
+
+void CheckTable(const v1::RunConfig& config, Problems& problems) {
+  const Schema schema(*v1::RunConfig::descriptor());
+  for (const Row& row : Table()) {
+    const StatusOr<KeyRef> key = schema.Find(row.key);
+    HEDDLE_CHECK(key.ok() && key->canonical == row.key, row.key);
+    const std::string bad = BadWord(row, *key, config);
+    if (!bad.empty()) {
+      problems.Add("", row.key, Str(bad, ": ", Sentence(row)));
+    }
+  }
+  const v1::Ranks& ranks = config.parallel().ranks();
+  if (ranks.min() != ranks.max()) {
+    problems.Add("", "parallel.ranks",
+                 Str(ranks.min(), " to ", ranks.max(),
+                     ": this version does not implement elastic jobs; give one number"));
+  }
+}
+
+std::string LimitationOf(const std::string& canonical) {
+  for (const Row& row : Table()) {
+    const std::string key = row.key;
+    const bool inside = canonical.compare(0, key.size() + 1, key + ".") == 0;
+    if (key == canonical || inside) {
+      return Sentence(row);
+    }
+  }
+  return canonical == "parallel.ranks"
+             ? "this version does not implement elastic jobs; give one number"
+             : "";
+}
+
+}  // namespace heddle::settings
