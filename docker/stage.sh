@@ -13,6 +13,8 @@ die() { printf 'stage: %s\n' "$*" >&2; exit 1; }
 
 if [ "${1:-}" = --cuda ]; then
   grep -qx cuda "$TORCH/stamp" || die "LibTorch's CUDA half is missing: ./dev setup --cuda"
+  [ -f build/bin/libheddle_cuda.so ] ||
+    die "the CUDA plug-in is missing: ./dev configure -DHEDDLE_WITH_CUDA=ON && ./dev build"
 fi
 for binary in "${BINARIES[@]}"; do
   [ -x "build/bin/$binary" ] || die "build/bin/$binary is missing: ./dev build"
@@ -37,6 +39,9 @@ for binary in "${BINARIES[@]}"; do
   cp "build/bin/$binary" "$OUT/bin/"
   strip --strip-unneeded "$OUT/bin/$binary"
 done
+if [ "${1:-}" = --cuda ]; then
+  cp build/bin/libheddle_cuda.so "$OUT/bin/"
+fi
 packages_of build/bin/heddle build/bin/heddle-coordinator > "$OUT/packages-coordinator"
 packages_of build/bin/heddle-worker build/bin/heddle-trainer build/bin/heddle-model > "$OUT/packages-worker"
 # The same layout as unpacked, because LibTorch finds its stubs relative to itself. No headers.
