@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# ./dev bench [NAME...]: runs the named benchmarks, or all. Results: bench/results/NAME.jsonl.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONDONTWRITEBYTECODE=1
+names=("$@")
+if [ ${#names[@]} -eq 0 ]; then names=(tokenizer spine); fi
+for name in "${names[@]}"; do
+  if [ ! -f "bench/$name.py" ]; then
+    echo "bench: no benchmark '$name'; there are: tokenizer spine" >&2
+    exit 2
+  fi
+done
+for name in "${names[@]}"; do
+  echo "== $name"
+  python3 "bench/$name.py"
+done
