@@ -5,12 +5,13 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -116,9 +117,15 @@ int Run(const std::string& target, int clients, int submits, const std::string& 
 }  // namespace heddle
 
 int main(int argc, char** argv) {
-  if (argc != 5) {
+  const auto number = [](const char* text) {
+    const std::string_view digits = text;
+    int value = 0;
+    std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    return value;
+  };
+  if (argc != 5 || number(argv[2]) < 1 || number(argv[3]) < 1) {
     std::fprintf(stderr, "usage: bench_submit_load ENDPOINT CLIENTS SUBMITS_PER_CLIENT PREFIX\n");
     return 2;
   }
-  return heddle::Run(argv[1], std::atoi(argv[2]), std::atoi(argv[3]), argv[4]);
+  return heddle::Run(argv[1], number(argv[2]), number(argv[3]), argv[4]);
 }

@@ -31,6 +31,7 @@ using heddle::trainer::RankControl;
 int Run() {
   const heddle::SystemClock clock;
   const int64_t started_at_ms = clock.NowWallMs();
+  HEDDLE_INFO("rank started", {"pid", getpid()});
   StatusOr<std::unique_ptr<RankControl>> control =
       heddle::trainer::ConnectToShim([](const Status& why) {
         // Without a shim nobody stops this rank any more: it must not go on.
