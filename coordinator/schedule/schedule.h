@@ -1,6 +1,6 @@
 // Gang placement as a pure function of a snapshot (control-plane P7, section 5): all ranks or none.
-// The state thread applies a decision only if the job's version and the nodes' revisions still are
-// those of the snapshot (S1), else drops it. Today: order by tier, priority, boost and submit; best
+// The state thread applies a decision only if the job has not changed and the nodes still have the
+// room (S1), else drops it. Today: order by tier, priority, boost and submit; best
 // fit; blocked gangs reserve the nodes they would use. Fair share, backfill by time, preemption and
 // topology widen this through the same interface.
 #pragma once
@@ -24,7 +24,6 @@ namespace heddle::schedule {
 // One node as the pass sees it: capacity and what is free, frozen.
 struct NodeView {
   std::string id;
-  uint64_t revision = 0;
   bool schedulable = false;        // CONNECTED, OPEN, OK
   const char* unschedulable = "";  // else why: SUSPECT, LOST, CORDONED, DRAINING, QUARANTINED ...
   double cpus = 0;

@@ -131,12 +131,14 @@ struct NodeAdministered {  // W3, A14
 // ---- scheduler ----
 struct PlacedTask {
   std::string worker;
-  uint64_t worker_revision = 0;  // State::NodeEntry::revision it was decided on (S1)
   uint32_t first_rank = 0;
   uint32_t ranks = 0;
   std::vector<int32_t> gpu_indices;
 };
-struct AttemptPlaced {  // J7. Dropped with ABORTED when a version moved.
+// J7. A decision on a snapshot: dropped with ABORTED if the job has changed or a node has no room
+// or takes no work any more (S1, checked on the records themselves, so that several gangs of one
+// pass may share a node).
+struct AttemptPlaced {
   JobId job;
   uint64_t job_version = 0;
   std::vector<PlacedTask> tasks;  // ranks 0..R-1 in order

@@ -44,11 +44,9 @@ struct Booking {
 Booking BookingOf(const heddle::v1::TaskRecord& task);
 bool IsFinal(heddle::v1::TaskState state);  // EXITED, GONE
 
-// One worker with what is booked on it. `revision` moves with every change of the worker's record
-// or of a booking: a placement is valid only for the revision it was decided on. Not stored.
+// One worker with what is booked on it.
 struct NodeEntry {
   WorkerPtr record;
-  uint64_t revision = 0;
   std::set<TaskKey> booked;  // tasks not EXITED or GONE
   double cpus_used = 0;
   uint64_t memory_used = 0;
@@ -170,7 +168,6 @@ class State {
   uint64_t next_seq_ = 1;
   int64_t newest_ms_ = 0;
   uint64_t schedule_revision_ = 0;
-  uint64_t node_revision_ = 0;
 };
 
 // The task may write and commit: its attempt is alive and holds its job's current fence (L4).

@@ -1,0 +1,110 @@
+#include <algorithm>
+
+#include "coordinator/schedule/schedule.h"
+#include "coordinator/state/names.h"
+
+namespace heddle::schedule {
+
+namespace v1 = heddle::v1;
+
+namespace {
+
+const char* WhyUnschedulable(const v1::WorkerRecord& worker, int64_t now_ms) {
+  switch (worker.state()) {
+    case v1::WORKER_STATE_SUSPECT:
+      return "SUSPECT";
+    case v1::WORKER_STATE_LOST:
+      return "LOST";
+    case v1::WORKER_STATE_LEFT:
+      return "LEFT";
+    default:
+      break;
+  }
+  switch (worker.admin()) {
+    case v1::WORKER_ADMIN_CORDONED:
+      return "CORDONED";
+    case v1::WORKER_ADMIN_DRAINING:
+      return "DRAINING";
+    case v1::WORKER_ADMIN_DRAINED:
+      return "DRAINED";
+    default:
+      break;
+  }
+  if (worker.health() != v1::WORKER_HEALTH_OK) {
+    return worker.health() == v1::WORKER_HEALTH_DEGRADED ? "DEGRADED" : "QUARANTINED";
+  }
+  return worker.probation_until_ms() > now_ms ? "PROBATION" : "UNVERIFIED";
+}
+
+void AddLabels(const v1::WorkerRecord& worker, std::map<std::string, std::string>& labels) {
+  for (const std::string& label : worker.capacity().labels()) {
+    const size_t equals = label.find('=');
+    if (equals != std::string::npos) {
+      labels[label.substr(0, equals)] = label.substr(equals + 1);
+    }
+  }
+  labels["host"] = worker.host();
+  labels["gpu.model"] = worker.capacity().gpu_model();
+  labels["cpu.isa"] = worker.capacity().cpu_isa();
+}
+
+void AddRunning(const state::State& state, const state::NodeEntry& entry, NodeView& view) {
+  for (const state::TaskKey& key : entry.booked) {
+    const JobId job{std::get<0>(key)};
+    const v1::AttemptRecord* attempt = state.attempt(job, std::get<1>(key));
+    const int64_t until = attempt == nullptr ? 0 : attempt->run_deadline_ms();
+    view.running.emplace_back(job, until);
+  }
+}
+
+NodeView ViewOf(const state::State& state, const state::NodeEntry& entry, int64_t now_ms) {
+  const v1::WorkerRecord& worker = *entry.record;
+  NodeView view;
+  view.id = worker.id();
+  view.schedulable = state::IsSchedulable(worker, now_ms);
+  view.unschedulable = view.schedulable ? "" : WhyUnschedulable(worker, now_ms);
+  view.cpus = worker.capacity().cpus();
+  view.memory = worker.capacity().memory_bytes();
+  view.cpus_free = std::max(0.0, view.cpus - entry.cpus_used);
+  view.memory_free = view.memory > entry.memory_used ? view.memory - entry.memory_used : 0;
+  for (int32_t gpu = 0; gpu < static_cast<int32_t>(worker.capacity().gpus()); ++gpu) {
+    view.gpus.push_back(gpu);
+    if (!entry.gpus_used.contains(gpu)) {
+      view.gpus_free.push_back(gpu);
+    }
+  }
+  AddLabels(worker, view.labels);
+  AddRunning(state, entry, view);
+  return view;
+}
+
+}  // namespace
+
+Snapshot MakeSnapshot(const state::State& state, state::Time now) {
+  Snapshot snapshot;
+  snapshot.now_ms = now.ms;
+  snapshot.revision = state.schedule_revision();
+  for (const auto& [id, entry] : state.nodes()) {
+    if (entry.record != nullptr && entry.record->state() != v1::WORKER_STATE_LEFT) {
+      snapshot.nodes.push_back(ViewOf(state, entry, now.ms));
+    }
+  }
+  for (const auto& [key, job] : state.queue()) {
+    snapshot.queue.push_back(job);
+  }
+  return snapshot;
+}
+
+Shape ShapeOf(const v1::RunConfig& config) {
+  Shape shape;
+  const v1::ParallelConfig& parallel = config.parallel();
+  shape.ranks = state::RanksOf(config);
+  shape.cpus = parallel.cpus_per_rank();
+  shape.memory = static_cast<uint64_t>(std::max<int64_t>(0, parallel.memory_per_rank()));
+  shape.gpus = static_cast<uint32_t>(std::max(0, parallel.gpus_per_rank()));
+  shape.constraints.assign(config.schedule().constraints().begin(),
+                           config.schedule().constraints().end());
+  return shape;
+}
+
+}  // namespace heddle::schedule
