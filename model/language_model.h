@@ -1,7 +1,6 @@
 // The decoder-only language model in segmented form (training-runtime.md 5.1): embedding, blocks
 // and head are called in an explicit loop, forward and backward, so that the caller can gather,
-// reduce and release the parameters of a unit around each call. No autograd graph, no hooks on
-// modules.
+// reduce and release a unit's parameters around each call. No autograd graph, no module hooks.
 //
 //   auto store = ParameterStore::Create(PlanModel(config.model()), Precision::kBf16);
 //   InitParameters(seed, store.get());

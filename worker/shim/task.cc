@@ -107,7 +107,7 @@ std::string Task::Prepare() {
   listen_fd_ = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
-  strcpy(address.sun_path, "shim.sock");
+  memcpy(address.sun_path, "shim.sock", sizeof("shim.sock"));
   const mode_t old_mask = umask(0177);
   const bool bound = listen_fd_ >= 0 &&
                      bind(listen_fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
