@@ -1,6 +1,9 @@
 #include "data/pack/prepare.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <map>
@@ -147,6 +150,39 @@ TEST(Prepare, GoesOnWhereItWasStopped) {
   EXPECT_GT(stops, 3);
   EXPECT_GT(reused, 0);
   EXPECT_EQ(Files(options.out), whole);
+}
+
+// kill -9 at random times; what survives must lead to the same files.
+TEST(Prepare, SurvivesBeingKilled) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 60, 20000);
+  PrepareOptions options = Options(root);
+  options.shard_tokens_max = 100000;
+  options.out = root / "whole";
+  ASSERT_OK_AND_ASSIGN(const PrepareReport undisturbed, Prepare(options));
+  const std::map<std::string, std::string> whole = Files(options.out);
+  options.out = root / "killed";
+  const uint64_t seed = 12;
+  RngCursor random(Rng(seed, "test.kill"));
+  const auto longest_us = static_cast<uint64_t>(undisturbed.seconds * 1e6);
+  int killed = 0;
+  for (int round = 0; round < 12; ++round) {
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) _exit(Prepare(options).ok() ? 0 : 1);
+    usleep(static_cast<useconds_t>(random.Below(longest_us + 1)));
+    kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    killed += WIFSIGNALED(status) ? 1 : 0;
+    ASSERT_TRUE(WIFSIGNALED(status) || WEXITSTATUS(status) == 0) << "round " << round;
+  }
+  EXPECT_GT(killed, 0) << "seed " << seed;
+  ASSERT_OK(Prepare(options));
+  // A file under a temporary name may be left; it never counts and the next writer replaces it.
+  std::map<std::string, std::string> files = Files(options.out);
+  std::erase_if(files, [](const auto& file) { return file.first.ends_with(".tmp"); });
+  EXPECT_EQ(files, whole);
 }
 
 TEST(Prepare, ReplacesAShardThatWasDamagedBetweenRuns) {
