@@ -22,7 +22,7 @@ class MemLog : public StateLog {
   MemLog(MemDisk* disk, bool auto_commit);
 
   Status Append(Batch batch, Done done) override;
-  Status AppendVolatile(Batch batch, Done done) override;
+  Status AppendVolatile(Batch batch, Done done = {}) override;
   Status Scan(Family family, const std::string& first, const std::string& last,
               const Visit& visit) const override;
   Status ScanBack(Family family, const std::string& first, const std::string& last, size_t limit,

@@ -51,7 +51,7 @@ class RocksLog : public StateLog {
   ~RocksLog() override;
 
   Status Append(Batch batch, Done done) override;
-  Status AppendVolatile(Batch batch, Done done) override;
+  Status AppendVolatile(Batch batch, Done done = {}) override;
   Status Scan(Family family, const std::string& first, const std::string& last,
               const Visit& visit) const override;
   Status ScanBack(Family family, const std::string& first, const std::string& last, size_t limit,

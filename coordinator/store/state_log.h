@@ -90,7 +90,7 @@ class StateLog {
   // Queues a batch that must survive kill -9 but not a power cut (families `series`, `rdzv`).
   // Written in order with the others, without its own sync; `done` (may be empty) runs once it is
   // written. Refused like Append.
-  virtual Status AppendVolatile(Batch batch, Done done) = 0;
+  virtual Status AppendVolatile(Batch batch, Done done = {}) = 0;
 
   // Durable records of `family` with first <= key (< last if last is not empty), ascending.
   // Thread-safe; sees no synced batch before it is durable. DATA_LOSS for damaged blocks.
