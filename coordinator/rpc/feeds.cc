@@ -1,0 +1,373 @@
+#include "coordinator/rpc/feeds.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "base/net/grpc_channel.h"
+#include "coordinator/rpc/core.h"
+#include "coordinator/rpc/log_files.h"
+#include "coordinator/rpc/stream_writer.h"
+#include "coordinator/rpc/views.h"
+
+namespace heddle::rpc {
+namespace {
+
+constexpr size_t kPiece = 512;
+// Frames a live reader may lag behind before it is told to start over (O2).
+constexpr size_t kQueueMax = 1024;
+constexpr size_t kLogPieceBytes = 64 * 1024;
+
+bool JobDone(Core& core, JobId job) {
+  const v1::JobRecord* record = core.state().job(job);
+  return record == nullptr || record->state() == v1::JOB_STATE_DONE;
+}
+
+// ---- events ----
+
+class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
+ public:
+  using Writer = StreamWriter<v1::WatchFrame>;
+  WatchFeed(Core* core, std::shared_ptr<Writer> writer, const v1::WatchRequest& request)
+      : core_(core), writer_(std::move(writer)), request_(request) {}
+
+  // State thread.
+  void Start() {
+    if (!request_.job().empty()) {
+      const StatusOr<JobId> job = FindJob(core_->state(), request_.job());
+      if (!job.ok()) {
+        writer_->Close(net::ToGrpc(job.status()));
+        return;
+      }
+      job_ = job->value;
+    }
+    next_ = request_.from_seq() > 0 ? request_.from_seq() : core_->newest_durable_seq() + 1;
+    writer_->on_drained = [feed = weak_from_this(), core = core_] {
+      core->Post([feed] {
+        if (const std::shared_ptr<WatchFeed> self = feed.lock(); self != nullptr && !self->live_) {
+          self->Pump(self);
+        }
+      });
+    };
+    self_ = shared_from_this();
+    Pump(self_);
+  }
+
+ private:
+  void Pump(const std::shared_ptr<WatchFeed>& self) {
+    const StatusOr<std::vector<v1::EventRecord>> events =
+        core_->ReadEvents(next_, job_, kPiece);
+    if (!events.ok()) {
+      End(net::ToGrpc(events.status()));
+      return;
+    }
+    for (const v1::EventRecord& event : *events) {
+      if (!Send(event)) {
+        self_.reset();
+        return;
+      }
+    }
+    if (events->size() == kPiece) {
+      return;  // on_drained goes on
+    }
+    if (request_.no_follow()) {
+      End(grpc::Status::OK);
+      return;
+    }
+    live_ = true;
+    v1::WatchFrame beat;
+    beat.set_kind(v1::WatchFrame::KIND_HEARTBEAT);
+    beat.set_seq(next_ - 1);
+    writer_->Push(std::move(beat));
+    core_->SubscribeEvents([self](const v1::EventRecord& event) { return self->OnEvent(event); });
+    self_.reset();
+  }
+
+  bool OnEvent(const v1::EventRecord& event) {
+    if (event.seq() < next_ || (job_ != 0 && event.job() != job_)) {
+      return writer_->open();
+    }
+    if (writer_->queued() >= kQueueMax) {
+      v1::WatchFrame resync;
+      resync.set_kind(v1::WatchFrame::KIND_RESYNC);
+      resync.set_seq(event.seq());
+      writer_->Push(std::move(resync));
+      writer_->Close(grpc::Status::OK);
+      return false;
+    }
+    return Send(event);
+  }
+
+  bool Send(const v1::EventRecord& event) {
+    next_ = event.seq() + 1;
+    v1::WatchFrame frame;
+    frame.set_kind(v1::WatchFrame::KIND_EVENT);
+    frame.set_seq(event.seq());
+    *frame.mutable_event() = EventView(event);
+    if (const v1::JobRecord* job = core_->state().job(JobId{event.job()}); job != nullptr) {
+      *frame.mutable_job() = JobView(*core_, *job);
+    }
+    return writer_->Push(std::move(frame));
+  }
+
+  void End(const grpc::Status& status) {
+    writer_->Close(status);
+    self_.reset();
+  }
+
+  Core* const core_;
+  const std::shared_ptr<Writer> writer_;
+  const v1::WatchRequest request_;
+  uint64_t job_ = 0;
+  uint64_t next_ = 1;
+  bool live_ = false;
+  std::shared_ptr<WatchFeed> self_;  // while history is read
+};
+
+// ---- metric points ----
+
+class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
+ public:
+  using Writer = StreamWriter<v1::MetricPoint>;
+  MetricFeed(Core* core, std::shared_ptr<Writer> writer, const v1::MetricsRequest& request)
+      : core_(core), writer_(std::move(writer)), request_(request) {}
+
+  void Start() {
+    const StatusOr<JobId> job = FindJob(core_->state(), request_.job());
+    if (!job.ok()) {
+      writer_->Close(net::ToGrpc(job.status()));
+      return;
+    }
+    job_ = *job;
+    writer_->on_drained = [feed = weak_from_this(), core = core_] {
+      core->Post([feed] {
+        if (const std::shared_ptr<MetricFeed> self = feed.lock(); self != nullptr && !self->live_) {
+          self->Pump(self);
+        }
+      });
+    };
+    self_ = shared_from_this();
+    Pump(self_);
+  }
+
+ private:
+  void Pump(const std::shared_ptr<MetricFeed>& self) {
+    const StatusOr<std::vector<v1::MetricPoint>> points =
+        core_->ReadPoints(job_.value, last_, kPiece);
+    if (!points.ok()) {
+      End(net::ToGrpc(points.status()));
+      return;
+    }
+    size_t sent = 0;
+    for (const v1::MetricPoint& point : *points) {
+      last_ = {point.attempt(), point.step()};
+      if (point.step() >= request_.from_step()) {
+        ++sent;
+        if (!writer_->Push(point)) {
+          self_.reset();
+          return;
+        }
+      }
+    }
+    if (points->size() == kPiece) {
+      if (sent == 0) {
+        core_->Post([self] { self->Pump(self); });
+      }
+      return;
+    }
+    if (!request_.follow() || JobDone(*core_, job_)) {
+      End(grpc::Status::OK);
+      return;
+    }
+    live_ = true;
+    core_->SubscribePoints([self](uint64_t job, const v1::MetricPoint& point) {
+      return self->OnPoint(job, point);
+    });
+    core_->SubscribeEvents([self](const v1::EventRecord& event) {
+      if (event.job() == self->job_.value && JobDone(*self->core_, self->job_)) {
+        self->writer_->Close(grpc::Status::OK);
+      }
+      return self->writer_->open();
+    });
+    self_.reset();
+  }
+
+  bool OnPoint(uint64_t job, const v1::MetricPoint& point) {
+    if (job != job_.value || std::pair(point.attempt(), point.step()) <= last_ ||
+        point.step() < request_.from_step()) {
+      return writer_->open();
+    }
+    if (writer_->queued() >= kQueueMax) {
+      writer_->Close(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the reader is too slow"));
+      return false;
+    }
+    last_ = {point.attempt(), point.step()};
+    return writer_->Push(point);
+  }
+
+  void End(const grpc::Status& status) {
+    writer_->Close(status);
+    self_.reset();
+  }
+
+  Core* const core_;
+  const std::shared_ptr<Writer> writer_;
+  const v1::MetricsRequest request_;
+  JobId job_;
+  std::pair<uint32_t, uint64_t> last_ = {0, 0};
+  bool live_ = false;
+  std::shared_ptr<MetricFeed> self_;
+};
+
+// ---- logs ----
+
+// Reads files on the file pool; while following it looks again every 200 ms, which ends with the job
+// and one more look at everything.
+class LogFeed : public std::enable_shared_from_this<LogFeed> {
+ public:
+  using Writer = StreamWriter<v1::LogLine>;
+  LogFeed(Core* core, LogFiles* logs, std::shared_ptr<Writer> writer,
+          const v1::LogsRequest& request)
+      : core_(core), logs_(logs), writer_(std::move(writer)), request_(request) {}
+
+  void Start() {
+    const StatusOr<JobId> job = FindJob(core_->state(), request_.job());
+    if (!job.ok()) {
+      writer_->Close(net::ToGrpc(job.status()));
+      return;
+    }
+    job_ = *job;
+    Look();
+  }
+
+ private:
+  // State thread: one look on the file pool.
+  void Look() {
+    const bool last = !request_.follow() || JobDone(*core_, job_);
+    core_->PostFileWork([self = shared_from_this(), last] {
+      const bool sent = self->SendNew();
+      if (!self->writer_->open()) {
+        return;
+      }
+      if (last && (!self->request_.follow() || !sent)) {
+        self->writer_->Close(grpc::Status::OK);
+        return;
+      }
+      self->core_->PostAfter(kLookMs, [self] { self->Look(); });
+    });
+  }
+
+  // Whole lines that are new; true if there were any.
+  bool SendNew() {
+    std::vector<LogFile> files = logs_->List(job_);
+    uint32_t attempt = request_.attempt();
+    if (attempt == 0 && !request_.follow()) {
+      for (const LogFile& file : files) {
+        attempt = std::max(attempt, file.attempt);
+      }
+    }
+    bool any = false;
+    for (const LogFile& file : files) {
+      if ((attempt != 0 && file.attempt != attempt) ||
+          (request_.has_rank() && file.rank != static_cast<uint32_t>(request_.rank()))) {
+        continue;
+      }
+      any = SendFile(file) || any;
+    }
+    return any;
+  }
+
+  bool SendFile(const LogFile& file) {
+    const auto [place, first] = offsets_.try_emplace({file.attempt, file.rank}, 0);
+    if (first && request_.has_tail()) {
+      place->second = TailOffset(file);
+    }
+    bool any = false;
+    while (place->second < file.bytes) {
+      const StatusOr<std::string> piece =
+          LogFiles::Read(file.path, place->second, kLogPieceBytes);
+      if (!piece.ok() || piece->empty()) {
+        return any;
+      }
+      size_t used = 0;
+      for (size_t end = piece->find('\n'); end != std::string::npos;
+           end = piece->find('\n', used)) {
+        SendLine(file, place->second + used, piece->substr(used, end + 1 - used));
+        used = end + 1;
+      }
+      const bool whole_rest = used == 0 && (piece->size() == kLogPieceBytes || !request_.follow());
+      if (whole_rest || (!request_.follow() && place->second + piece->size() >= file.bytes &&
+                         used < piece->size())) {
+        SendLine(file, place->second + used, piece->substr(used));
+        used = piece->size();
+      }
+      if (used == 0) {
+        return any;  // an unfinished line
+      }
+      place->second += used;
+      any = true;
+    }
+    return any;
+  }
+
+  uint64_t TailOffset(const LogFile& file) const {
+    const uint64_t from = file.bytes > kLogPieceBytes * 16 ? file.bytes - kLogPieceBytes * 16 : 0;
+    const StatusOr<std::string> text = LogFiles::Read(file.path, from, file.bytes - from);
+    if (!text.ok()) {
+      return 0;
+    }
+    int64_t lines = request_.tail();
+    size_t at = text->size();
+    if (at > 0 && (*text)[at - 1] == '\n') {
+      --at;
+    }
+    while (at > 0 && lines > 0) {
+      --at;
+      if ((*text)[at] == '\n' && --lines == 0) {
+        return from + at + 1;
+      }
+    }
+    return lines == 0 && at > 0 ? file.bytes : from;
+  }
+
+  void SendLine(const LogFile& file, uint64_t offset, std::string data) {
+    v1::LogLine line;
+    line.set_attempt(file.attempt);
+    line.set_rank(file.rank);
+    line.set_offset(offset);
+    line.set_data(std::move(data));
+    writer_->Push(std::move(line));
+  }
+
+  static constexpr int64_t kLookMs = 200;
+  Core* const core_;
+  LogFiles* const logs_;
+  const std::shared_ptr<Writer> writer_;
+  const v1::LogsRequest request_;
+  JobId job_;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> offsets_;  // file pool only, one look at a time
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::WatchFrame>* StartWatch(Core* core, const v1::WatchRequest& request) {
+  const auto writer = StreamWriter<v1::WatchFrame>::Make();
+  core->Post([feed = std::make_shared<WatchFeed>(core, writer, request)] { feed->Start(); });
+  return writer.get();
+}
+
+grpc::ServerWriteReactor<v1::MetricPoint>* StartMetrics(Core* core,
+                                                        const v1::MetricsRequest& request) {
+  const auto writer = StreamWriter<v1::MetricPoint>::Make();
+  core->Post([feed = std::make_shared<MetricFeed>(core, writer, request)] { feed->Start(); });
+  return writer.get();
+}
+
+grpc::ServerWriteReactor<v1::LogLine>* StartLogs(Core* core, LogFiles* logs,
+                                                 const v1::LogsRequest& request) {
+  const auto writer = StreamWriter<v1::LogLine>::Make();
+  core->Post([feed = std::make_shared<LogFeed>(core, logs, writer, request)] { feed->Start(); });
+  return writer.get();
+}
+
+}  // namespace heddle::rpc

@@ -1,0 +1,139 @@
+#include "coordinator/rpc/log_files.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace heddle::rpc {
+namespace {
+
+struct Fd {
+  ~Fd() {
+    if (value >= 0) {
+      close(value);
+    }
+  }
+  int value = -1;
+};
+
+Status MakeFolder(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
+    return FromErrno("cannot make", path);
+  }
+  return OkStatus();
+}
+
+// Names of `folder` that are PREFIX<number>SUFFIX, with their numbers.
+std::vector<std::pair<uint32_t, std::string>> Numbered(const std::string& folder,
+                                                       const std::string& prefix,
+                                                       const std::string& suffix) {
+  std::vector<std::pair<uint32_t, std::string>> found;
+  DIR* dir = opendir(folder.c_str());
+  for (dirent* entry = dir == nullptr ? nullptr : readdir(dir); entry != nullptr;
+       entry = readdir(dir)) {
+    const std::string name = entry->d_name;
+    if (name.size() <= prefix.size() + suffix.size() || name.rfind(prefix, 0) != 0 ||
+        !name.ends_with(suffix)) {
+      continue;
+    }
+    uint32_t number = 0;
+    const char* const end = name.data() + name.size() - suffix.size();
+    const auto [stop, error] = std::from_chars(name.data() + prefix.size(), end, number);
+    if (error == std::errc() && stop == end) {
+      found.emplace_back(number, name);
+    }
+  }
+  if (dir != nullptr) {
+    closedir(dir);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+}  // namespace
+
+LogFiles::LogFiles(std::string root, uint64_t job_bytes_max)
+    : root_(std::move(root)), job_bytes_max_(job_bytes_max) {}
+
+std::string LogFiles::JobFolder(JobId job) const { return Str(root_, "/", ToText(job)); }
+
+StatusOr<uint64_t> LogFiles::Append(const v1::LogChunk& chunk) {
+  const JobId job{chunk.job()};
+  const std::string folder = Str(JobFolder(job), "/", chunk.attempt());
+  const std::string path = Str(folder, "/rank-", chunk.rank(), ".log");
+  const std::lock_guard<std::mutex> lock(mutex_);
+  RETURN_IF_ERROR(MakeFolder(root_));
+  RETURN_IF_ERROR(MakeFolder(JobFolder(job)));
+  RETURN_IF_ERROR(MakeFolder(folder));
+  Fd file{open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640)};
+  struct stat info = {};
+  if (file.value < 0 || fstat(file.value, &info) != 0) {
+    return FromErrno("cannot open", path);
+  }
+  if (!job_bytes_.contains(job.value)) {
+    uint64_t total = 0;
+    for (const LogFile& known : List(job)) {
+      total += known.bytes;
+    }
+    job_bytes_[job.value] = total;
+  }
+  uint64_t end = static_cast<uint64_t>(info.st_size);
+  if (const auto capped = virtual_end_.find(path); capped != virtual_end_.end()) {
+    end = std::max(end, capped->second);
+  }
+  const uint64_t chunk_end = chunk.offset() + chunk.data().size();
+  if (chunk.offset() > end || chunk_end <= end) {
+    return end;
+  }
+  const uint64_t skip = end - chunk.offset();
+  const uint64_t fresh = chunk.data().size() - skip;
+  if (job_bytes_[job.value] + fresh > job_bytes_max_) {
+    virtual_end_[path] = chunk_end;
+    return chunk_end;
+  }
+  const ssize_t written = pwrite(file.value, chunk.data().data() + skip, fresh,
+                                 static_cast<off_t>(end));
+  if (written < 0) {
+    return FromErrno("cannot write", path);
+  }
+  job_bytes_[job.value] += static_cast<uint64_t>(written);
+  return end + static_cast<uint64_t>(written);
+}
+
+std::vector<LogFile> LogFiles::List(JobId job) const {
+  std::vector<LogFile> files;
+  for (const auto& [attempt, folder] : Numbered(JobFolder(job), "", "")) {
+    for (const auto& [rank, name] : Numbered(Str(JobFolder(job), "/", folder), "rank-", ".log")) {
+      LogFile file{.attempt = attempt,
+                   .rank = rank,
+                   .path = Str(JobFolder(job), "/", folder, "/", name),
+                   .bytes = 0};
+      struct stat info = {};
+      if (stat(file.path.c_str(), &info) == 0) {
+        file.bytes = static_cast<uint64_t>(info.st_size);
+      }
+      files.push_back(std::move(file));
+    }
+  }
+  return files;
+}
+
+StatusOr<std::string> LogFiles::Read(const std::string& path, uint64_t offset, size_t limit) {
+  Fd file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (file.value < 0) {
+    return FromErrno("cannot open", path);
+  }
+  std::string data(limit, '\0');
+  const ssize_t got = pread(file.value, data.data(), limit, static_cast<off_t>(offset));
+  if (got < 0) {
+    return FromErrno("cannot read", path);
+  }
+  data.resize(static_cast<size_t>(got));
+  return data;
+}
+
+}  // namespace heddle::rpc

@@ -1,0 +1,236 @@
+#include "coordinator/runtime/rendezvous.h"
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+
+#include "base/log/log.h"
+
+namespace heddle::runtime {
+namespace {
+
+using store::Family;
+
+std::string StoredKey(uint64_t fence, const std::string& key) {
+  std::string stored;
+  store::AppendBigEndian64(&stored, fence);
+  return stored + key;
+}
+
+v1::RendezvousReply Refuse(uint64_t n, const Status& status) {
+  v1::RendezvousReply reply;
+  reply.set_n(n);
+  reply.set_code(static_cast<int32_t>(status.code()));
+  reply.set_message(Message(status));
+  return reply;
+}
+
+int64_t Number(const std::string& text) {
+  int64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
+
+}  // namespace
+
+void Rendezvous::Load(store::StateLog* log, const std::function<bool(Fence)>& alive) {
+  log_ = log;
+  spaces_.clear();
+  std::vector<uint64_t> dead;
+  const Status scanned =
+      log->Scan(Family::kRendezvous, "", "", [&](const std::string& key, const std::string& value) {
+        const uint64_t fence = store::ReadBigEndian64(key);
+        if (!alive(Fence{fence})) {
+          if (dead.empty() || dead.back() != fence) {
+            dead.push_back(fence);
+          }
+          return true;
+        }
+        Space& space = spaces_[fence];
+        space.bytes += key.size() + value.size();
+        space.values[key.substr(8)] = value;
+        return true;
+      });
+  if (!scanned.ok()) {
+    HEDDLE_WARN("rendezvous keys were not read", {"error", scanned});
+  }
+  for (const uint64_t fence : dead) {
+    Drop(Fence{fence});
+  }
+}
+
+bool Rendezvous::Ready(const Space& space, const v1::RendezvousRequest& request) const {
+  if (request.verb() != v1::RENDEZVOUS_VERB_GET && request.verb() != v1::RENDEZVOUS_VERB_WAIT) {
+    return true;
+  }
+  return std::all_of(request.keys().begin(), request.keys().end(),
+                     [&](const std::string& key) { return space.values.contains(key); });
+}
+
+void Rendezvous::Set(Fence fence, Space& space, const std::string& key, const std::string& value) {
+  std::string& slot = space.values[key];
+  space.bytes += key.size() + value.size() - slot.size();
+  slot = value;
+  store::Batch batch;
+  batch.Put(Family::kRendezvous, StoredKey(fence.value, key), value);
+  if (const Status kept = log_->AppendVolatile(std::move(batch)); !kept.ok()) {
+    HEDDLE_WARN("rendezvous key is kept in memory only", {"fence", fence}, {"error", kept});
+  }
+}
+
+v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
+                                       const v1::RendezvousRequest& request) {
+  v1::RendezvousReply reply;
+  reply.set_n(request.n());
+  reply.set_code(0);
+  const auto key = [&](int i) -> const std::string& { return request.keys(i); };
+  switch (request.verb()) {
+    case v1::RENDEZVOUS_VERB_SET:
+      for (int i = 0; i < std::min(request.keys_size(), request.values_size()); ++i) {
+        Set(fence, space, key(i), request.values(i));
+      }
+      break;
+    case v1::RENDEZVOUS_VERB_GET:
+      for (const std::string& wanted : request.keys()) {
+        reply.add_values(space.values.at(wanted));
+      }
+      break;
+    case v1::RENDEZVOUS_VERB_WAIT:
+      break;
+    case v1::RENDEZVOUS_VERB_ADD: {
+      const auto found = space.values.find(key(0));
+      const int64_t sum =
+          (found == space.values.end() ? 0 : Number(found->second)) + request.amount();
+      Set(fence, space, key(0), Str(sum));
+      reply.set_number(sum);
+      break;
+    }
+    case v1::RENDEZVOUS_VERB_COMPARE_SET: {
+      // values: expected, desired. Absent key: set if `expected` is empty (c10d's rule).
+      const auto found = space.values.find(key(0));
+      const bool absent = found == space.values.end();
+      if (absent ? request.values(0).empty() : found->second == request.values(0)) {
+        Set(fence, space, key(0), request.values(1));
+      }
+      const auto now = space.values.find(key(0));
+      reply.add_values(now == space.values.end() ? request.values(0) : now->second);
+      break;
+    }
+    case v1::RENDEZVOUS_VERB_CHECK:
+      reply.set_number(std::all_of(request.keys().begin(), request.keys().end(),
+                                   [&](const std::string& k) { return space.values.contains(k); }));
+      break;
+    case v1::RENDEZVOUS_VERB_DELETE: {
+      reply.set_number(static_cast<int64_t>(space.values.erase(key(0))));
+      store::Batch batch;
+      batch.Delete(Family::kRendezvous, StoredKey(fence.value, key(0)));
+      (void)log_->AppendVolatile(std::move(batch));  // in memory it is gone in any case
+      break;
+    }
+    case v1::RENDEZVOUS_VERB_APPEND: {
+      const auto found = space.values.find(key(0));
+      Set(fence, space, key(0),
+          (found == space.values.end() ? "" : found->second) + request.values(0));
+      break;
+    }
+    case v1::RENDEZVOUS_VERB_COUNT:
+      reply.set_number(static_cast<int64_t>(space.values.size()));
+      break;
+  }
+  return reply;
+}
+
+void Rendezvous::Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest& request,
+                        int64_t now_ms, Reply reply) {
+  Space& space = spaces_[fence.value];
+  if (const auto before = space.answered.find(rank);
+      before != space.answered.end() && before->second.n() == request.n()) {
+    reply(before->second);
+    return;
+  }
+  const bool one_key = request.verb() != v1::RENDEZVOUS_VERB_COUNT && request.keys_size() == 0;
+  const int values_min = request.verb() == v1::RENDEZVOUS_VERB_COMPARE_SET ? 2
+                         : request.verb() == v1::RENDEZVOUS_VERB_APPEND    ? 1
+                                                                           : 0;
+  if (one_key || request.values_size() < values_min) {
+    reply(Refuse(request.n(), InvalidArgument("rendezvous request without key or value")));
+    return;
+  }
+  const size_t bytes = request.ByteSizeLong();
+  if (bytes > kValueBytesMax || space.bytes + bytes > kAttemptBytesMax) {
+    reply(Refuse(request.n(), ResourceExhausted("rendezvous store: too much data")));
+    return;
+  }
+  if (!Ready(space, request)) {
+    std::erase_if(space.waiters, [&](const Waiter& waiter) {  // a repeat replaces its former self
+      return waiter.rank == rank && waiter.request.n() == request.n();
+    });
+    space.waiters.push_back({.rank = rank,
+                             .request = request,
+                             .deadline_ms = now_ms + std::max<int64_t>(request.timeout_ms(), 1),
+                             .reply = std::move(reply)});
+    return;
+  }
+  const v1::RendezvousReply answer = Answer(fence, space, request);
+  space.answered[rank] = answer;
+  reply(answer);
+  Wake(fence, space);
+}
+
+void Rendezvous::Wake(Fence fence, Space& space) {
+  std::vector<Waiter> ready;
+  std::erase_if(space.waiters, [&](Waiter& waiter) {
+    if (!Ready(space, waiter.request)) {
+      return false;
+    }
+    ready.push_back(std::move(waiter));
+    return true;
+  });
+  for (const Waiter& waiter : ready) {
+    const v1::RendezvousReply answer = Answer(fence, space, waiter.request);
+    space.answered[waiter.rank] = answer;
+    waiter.reply(answer);
+  }
+}
+
+void Rendezvous::Drop(Fence fence) {
+  if (const auto space = spaces_.find(fence.value); space != spaces_.end()) {
+    for (const Waiter& waiter : space->second.waiters) {
+      waiter.reply(Refuse(waiter.request.n(), Aborted("the attempt has ended")));
+    }
+    spaces_.erase(space);
+  }
+  store::Batch batch;
+  batch.DeletePrefix(Family::kRendezvous, StoredKey(fence.value, ""));
+  (void)log_->AppendVolatile(std::move(batch));  // Load drops what is left of a dead fence
+}
+
+void Rendezvous::Expire(int64_t now_ms) {
+  for (auto& [fence, space] : spaces_) {
+    std::vector<Waiter> late;
+    std::erase_if(space.waiters, [&](Waiter& waiter) {
+      if (waiter.deadline_ms > now_ms) {
+        return false;
+      }
+      late.push_back(std::move(waiter));
+      return true;
+    });
+    for (const Waiter& waiter : late) {
+      waiter.reply(Refuse(waiter.request.n(),
+                          DeadlineExceeded(Str("rendezvous key ", waiter.request.keys(0),
+                                               " was not set in time"))));
+    }
+  }
+}
+
+int64_t Rendezvous::NextMs() const {
+  int64_t next = std::numeric_limits<int64_t>::max();
+  for (const auto& [fence, space] : spaces_) {
+    for (const Waiter& waiter : space.waiters) {
+      next = std::min(next, waiter.deadline_ms);
+    }
+  }
+  return next;
+}
+
+}  // namespace heddle::runtime
