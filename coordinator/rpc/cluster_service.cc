@@ -168,14 +168,14 @@ class NodesService final : public v1::Nodes::CallbackService {
         return;
       }
       event.node = *id;
-      core_->Execute(std::move(event), [this, reactor, reply, id = *id](
-                                           const state::Outcome& outcome) {
-        const auto node = core_->state().nodes().find(id);
-        if (outcome.status.ok() && node != core_->state().nodes().end()) {
-          *reply = NodeView(*core_, node->second);
-        }
-        reactor->Finish(net::ToGrpc(outcome.status));
-      });
+      core_->Execute(std::move(event),
+                     [this, reactor, reply, id = *id](const state::Outcome& outcome) {
+                       const auto node = core_->state().nodes().find(id);
+                       if (outcome.status.ok() && node != core_->state().nodes().end()) {
+                         *reply = NodeView(*core_, node->second);
+                       }
+                       reactor->Finish(net::ToGrpc(outcome.status));
+                     });
     });
     return reactor;
   }
@@ -221,9 +221,8 @@ class CheckpointsService final : public v1::Checkpoints::CallbackService {
         reactor->Finish(net::ToGrpc(record.status()));
         return;
       }
-      core_->PostFileWork([this, reactor, reply, record = **record] {
-        VerifyFiles(record, reactor, reply);
-      });
+      core_->PostFileWork(
+          [this, reactor, reply, record = **record] { VerifyFiles(record, reactor, reply); });
     });
     return reactor;
   }

@@ -1,5 +1,5 @@
-// What the gRPC services need of the coordinator's heart, which runtime/ implements. Every method but
-// Post must be called on the state thread; callbacks run there too (control-plane "Threads").
+// What the gRPC services need of the coordinator's heart, which runtime/ implements. Every method
+// but Post must be called on the state thread; callbacks run there too (control-plane "Threads").
 //
 // The order of release is the promise P8: `done`, effects and events of a change run only after its
 // batch and all before it are durable.
@@ -55,8 +55,8 @@ class Core {
   virtual state::Time Now() const = 0;
   virtual CoreFigures Figures() const = 0;
 
-  // Applies one event. `done` gets the outcome after it is durable; with UNAVAILABLE in its status if
-  // the store failed first: then nobody knows, and a repeat with the same request id settles it.
+  // Applies one event. `done` gets the outcome after it is durable; with UNAVAILABLE in its status
+  // if the store failed first: then nobody knows, and a repeat with the same request id settles it.
   virtual void Execute(state::Event event, std::function<void(const state::Outcome&)> done) = 0;
   // Runs `done` once everything applied so far is durable: for replies computed from state().
   virtual void AfterDurable(std::function<void(const Status&)> done) = 0;
@@ -71,8 +71,9 @@ class Core {
   virtual void SubscribeEvents(EventSink sink) = 0;
   virtual uint64_t newest_durable_seq() const = 0;
   // The same for metric points of one job, in order of (attempt, step), after `after`.
-  virtual StatusOr<std::vector<v1::MetricPoint>> ReadPoints(
-      uint64_t job, std::pair<uint32_t, uint64_t> after, size_t limit) = 0;
+  virtual StatusOr<std::vector<v1::MetricPoint>> ReadPoints(uint64_t job,
+                                                            std::pair<uint32_t, uint64_t> after,
+                                                            size_t limit) = 0;
   virtual void SubscribePoints(PointSink sink) = 0;
   // The newest point of a job; nullptr if there is none.
   virtual const v1::MetricPoint* LastPoint(uint64_t job) = 0;

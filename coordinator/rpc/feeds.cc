@@ -55,8 +55,7 @@ class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
 
  private:
   void Pump(const std::shared_ptr<WatchFeed>& self) {
-    const StatusOr<std::vector<v1::EventRecord>> events =
-        core_->ReadEvents(next_, job_, kPiece);
+    const StatusOr<std::vector<v1::EventRecord>> events = core_->ReadEvents(next_, job_, kPiece);
     if (!events.ok()) {
       End(net::ToGrpc(events.status()));
       return;
@@ -180,9 +179,8 @@ class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
       return;
     }
     live_ = true;
-    core_->SubscribePoints([self](uint64_t job, const v1::MetricPoint& point) {
-      return self->OnPoint(job, point);
-    });
+    core_->SubscribePoints(
+        [self](uint64_t job, const v1::MetricPoint& point) { return self->OnPoint(job, point); });
     core_->SubscribeEvents([self](const v1::EventRecord& event) {
       if (event.job() == self->job_.value && JobDone(*self->core_, self->job_)) {
         self->writer_->Close(grpc::Status::OK);
@@ -221,8 +219,8 @@ class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
 
 // ---- logs ----
 
-// Reads files on the file pool; while following it looks again every 200 ms, which ends with the job
-// and one more look at everything.
+// Reads files on the file pool; while following it looks again every 200 ms, which ends with the
+// job and one more look at everything.
 class LogFeed : public std::enable_shared_from_this<LogFeed> {
  public:
   using Writer = StreamWriter<v1::LogLine>;
@@ -284,8 +282,7 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
     }
     bool any = false;
     while (place->second < file.bytes) {
-      const StatusOr<std::string> piece =
-          LogFiles::Read(file.path, place->second, kLogPieceBytes);
+      const StatusOr<std::string> piece = LogFiles::Read(file.path, place->second, kLogPieceBytes);
       if (!piece.ok() || piece->empty()) {
         return any;
       }

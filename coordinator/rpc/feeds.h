@@ -1,6 +1,6 @@
-// Server streams of jobs: history first, then what happens, without gap or repeat. Each feed reads the
-// history in pieces as fast as its reader takes them, and subscribes in the turn of the state thread in
-// which it has caught up.
+// Server streams of jobs: history first, then what happens, without gap or repeat. Each feed reads
+// the history in pieces as fast as its reader takes them, and subscribes in the turn of the state
+// thread in which it has caught up.
 #pragma once
 
 #include <string>

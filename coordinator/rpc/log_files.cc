@@ -95,8 +95,8 @@ StatusOr<uint64_t> LogFiles::Append(const v1::LogChunk& chunk) {
     virtual_end_[path] = chunk_end;
     return chunk_end;
   }
-  const ssize_t written = pwrite(file.value, chunk.data().data() + skip, fresh,
-                                 static_cast<off_t>(end));
+  const ssize_t written =
+      pwrite(file.value, chunk.data().data() + skip, fresh, static_cast<off_t>(end));
   if (written < 0) {
     return FromErrno("cannot write", path);
   }

@@ -29,8 +29,8 @@ class LogFiles {
   // what comes after is counted as written and dropped.
   explicit LogFiles(std::string root, uint64_t job_bytes_max = uint64_t{256} << 20);
 
-  // Writes the part of `chunk` that lies beyond the file's end and returns the file's new length: the
-  // next offset. A chunk that starts beyond the end writes nothing.
+  // Writes the part of `chunk` that lies beyond the file's end and returns the file's new length:
+  // the next offset. A chunk that starts beyond the end writes nothing.
   StatusOr<uint64_t> Append(const v1::LogChunk& chunk);
 
   // Files of a job by (attempt, rank); empty if there are none.

@@ -17,8 +17,8 @@ namespace heddle::rpc {
 // "local" on a unix socket, else the common name of the client's certificate, else "anonymous".
 std::string IdentityOf(const grpc::CallbackServerContext& context);
 
-// SHA-256 of the deterministic bytes of a request, so that another body under the same request id is
-// noticed (R8).
+// SHA-256 of the deterministic bytes of a request, so that another body under the same request id
+// is noticed (R8).
 std::string DigestOf(const google::protobuf::Message& request);
 
 // `request_id` empty: not repeatable.

@@ -148,9 +148,9 @@ v1::Job JobView(Core& core, const v1::JobRecord& record) {
   view.set_name(record.name());
   view.set_state(state::Name(record.state()));
   view.set_result(state::Name(record.result()));
-  view.set_reason(record.text().empty() ? record.reason()
-                                        : Str(record.reason(), record.reason().empty() ? "" : ": ",
-                                              record.text()));
+  view.set_reason(record.text().empty()
+                      ? record.reason()
+                      : Str(record.reason(), record.reason().empty() ? "" : ": ", record.text()));
   view.set_account(config.schedule().account());
   view.set_priority(static_cast<int32_t>(config.schedule().priority()));
   view.set_ranks(state::RanksOf(config));
@@ -162,8 +162,8 @@ v1::Job JobView(Core& core, const v1::JobRecord& record) {
   view.set_finished_at(record.finished_at());
   view.set_version(record.version());
   view.set_kind(command ? "command" : "train");
-  const bool running = record.state() == v1::JOB_STATE_ACTIVE ||
-                       record.state() == v1::JOB_STATE_STOPPING;
+  const bool running =
+      record.state() == v1::JOB_STATE_ACTIVE || record.state() == v1::JOB_STATE_STOPPING;
   if (const v1::AttemptRecord* attempt = NewestAttempt(core.state(), record);
       running && attempt != nullptr) {
     view.set_phase(state::Name(attempt->state()));

@@ -148,8 +148,8 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
   std::shared_ptr<SessionStream> self_;
 };
 
-// Chunks of many ranks in, the next wanted offset of each out. One chunk at a time: a worker that is
-// ahead of the disk waits in its own send buffer.
+// Chunks of many ranks in, the next wanted offset of each out. One chunk at a time: a worker that
+// is ahead of the disk waits in its own send buffer.
 class LogStream final : public grpc::ServerBidiReactor<v1::LogChunk, v1::LogAck> {
  public:
   explicit LogStream(LogFiles* logs) : logs_(logs) { StartRead(&chunk_); }

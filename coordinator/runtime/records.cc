@@ -34,14 +34,12 @@ void AddChange(const v1::RecordChange& change, store::Batch* batch) {
     case v1::RecordChange::kJob:
       return batch->Put(Family::kJobs, Key({change.job().id()}), change.job().SerializeAsString());
     case v1::RecordChange::kAttempt:
-      return batch->Put(Family::kAttempts,
-                        Key({change.attempt().job(), change.attempt().number()}),
+      return batch->Put(Family::kAttempts, Key({change.attempt().job(), change.attempt().number()}),
                         change.attempt().SerializeAsString());
     case v1::RecordChange::kTask:
-      return batch->Put(
-          Family::kTasks,
-          Key({change.task().job(), change.task().attempt(), change.task().task()}),
-          change.task().SerializeAsString());
+      return batch->Put(Family::kTasks,
+                        Key({change.task().job(), change.task().attempt(), change.task().task()}),
+                        change.task().SerializeAsString());
     case v1::RecordChange::kWorker:
       return batch->Put(Family::kWorkers, change.worker().id(),
                         change.worker().SerializeAsString());
@@ -96,14 +94,14 @@ Status LoadJournalEnd(const store::StateLog& log, state::State* state) {
   uint64_t next = 1;
   int64_t newest_ms = 0;
   bool bad = false;
-  RETURN_IF_ERROR(log.ScanBack(Family::kEvents, "", "", 1,
-                               [&](const std::string&, const std::string& value) {
-                                 v1::EventRecord event;
-                                 bad = !event.ParseFromString(value);
-                                 next = event.seq() + 1;
-                                 newest_ms = event.at_ms();
-                                 return false;
-                               }));
+  RETURN_IF_ERROR(
+      log.ScanBack(Family::kEvents, "", "", 1, [&](const std::string&, const std::string& value) {
+        v1::EventRecord event;
+        bad = !event.ParseFromString(value);
+        next = event.seq() + 1;
+        newest_ms = event.at_ms();
+        return false;
+      }));
   if (bad) {
     return DataLoss("the newest event of the journal cannot be read");
   }
@@ -152,8 +150,8 @@ Status VerifyJournal(const store::StateLog& log) {
   state::State replayed;
   uint64_t expected = 1;
   Status bad;
-  RETURN_IF_ERROR(log.Scan(
-      Family::kEvents, "", "", [&](const std::string&, const std::string& value) {
+  RETURN_IF_ERROR(
+      log.Scan(Family::kEvents, "", "", [&](const std::string&, const std::string& value) {
         v1::EventRecord event;
         if (!event.ParseFromString(value) || event.seq() != expected) {
           bad = DataLoss(Str("event ", expected, " of the journal is missing or cannot be read"));
@@ -171,8 +169,9 @@ Status VerifyJournal(const store::StateLog& log) {
     if (i >= from_events.size() || i >= from_records.size() ||
         !google::protobuf::util::MessageDifferencer::Equals(from_events[i], from_records[i])) {
       return DataLoss(Str("record ", i, " differs between the journal and the records: ",
-                          i < from_records.size() ? from_records[i].ShortDebugString().substr(0, 200)
-                                                  : std::string("missing")));
+                          i < from_records.size()
+                              ? from_records[i].ShortDebugString().substr(0, 200)
+                              : std::string("missing")));
     }
   }
   return OkStatus();
@@ -196,9 +195,9 @@ StatusOr<std::vector<v1::EventRecord>> ReadEvents(const store::StateLog& log, ui
     return events;
   }
   if (job == 0) {
-    RETURN_IF_ERROR(log.Scan(
-        Family::kEvents, Key({from}), Key({last + 1}),
-        [&](const std::string&, const std::string& value) { return take(value); }));
+    RETURN_IF_ERROR(
+        log.Scan(Family::kEvents, Key({from}), Key({last + 1}),
+                 [&](const std::string&, const std::string& value) { return take(value); }));
     RETURN_IF_ERROR(bad);
     return events;
   }

@@ -20,8 +20,8 @@ store::Batch BatchOf(const std::vector<v1::EventRecord>& events);
 // Every record and the place in the journal. DATA_LOSS names what cannot be read.
 StatusOr<state::State> LoadState(const store::StateLog& log);
 
-// Rebuilds the records from the journal alone and compares them with the stored ones (D9). DATA_LOSS
-// names the first difference.
+// Rebuilds the records from the journal alone and compares them with the stored ones (D9).
+// DATA_LOSS names the first difference.
 Status VerifyJournal(const store::StateLog& log);
 
 // Durable events with from <= seq <= last, only of `job` if not 0, at most `limit`.
@@ -34,7 +34,6 @@ StatusOr<std::vector<v1::MetricPoint>> ReadPoints(const store::StateLog& log, ui
                                                   std::pair<uint32_t, uint64_t> after,
                                                   size_t limit);
 // The newest point of a job, or of one attempt of it (0: any). NOT_FOUND if there is none.
-StatusOr<v1::MetricPoint> ReadLastPoint(const store::StateLog& log, uint64_t job,
-                                        uint32_t attempt);
+StatusOr<v1::MetricPoint> ReadLastPoint(const store::StateLog& log, uint64_t job, uint32_t attempt);
 
 }  // namespace heddle::runtime

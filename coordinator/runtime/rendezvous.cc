@@ -17,6 +17,15 @@ std::string StoredKey(uint64_t fence, const std::string& key) {
   return stored + key;
 }
 
+// Stored beside the keys: the answer to a rank's last ADD, which a repeat must not apply twice.
+constexpr char kAnswerMark = '\0';
+constexpr size_t kAnswerKeyBytes = 9;
+std::string AnswerKey(uint64_t fence, uint32_t rank) {
+  std::string key = StoredKey(fence, std::string(1, kAnswerMark));
+  store::AppendBigEndian64(&key, rank);
+  return key;
+}
+
 v1::RendezvousReply Refuse(uint64_t n, const Status& status) {
   v1::RendezvousReply reply;
   reply.set_n(n);
@@ -47,6 +56,11 @@ void Rendezvous::Load(store::StateLog* log, const std::function<bool(Fence)>& al
           return true;
         }
         Space& space = spaces_[fence];
+        if (key.size() == 8 + kAnswerKeyBytes && key[8] == kAnswerMark) {
+          const uint32_t rank = static_cast<uint32_t>(store::ReadBigEndian64(key, 9));
+          space.answered[rank].ParseFromString(value);
+          return true;
+        }
         space.bytes += key.size() + value.size();
         space.values[key.substr(8)] = value;
         return true;
@@ -173,6 +187,11 @@ void Rendezvous::Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest&
   }
   const v1::RendezvousReply answer = Answer(fence, space, request);
   space.answered[rank] = answer;
+  if (request.verb() == v1::RENDEZVOUS_VERB_ADD || request.verb() == v1::RENDEZVOUS_VERB_APPEND) {
+    store::Batch batch;
+    batch.Put(Family::kRendezvous, AnswerKey(fence.value, rank), answer.SerializeAsString());
+    (void)log_->AppendVolatile(std::move(batch));  // as Set
+  }
   reply(answer);
   Wake(fence, space);
 }
@@ -216,9 +235,9 @@ void Rendezvous::Expire(int64_t now_ms) {
       return true;
     });
     for (const Waiter& waiter : late) {
-      waiter.reply(Refuse(waiter.request.n(),
-                          DeadlineExceeded(Str("rendezvous key ", waiter.request.keys(0),
-                                               " was not set in time"))));
+      waiter.reply(
+          Refuse(waiter.request.n(), DeadlineExceeded(Str("rendezvous key ", waiter.request.keys(0),
+                                                          " was not set in time"))));
     }
   }
 }

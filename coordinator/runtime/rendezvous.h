@@ -1,6 +1,6 @@
 // The c10d store of running attempts (control-plane section 11): keys scoped by fence, waits with
-// deadlines, repeats answered from what was answered before. Values live in memory and, unsynced, in
-// family `rdzv`, so a killed coordinator finds them again. State thread only.
+// deadlines, repeats answered from what was answered before. Values live in memory and, unsynced,
+// in family `rdzv`, so a killed coordinator finds them again. State thread only.
 #pragma once
 
 #include <cstdint>
