@@ -3,7 +3,7 @@
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/message.h>
-#include <grpcpp/support/server_callback.h>
+#include <grpcpp/server_context.h>
 #include <openssl/evp.h>
 
 namespace heddle::rpc {

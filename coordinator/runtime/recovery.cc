@@ -94,8 +94,8 @@ Status Coordinator::ClaimTerm() {
 
 Status Coordinator::Recover() {
   ASSIGN_OR_RETURN(state_, LoadState(*log_));
-  if (const Status broken = state::CheckInvariants(state_); !broken.ok()) {
-    return Annotate(broken, "the stored state breaks an invariant; nothing was changed");
+  for (const std::string& breach : state::CheckInvariants(state_)) {
+    return Internal(Str("the stored state breaks an invariant, nothing was changed: ", breach));
   }
   const int64_t steady_ms = clock_.NowSteady() / 1'000'000;
   time_offset_ms_ = std::max(clock_.NowWallMs(), state_.newest_ms()) - steady_ms;
