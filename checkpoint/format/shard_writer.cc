@@ -20,6 +20,7 @@ std::string Joined(const std::string& folder, const std::string& name) {
 // Folders of `dir` below `root`, outermost first: a, a/b, a/b/c.
 StatusOr<std::vector<std::string>> Levels(const std::string& dir) {
   std::vector<std::string> levels;
+  std::vector<std::string> names;  // of all files made so far
   size_t begin = 0;
   while (begin <= dir.size()) {
     size_t end = dir.find('/', begin);
@@ -75,6 +76,7 @@ struct SstShardWriter::Impl {
   ShardWriterOptions options;
   rocksdb::Options sst_options;
   std::vector<std::string> levels;
+  std::vector<std::string> names;  // of all files made so far
   std::unique_ptr<rocksdb::SstFileWriter> sst;
   heddle::v1::ShardFile file;  // the open one
   std::vector<heddle::v1::ShardFile> done;
@@ -108,6 +110,7 @@ struct SstShardWriter::Impl {
     file.set_name(Str("rank-", options.header.rank(), "-", done.size(), ".sst"));
     const std::string path = Joined(folder(), file.name());
     RETURN_IF_ERROR(CreateExclusively(path));
+    names.push_back(file.name());
     sst = std::make_unique<rocksdb::SstFileWriter>(rocksdb::EnvOptions(), sst_options);
     RETURN_IF_ERROR(FromRocks(sst->Open(path), path));
     std::string header;
@@ -218,6 +221,14 @@ StatusOr<std::vector<heddle::v1::ShardFile>> SstShardWriter::Finish() {
   RETURN_IF_ERROR(impl_->dead);
   impl_->dead = FailedPrecondition("the shard writer is finished");
   return std::move(impl_->done);
+}
+
+void SstShardWriter::Discard() {
+  impl_->dead = FailedPrecondition("the shard writer's files were discarded");
+  impl_->sst.reset();
+  for (const std::string& name : impl_->names) {
+    unlink(Joined(impl_->folder(), name).c_str());
+  }
 }
 
 uint64_t SstShardWriter::bytes_written() const { return impl_->written; }

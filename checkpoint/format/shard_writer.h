@@ -50,6 +50,10 @@ class SstShardWriter {
   // only the header. No call after this one.
   StatusOr<std::vector<heddle::v1::ShardFile>> Finish();
 
+  // Removes every file of this writer, to give a full disk its room back. Only for files that were
+  // never reported in a seal. Errors are ignored: what stays is garbage without a record.
+  void Discard();
+
   uint64_t bytes_written() const;
 
  private:

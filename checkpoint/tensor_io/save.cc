@@ -146,6 +146,16 @@ StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(ShardWriterOptions 
   }
   ASSIGN_OR_RETURN(const std::unique_ptr<SstShardWriter> writer,
                    SstShardWriter::Create(std::move(options)));
+  const Status added = AddAll(writer.get());
+  StatusOr<std::vector<heddle::v1::ShardFile>> files =
+      added.ok() ? writer->Finish() : StatusOr<std::vector<heddle::v1::ShardFile>>(added);
+  if (!files.ok()) {
+    writer->Discard();
+  }
+  return files;
+}
+
+Status Snapshot::AddAll(SstShardWriter* writer) const {
   for (const Part& part : parts_) {
     const uint64_t chunk_elements = ChunkElements(part.type);
     const uint64_t element = ElementBytes(part.type);
@@ -164,7 +174,7 @@ StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(ShardWriterOptions 
       at = stop;
     }
   }
-  return writer->Finish();
+  return OkStatus();
 }
 
 }  // namespace heddle::checkpoint

@@ -51,7 +51,7 @@ class Snapshot {
   const std::string& first_non_finite() const { return first_non_finite_; }
 
   // Writes the copy in chunks. FAILED_PRECONDITION when non_finite() > 0. Other errors as
-  // SstShardWriter. The snapshot is unchanged.
+  // SstShardWriter; the files of a failed call are removed. The snapshot is unchanged.
   StatusOr<std::vector<heddle::v1::ShardFile>> Write(ShardWriterOptions options) const;
 
  private:
@@ -59,6 +59,8 @@ class Snapshot {
     LocalRange range;  // data points into buffer_
     heddle::v1::ElementType type;
   };
+  Status AddAll(SstShardWriter* writer) const;
+
   std::vector<Part> parts_;
   std::vector<char> buffer_;
   uint64_t bytes_ = 0;

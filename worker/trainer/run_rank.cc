@@ -133,6 +133,7 @@ class Rank {
     options.rendezvous = [this](const heddle::v1::RendezvousRequest& request) {
       return control_->Rendezvous(request);
     };
+    options.step_timeout = options.init_timeout;  // until the loop has timed its steps
     if (start.deadline_ms() > 0) {
       options.init_timeout = std::chrono::milliseconds(start.deadline_ms());
     }

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <thread>
 #include <utility>
 
@@ -232,9 +233,11 @@ void TrainLoop::Report(const heddle::v1::MetricPoint& point) {
   progress.set_checkpoints_deferred(parts_.checkpointer->stats().deferred);
   parts_.control->Report(progress);
   if (static_cast<int64_t>(point.step()) % parts_.plan->log_interval == 0) {
-    HEDDLE_INFO("step", {"step", point.step()}, {"loss", point.loss()},
-                {"grad_norm", point.grad_norm()}, {"lr", point.learning_rate()},
-                {"tokens_per_second", std::llround(point.tokens_per_second())});
+    // The line that people and log parsers know from other trainers.
+    std::printf("Step %llu | Loss: %.4f | LR: %.4e | Tokens/sec: %.0f\n",
+                static_cast<unsigned long long>(point.step()), point.loss(), point.learning_rate(),
+                point.tokens_per_second());
+    std::fflush(stdout);
   }
 }
 

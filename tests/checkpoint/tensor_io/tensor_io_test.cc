@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <map>
 
@@ -247,6 +248,21 @@ TEST(TensorIo, NeverWritesAValueThatIsNotFinite) {
     options.dir = "d";
     EXPECT_EQ(snapshot.Write(options).status().code(), StatusCode::kFailedPrecondition);
   }
+}
+
+TEST(TensorIo, AFailedWriteGivesItsRoomBack) {
+  const Fixture model;
+  const TempDir root;
+  Snapshot snapshot;
+  ASSERT_OK(snapshot.Stage(model.tensors, model.Whole()));
+  int asked = 0;
+  ShardWriterOptions options;
+  options.root = root.path();
+  options.dir = "d";
+  options.roll_bytes = 1 << 20;
+  options.permit = [&] { return ++asked > 4 ? Unavailable("no write permit") : OkStatus(); };
+  EXPECT_EQ(snapshot.Write(options).status().code(), StatusCode::kUnavailable);
+  EXPECT_TRUE(std::filesystem::is_empty(root.path() + "/d"));
 }
 
 TEST(TensorIo, ListsMissingUnexpectedAndMisshapedTensorsByName) {
