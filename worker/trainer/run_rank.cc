@@ -61,6 +61,16 @@ RankExit EndingOf(const Status& status) {
   }
 }
 
+std::string Hex(const std::string& bytes) {
+  constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (const char byte : bytes) {
+    text.push_back(kDigits[static_cast<uint8_t>(byte) >> 4]);
+    text.push_back(kDigits[static_cast<uint8_t>(byte) & 15]);
+  }
+  return text;
+}
+
 // The parts of a rank, in the order in which they come to be.
 class Rank {
  public:
@@ -129,7 +139,7 @@ class Rank {
     options.rank = static_cast<int>(spec_.rank());
     options.world_size = static_cast<int>(spec_.world_size());
     options.data_address = spec_.data_address();
-    options.key_prefix = Str("train/", spec_.fence(), "/", start.secret(), "/");
+    options.key_prefix = Str("train/", spec_.fence(), "/", Hex(start.secret()), "/");
     options.rendezvous = [this](const heddle::v1::RendezvousRequest& request) {
       return control_->Rendezvous(request);
     };
