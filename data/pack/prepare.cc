@@ -129,7 +129,10 @@ class Preparation {
   StatusOr<PrepareReport> Run() {
     const int64_t start_ns = clock_.NowSteady();
     RETURN_IF_ERROR(CheckOptions());
-    ASSIGN_OR_RETURN(listing_, text::ListFiles(options_.source));
+    // Its own output is no source, where it lies inside an input.
+    text::SourceOptions source = options_.source;
+    source.exclude.push_back(options_.out);
+    ASSIGN_OR_RETURN(listing_, text::ListFiles(source));
     std::unique_ptr<tokenizer::Tokenizer> given;
     std::string identity = options_.tokenizer;
     if (bpe_size_ == 0) {

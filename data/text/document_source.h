@@ -34,6 +34,7 @@ struct SourceFile {
 
 struct SourceOptions {
   std::vector<std::string> inputs;      // files and folders, read in this order
+  std::vector<std::string> exclude;     // folders that are never entered, such as the output's
   std::vector<std::string> extensions;  // of files in trees, such as ".py"; empty = every text file
   std::string jsonl_key = "text";       // the member that holds a JSON line's document
   int64_t tree_file_bytes_max = 16 << 20;  // larger files of a tree are skipped and counted

@@ -39,7 +39,12 @@ FileKind KindOf(std::string_view path) {
 class Walk {
  public:
   Walk(const SourceOptions& options, SourceListing* listing)
-      : options_(options), listing_(*listing) {}
+      : options_(options), listing_(*listing) {
+    for (const std::string& folder : options.exclude) {
+      struct stat info;
+      if (::stat(folder.c_str(), &info) == 0) excluded_.insert({info.st_dev, info.st_ino});
+    }
+  }
 
   Status AddInput(const std::string& input) {
     struct stat info;
@@ -132,6 +137,10 @@ class Walk {
       return OkStatus();
     }
     if (S_ISDIR(info.st_mode)) {
+      if (excluded_.count({info.st_dev, info.st_ino}) != 0) {
+        ++listing_.skipped["excluded"];
+        return OkStatus();
+      }
       if (depth + 1 >= kDepthMax) {
         ++listing_.skipped["too deep"];
         return OkStatus();
@@ -161,6 +170,7 @@ class Walk {
   const SourceOptions& options_;
   SourceListing& listing_;
   std::string root_;
+  std::set<std::pair<dev_t, ino_t>> excluded_;
   std::set<std::pair<dev_t, ino_t>> seen_;
 };
 

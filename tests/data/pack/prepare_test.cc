@@ -218,6 +218,17 @@ TEST(Prepare, DoesNothingTwice) {
   EXPECT_EQ(std::filesystem::last_write_time(root / "out/dataset.json"), written);
 }
 
+TEST(Prepare, DoesNotReadItsOwnOutput) {
+  const TempFolder root;
+  WriteCorpus(root / "in", 40);
+  PrepareOptions options = Options(root);
+  options.out = root / "in/packed";
+  ASSERT_OK_AND_ASSIGN(const PrepareReport first, Prepare(options));
+  ASSERT_OK_AND_ASSIGN(const PrepareReport second, Prepare(options));
+  EXPECT_EQ(first.train.documents + first.eval.documents, 40);
+  EXPECT_TRUE(second.already_complete);
+}
+
 TEST(Prepare, RefusesAFolderOfOtherDataOrFiles) {
   const TempFolder root;
   WriteCorpus(root / "in", 40);
