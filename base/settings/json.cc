@@ -248,6 +248,9 @@ std::string JsonNumber(double value) {
   if (!std::isfinite(value)) {
     return "null";
   }
+  if (value == 0 && std::signbit(value)) {
+    return "-0.0";  // readers take "-0" for the integer 0
+  }
   char buffer[32];
   const auto end = std::to_chars(buffer, buffer + sizeof(buffer), value);
   return std::string(buffer, end.ptr);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <memory>
 #include <set>
 
 #include "base/settings/bind.h"
@@ -74,6 +75,15 @@ std::string OriginOf(std::string key, const std::map<std::string, std::string>& 
     const auto found = origins.find(key);
     if (found != origins.end()) {
       return found->second == "default" ? fallback : found->second;
+    }
+    // A group: where its first member that somebody set comes from.
+    for (auto it = origins.lower_bound(key + "."); it != origins.end(); ++it) {
+      if (it->first.compare(0, key.size() + 1, key + ".") != 0) {
+        break;
+      }
+      if (it->second != "default") {
+        return it->second;
+      }
     }
     const size_t cut = key.find_last_of(".[");
     if (cut == std::string::npos) {
@@ -196,10 +206,15 @@ std::vector<std::string> DefaultSearchPath() {
     candidates = {folder + "/configs", folder + "/../configs", folder + "/../../configs",
                   folder + "/../share/heddle/configs"};
   }
-  candidates.erase(std::remove_if(candidates.begin(), candidates.end(),
-                                  [](const std::string& path) { return !IsFolder(path); }),
-                   candidates.end());
-  return candidates;
+  std::vector<std::string> out;
+  for (const std::string& path : candidates) {
+    // Without the `..` of the candidates: these paths appear in every origin and message.
+    std::unique_ptr<char, void (*)(void*)> real(realpath(path.c_str(), nullptr), std::free);
+    if (real != nullptr && IsFolder(real.get())) {
+      out.emplace_back(real.get());
+    }
+  }
+  return out;
 }
 
 StatusOr<ResolvedConfig> Load(const std::string& path, const std::vector<std::string>& overrides,

@@ -17,6 +17,10 @@
 namespace heddle::settings {
 namespace {
 
+// yaml-cpp spends microseconds on each, used or not.
+constexpr int kReferencesMax = 10000;
+constexpr size_t kMessageBytesMax = 200;  // its messages may quote the whole file
+
 // Leaves yaml-cpp's parser; caught in ReadYaml.
 struct Refused {
   int line;
@@ -210,6 +214,7 @@ Status Prescan(const std::string& text, const std::string& source) {
   int column = 0;
   int depth = 0;
   int separators = 0;
+  int references = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const unsigned char c = static_cast<unsigned char>(text[i]);
     std::string problem;
@@ -217,6 +222,10 @@ Status Prescan(const std::string& text, const std::string& source) {
       problem = ++depth > kDepthMax ? Str("brackets nested deeper than ", kDepthMax) : "";
     } else if (c == ']' || c == '}') {
       depth = std::max(depth - 1, 0);
+    } else if (c == '&' || c == '*') {
+      problem = ++references > kReferencesMax
+                    ? Str("more than ", kReferencesMax, " anchors and aliases")
+                    : "";
     } else if (c == ',' || c == '\n' || c == '-' || c == '?' || c == ':') {
       problem = ++separators > 2 * kNodesMax ? Str("more than ", kNodesMax, " values") : "";
     } else if (c == 0x7F || (c < 0x20 && c != '\t' && c != '\r')) {
@@ -249,7 +258,7 @@ StatusOr<Value> ReadYaml(const std::string& text, const std::string& source) {
   } catch (const Refused& refused) {
     return At(source, refused.line, refused.column, refused.text);
   } catch (const YAML::Exception& error) {
-    return At(source, Line(error.mark), Column(error.mark), error.msg);
+    return At(source, Line(error.mark), Column(error.mark), error.msg.substr(0, kMessageBytesMax));
   }
   Value root;
   if (builder.has_document()) {

@@ -1,0 +1,141 @@
+#include <gtest/gtest.h>
+
+#include "base/settings/explain.h"
+#include "base/settings/settings.h"
+#include "tests/base/settings/config_files.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::settings {
+namespace {
+
+struct Rule {
+  std::vector<std::string> overrides;
+  const char* problem;
+};
+
+TEST(Checks, RulesBetweenFields) {
+  const ConfigFiles files;
+  LoadOptions options = files.options;
+  options.require_implemented = false;
+  const Rule rules[] = {
+      {{"model.n_heads=4", "model.n_kv_heads=3"}, "model.n_kv_heads: must divide model.n_heads"},
+      {{"model.d_model=250", "model.n_heads=4"}, "model.head_dim: give it"},
+      {{"model.head_dim=33"}, "the rotary width must be even"},
+      {{"mla.qk_rope_head_dim=3"}, "the rotary width must be even"},
+      {{"swa.window=0"}, "model.attention.swa.window: must be between 1"},
+      {{"gsa.k_min=3000"}, "gsa.k_min: must be at most k_base"},
+      {{"gsa.k_base=5000"}, "gsa.k_base: must be at most k_max"},
+      {{"nsa.topk=2"}, "nsa.topk: must be at least init_blocks + local_blocks"},
+      {{"nsa.kernel_size=33"}, "nsa.kernel_stride: must divide kernel_size"},
+      {{"nsa.block_size=72"}, "nsa.kernel_stride: must divide block_size"},
+      {{"nsa.kernel_size=128"}, "nsa.kernel_size: must be at most block_size"},
+      {{"dsa.topk=0"}, "dsa.topk: must be between 1"},
+      {{"dsa.core=mla"}, "dsa.core: mla needs the sizes"},
+      {{"model.moe.n_experts=2", "model.moe.top_k=3"}, "moe.top_k: must be at most n_experts"},
+      {{"model.moe.n_experts=4", "model.moe.n_groups=3"}, "moe.n_groups: must divide"},
+      {{"model.moe.n_experts=4", "model.moe.topk_groups=2"}, "topk_groups: must be at most"},
+      {{"model.moe.n_experts=4", "model.moe.layers=[9]"}, "moe.layers[0]: must be below"},
+      {{"model.rope.scaling.factor=2"}, "has no effect without model.rope.scaling.type"},
+      {{"training.min_learning_rate=1"}, "must be at most training.learning_rate"},
+      {{"training.eval_interval=5"}, "training.eval_interval: needs data.eval_path"},
+      {{"training.global_batch_size=12"}, "must be a multiple of micro_batch_size x ranks = 8"},
+      {{"training.global_batch_size=8", "training.gradient_accumulation_steps=2"},
+       "does not fit gradient_accumulation_steps"},
+      {{"parallel.ranks={min: 3, max: 2}"}, "must be at most parallel.ranks.max"},
+      {{"parallel.ranks=4", "parallel.expert=3"}, "parallel.expert: must divide"},
+      {{"parallel.backend=nccl"}, "nccl needs parallel.gpus_per_rank"},
+      {{"~data.path"}, "a training job needs data.path or data.mixture"},
+      {{"data={path: /a, mixture: [{path: /b}]}"}, "give data.path or data.mixture"},
+      {{"command.argv=[x]"}, "command: has no effect in a job of kind train"},
+      {{"kind=command"}, "command.argv: a job of kind command needs a program"},
+      {{"kind=command", "command.argv=[x]", "command.env.HEDDLE_RANK=1"}, "are set by heddle"},
+      {{"kind=command", "command.argv=[x]", "command.env={1a: 1}"}, "is no name"},
+      {{"schedule.after=[later:j-1]"}, "needs [ok:|any:|failed:]JOB"},
+      {{"checkpoint.resume_from=j-1"}, "needs JOB@STEP"},
+      {{"schedule.account=a/b"}, "schedule.account: needs 1 to 128 letters"},
+      {{"name=.hidden"}, "name: needs 1 to 128 letters"},
+      {{"training.grad_clip=-1"}, "training.grad_clip: must be between 0"},
+      {{"training.beta1=1"}, "training.beta1: must be between 0"},
+      {{"model.norm_eps=0"}, "model.norm_eps: must be > 0"},
+      {{"training.micro_batch_size=3000000000"}, "the number 3000000000 is too large"},
+  };
+  const std::string path = files.Write("run.yaml", kMinimal);
+  for (const Rule& rule : rules) {
+    EXPECT_STATUS(Load(path, rule.overrides, options).status(), StatusCode::kInvalidArgument,
+                  rule.problem)
+        << rule.overrides[0];
+  }
+}
+
+// Every option that this version does not run is refused by name, and only by the table.
+TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
+  const ConfigFiles files;
+  const std::string path = files.Write("run.yaml", kMinimal);
+  LoadOptions lenient = files.options;
+  lenient.require_implemented = false;
+  const Rule rules[] = {
+      {{"model.attention.kind=nsa"}, "model.attention.kind: nsa"},
+      {{"model.attention.kind=mla"}, "model.attention.kind: mla"},
+      {{"model.attention.pattern=[swa,gsa]"}, "model.attention.pattern: gsa"},
+      {{"dsa.topk=64"}, "the lightning indexer"},
+      {{"model.attention.logit_scale={}"}, "the query temperature"},
+      {{"model.moe.n_experts=4"}, "mixture of experts"},
+      {{"model.ffn=gelu"}, "model.ffn: gelu"},
+      {{"model.norm=dyt"}, "model.norm: dyt"},
+      {{"model.dropout=0.1"}, "dropout"},
+      {{"training.optimizer=lion"}, "Lion"},
+      {{"training.precision=fp8"}, "fp8 arithmetic"},
+      {{"training.moments=bf16"}, "bf16 moments"},
+      {{"training.gradient_checkpointing=selective"}, "selective recomputation"},
+      {{"training.nan_policy=rollback"}, "rolling back"},
+      {{"training.accumulation=layer_major"}, "layer_major accumulation"},
+      {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
+      {{"memory.kv_cache.quantization=fp8"}, "a quantized cache"},
+      {{"parallel.shard=full"}, "sharded training"},
+      {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},
+      {{"parallel.backend=mpi"}, "the MPI back end"},
+      {{"parallel.reduce_dtype=bf16"}, "bf16 gradients"},
+      {{"parallel.ranks={min: 1, max: 2}"}, "elastic jobs"},
+      {{"schedule.constraints=['rack=1']"}, "placement constraints"},
+      {{"logging.tensorboard=true"}, "TensorBoard"},
+      {{"logging.wandb.project=x"}, "W&B"},
+      {{"logging.profiling.enabled=true"}, "profiling"},
+  };
+  for (const Rule& rule : rules) {
+    EXPECT_OK(Load(path, rule.overrides, lenient)) << rule.overrides[0];
+    EXPECT_STATUS(Load(path, rule.overrides, files.options).status(), StatusCode::kInvalidArgument,
+                  rule.problem)
+        << rule.overrides[0];
+  }
+}
+
+TEST(Validate, ChecksWhatAClientSends) {
+  v1::RunConfig config;
+  config.mutable_data()->set_path("/d");
+  EXPECT_OK(Validate(config)) << "unset fields have their defaults";
+  config.mutable_schedule()->set_priority(100);
+  config.mutable_training()->set_max_steps(0);
+  EXPECT_STATUS(Validate(config), StatusCode::kInvalidArgument,
+                "training.max_steps: must be between 1 and 1000000000000 (is 0)\n"
+                "schedule.priority: must be between 0 and 99 (is 100)");
+}
+
+TEST(Validate, RefusesFieldsOfANewerClient) {
+  v1::RunConfig config;
+  config.mutable_data()->set_path("/d");
+  std::string bytes = config.SerializeAsString();
+  bytes += std::string("\xF8\x3E\x01", 3);  // field 1007, varint 1
+  ASSERT_TRUE(config.ParseFromString(bytes));
+  EXPECT_STATUS(Validate(config), StatusCode::kInvalidArgument, "does not know");
+}
+
+TEST(Validate, RefusesNulBytesAndLongTexts) {
+  v1::RunConfig config;
+  config.mutable_data()->set_path(std::string("/d\0x", 4));
+  EXPECT_STATUS(Validate(config), StatusCode::kInvalidArgument, "data.path: has a NUL");
+  config.mutable_data()->set_path(std::string(5000, 'x'));
+  EXPECT_STATUS(Validate(config), StatusCode::kInvalidArgument, "data.path");
+}
+
+}  // namespace
+}  // namespace heddle::settings
