@@ -2,7 +2,8 @@
 
 #include <dirent.h>
 
-#include <cstdlib>
+#include <charconv>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
@@ -18,7 +19,9 @@ pid_t ParentOf(pid_t pid) {
   if (!control::ReadWholeFile("/proc/" + std::to_string(pid) + "/stat", &stat)) return -1;
   const size_t name_end = stat.rfind(')');
   if (name_end == std::string::npos || name_end + 4 >= stat.size()) return -1;
-  return static_cast<pid_t>(std::atol(stat.c_str() + name_end + 4));
+  pid_t parent = -1;
+  std::from_chars(stat.data() + name_end + 4, stat.data() + stat.size(), parent);
+  return parent;
 }
 
 }  // namespace
@@ -28,7 +31,8 @@ std::vector<pid_t> Descendants(pid_t root) {
   DIR* proc = opendir("/proc");
   if (proc == nullptr) return {};
   while (const dirent* entry = readdir(proc)) {
-    const pid_t pid = static_cast<pid_t>(std::atol(entry->d_name));
+    pid_t pid = 0;
+    std::from_chars(entry->d_name, entry->d_name + std::strlen(entry->d_name), pid);
     if (pid > 0) children.emplace(ParentOf(pid), pid);
   }
   closedir(proc);
