@@ -51,8 +51,8 @@ void Outbox::Erase(Entries::iterator entry) {
 void Outbox::DropOldestProgress() {
   for (auto it = entries_.begin(); it != entries_.end(); ++it) {
     if (it->type != control::FrameType::kProgress) continue;
+    if (!it->sent) ++progress_dropped_;
     Erase(it);
-    ++progress_dropped_;
     return;
   }
 }
@@ -77,11 +77,12 @@ void Outbox::Detach() {
 std::string Outbox::Next() {
   if (next_ == entries_.end()) return "";
   const auto entry = next_++;
+  entry->sent = true;
   std::string bytes = entry->bytes;
   if (control::IsReliable(entry->type)) {
     entry->number = ++last_number_;
     sent_[entry->number] = entry;
-  } else {
+  } else if (entry->type != control::FrameType::kProgress) {
     Erase(entry);
   }
   return bytes;

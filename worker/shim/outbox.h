@@ -1,5 +1,6 @@
 // Frames on their way to the daemon. Reliable ones stay until the daemon acknowledges them and are
-// sent again to the next daemon; progress waits in a bounded ring that drops its oldest (X4).
+// sent again to the next daemon. Progress stays in a bounded ring, also after it was sent: a daemon
+// that died may not have passed it on, and the coordinator drops repeats (X4, O3).
 #pragma once
 
 #include <cstdint>
@@ -27,6 +28,7 @@ class Outbox {
   bool Drained() const { return next_ == entries_.end(); }
   uint64_t kept() const { return kept_; }
   size_t kept_bytes() const { return kept_bytes_; }
+  // Frames that no daemon ever got.
   uint64_t progress_dropped() const { return progress_dropped_; }
   // Every kept frame, encoded, in order.
   std::string Replay() const;
@@ -36,7 +38,8 @@ class Outbox {
     std::string bytes;
     control::FrameType type;
     uint32_t rank;
-    uint64_t number = 0;
+    uint64_t number = 0;  // of this connection
+    bool sent = false;    // at least once
   };
   using Entries = std::list<Entry>;
 
