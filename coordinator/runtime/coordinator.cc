@@ -136,11 +136,15 @@ void Coordinator::Execute(state::Event event, std::function<void(const state::Ou
     }
   }
   release.batch = appended_;
-  release.run = [this, outcome, done = std::move(done)](const Status& status) {
+  release.run = [this, outcome, note = LeaseNote(event),
+                 done = std::move(done)](const Status& status) {
     if (!status.ok()) {
       outcome->status = status;
       done(*outcome);
       return;
+    }
+    if (note && outcome->status.ok()) {
+      note();
     }
     for (const state::Effect& effect : outcome->effects) {
       RunEffect(effect);
@@ -150,6 +154,21 @@ void Coordinator::Execute(state::Event event, std::function<void(const state::Ou
   releases_.push_back(std::move(release));
   RunReleases();
   ArmTimer();
+}
+
+// What a durable event means for the lease of its worker; empty for most.
+std::function<void()> Coordinator::LeaseNote(const state::Event& event) {
+  if (const auto* registered = std::get_if<state::event::WorkerRegistered>(&event)) {
+    return
+        [this, worker = registered->request.worker_id(), session = registered->request.session()] {
+          leases_->Registered(worker, session, Now().ms);
+        };
+  }
+  if (const auto* admin = std::get_if<state::event::NodeAdministered>(&event);
+      admin != nullptr && admin->verb == v1::NODE_VERB_FORGET) {
+    return [this, worker = admin->node] { leases_->Remove(worker); };
+  }
+  return nullptr;
 }
 
 void Coordinator::AfterDurable(std::function<void(const Status&)> done) {

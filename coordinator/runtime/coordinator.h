@@ -105,6 +105,7 @@ class Coordinator : public rpc::Core {
   // coordinator.cc
   void OnDurable(const StatusOr<store::CommitSeq>& result, uint64_t generation);
   void RunReleases();
+  std::function<void()> LeaseNote(const state::Event& event);
   void Publish(const std::vector<v1::EventRecord>& events);
   void Tick();
   void ArmTimer();

@@ -1,7 +1,7 @@
 // heddle-coordinator: the truth of a cluster. Flags, listeners, signals.
 #include <arpa/inet.h>
-#include <grpcpp/server.h>
 #include <grpcpp/impl/service_type.h>
+#include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <netdb.h>
 #include <sys/socket.h>

@@ -7,10 +7,19 @@ namespace heddle::runtime {
 
 void Coordinator::AttachWorker(const std::string& worker, uint64_t session,
                                rpc::WorkerSender sender) {
-  streams_[worker] = {.session = session, .send = std::move(sender)};
-  if (!poisoned_) {
-    leases_->Heard(worker, session, Now().ms);
+  const v1::WorkerRecord* record = state_.worker(worker);
+  if (record == nullptr || record->session() != session) {
+    // A zombie's stream must not take the place of its successor's.
+    v1::CoordMsg stale;
+    stale.set_cluster_id(state_.meta().cluster_id());
+    stale.set_term(state_.meta().term());
+    stale.set_session(session);
+    stale.mutable_stale()->set_reason("not the session of this coordinator");
+    sender(stale);
+    return;
   }
+  streams_[worker] = {.session = session, .send = std::move(sender)};
+  leases_->Heard(worker, session, Now().ms);
 }
 
 void Coordinator::DetachWorker(const std::string& worker, uint64_t session) {
