@@ -1,5 +1,6 @@
-// Sliding window with sinks. Documents that fit into window + sinks are dense. The others are cut
-// into query tiles; tile [a, a + Q) attends to slots of keys:
+// Sliding window with sinks: our flash kernel where it applies (bf16), else LibTorch's: documents
+// that fit into window + sinks are dense. The others are cut into query tiles; tile [a, a + Q)
+// attends to slots of keys:
 //
 //   slot 0 .. A-1            sink s = slot, used if s lies before the tile's window range
 //   slot A .. A + W + Q - 2  position a - W + 1 + (slot - A), used if inside the document
@@ -20,6 +21,7 @@
 #include "base/status/status.h"
 #include "model/attention/attention.h"
 #include "model/attention/document_groups.h"
+#include "model/attention/flash.h"
 #include "model/attention/row_copy.h"
 
 namespace heddle::attention {
@@ -34,7 +36,8 @@ class SlidingWindow : public AttentionCore {
         window_(window),
         tile_(TileOf(window.keys)),
         slots_(window.sinks + window.keys - 1 + tile_),
-        within_(scale) {}
+        within_(scale),
+        flash_(scale, window) {}
 
   void Begin(const std::vector<int32_t>& cu_seqlens) override {
     std::vector<Document> fitting;
@@ -50,6 +53,7 @@ class SlidingWindow : public AttentionCore {
       }
     }
     rows_ = cu_seqlens.back();
+    flash_.Begin(DocumentsOf(cu_seqlens), rows_);
     within_.Begin(fitting);
     mask_ = at::empty({Tiles(), 1, tile_, slots_}, at::kFloat);
     if (!mask.empty()) std::copy(mask.begin(), mask.end(), mask_.data_ptr<float>());
@@ -58,6 +62,10 @@ class SlidingWindow : public AttentionCore {
   void Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& out,
                Saved* saved) override {
     if (saved != nullptr) saved->tensors.clear();
+    if (Flash::Supports(q)) {
+      flash_.Forward(q, k, v, out, saved);
+      return;
+    }
     within_.Forward(q, k, v, out, saved);
     if (Tiles() == 0) return;
     auto [tiles, lse] = at::_scaled_dot_product_flash_attention_for_cpu(
@@ -69,6 +77,10 @@ class SlidingWindow : public AttentionCore {
   void Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                 const at::Tensor& out, const Saved& saved, const at::Tensor& dout,
                 const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) override {
+    if (Flash::Supports(q)) {
+      flash_.Backward(q, k, v, out, saved, dout, dq, dk, dv);
+      return;
+    }
     within_.Backward(q, k, v, out, saved, dout, dq, dk, dv);
     if (Tiles() == 0) return;
     auto [dq_tiles, dk_tiles, dv_tiles] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
@@ -138,6 +150,7 @@ class SlidingWindow : public AttentionCore {
   int64_t tile_;
   int64_t slots_;
   DocumentGroups within_;
+  Flash flash_;
   int64_t rows_ = 0;
   std::vector<int32_t> query_rows_;  // [tiles x Q]
   std::vector<int32_t> key_rows_;    // [tiles x slots]

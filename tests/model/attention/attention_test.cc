@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
@@ -179,6 +180,71 @@ TEST(Attention, Bf16StaysWithinTwoPercentOfTheLargestValue) {
     EXPECT_LE(MaxDifference(got.dq, expected.dq), tolerance(expected.dq)) << mechanism.name;
     EXPECT_LE(MaxDifference(got.dk, expected.dk), tolerance(expected.dk)) << mechanism.name;
     EXPECT_LE(MaxDifference(got.dv, expected.dv), tolerance(expected.dv)) << mechanism.name;
+  }
+}
+
+// The native bf16 kernel: widths it takes, documents around its tiles of 64 queries and 128 keys,
+// one and several query heads per key head.
+TEST(Flash, EqualsTheReference) {
+  struct Heads {
+    int64_t query, kv, dim;
+  };
+  for (const Heads& heads : {Heads{4, 2, 64}, Heads{3, 3, 32}, Heads{4, 1, 96}}) {
+    for (const Mechanism& mechanism : kMechanisms) {
+      for (const std::vector<int32_t>& lengths : std::vector<std::vector<int32_t>>{
+               {1, 0, 31, 32, 33, 64, 65, 97}, {127, 128, 129, 300}, {513}}) {
+        const std::vector<int32_t> cu = Cumulative(lengths);
+        const auto tensor = [&](int64_t count, double phase) {
+          at::Tensor t = at::empty({cu.back(), count, heads.dim}, at::kDouble);
+          const std::vector<double> values = Gen(t.numel(), phase);
+          std::copy(values.begin(), values.end(), t.data_ptr<double>());
+          return t.to(at::kBFloat16);
+        };
+        const at::Tensor q = tensor(heads.query, 0.3);
+        const at::Tensor k = tensor(heads.kv, 1.1);
+        const at::Tensor v = tensor(heads.kv, 2.0);
+        const at::Tensor dout = tensor(heads.query, 0.9);
+        const double scale = 1.0 / std::sqrt(static_cast<double>(heads.dim));
+        const auto core = mechanism.window == 0
+                              ? MakeDense(scale)
+                              : MakeSlidingWindow(scale, {mechanism.window, mechanism.sinks});
+        const at::Tensor out = at::empty_like(q);
+        const at::Tensor dq = at::empty_like(q);
+        const at::Tensor dk = at::empty_like(k);
+        const at::Tensor dv = at::empty_like(v);
+        Saved saved;
+        core->Begin(cu);
+        core->Forward(q, k, v, out, &saved);
+        core->Backward(q, k, v, out, saved, dout, dq, dk, dv);
+
+        Shape shape{heads.query,
+                    heads.kv,
+                    heads.dim,
+                    heads.dim,
+                    static_cast<int64_t>(cu.size()) - 1,
+                    cu.data(),
+                    scale,
+                    mechanism.window,
+                    mechanism.sinks};
+        const auto Q = ToVector(q), K = ToVector(k), V = ToVector(v), G = ToVector(dout);
+        std::vector<double> o(Q.size()), a(Q.size()), b(K.size()), c(V.size());
+        std::vector<double> lse(static_cast<size_t>(cu.back() * heads.query));
+        ReferenceForward(shape, Q.data(), K.data(), V.data(), o.data(), lse.data());
+        ReferenceBackward(shape, Q.data(), K.data(), V.data(), o.data(), lse.data(), G.data(),
+                          a.data(), b.data(), c.data());
+        const auto check = [&](const at::Tensor& got, const std::vector<double>& expected,
+                               const char* what) {
+          double largest = 1e-3;
+          for (const double x : expected) largest = std::max(largest, std::abs(x));
+          EXPECT_LE(MaxDifference(ToVector(got), expected), 2e-2 * largest)
+              << what << ' ' << mechanism.name << " D " << heads.dim << " N " << cu.back();
+        };
+        check(out, o, "out");
+        check(dq, a, "dq");
+        check(dk, b, "dk");
+        check(dv, c, "dv");
+      }
+    }
   }
 }
 

@@ -1,0 +1,10 @@
+// The tables of every instruction set, for the dispatcher.
+#pragma once
+
+#include "kernels/attention/params.h"
+
+namespace heddle::kernels::attention {
+
+extern const Table kGeneric, kAvx2, kAvx512;
+
+}  // namespace heddle::kernels::attention
