@@ -92,6 +92,8 @@ class LinkControl : public RankControl {
         {.step = step, .phase = static_cast<uint32_t>(phase), .at_ns = control::BootTimeNs()});
   }
 
+  control::RankPage* page() override { return page_.get(); }
+
   void Exit(const heddle::v1::RankExit& exit) override { Ignore(link_->Exit(exit)); }
 
  private:

@@ -10,6 +10,10 @@
 #include "heddle/v1/control.pb.h"
 #include "heddle/v1/worker_link.pb.h"
 
+namespace heddle::control {
+class RankPage;
+}
+
 namespace heddle::trainer {
 
 // What a rank does, in its progress word. Numbers are part of the page's format.
@@ -57,6 +61,9 @@ class RankControl {
   virtual Status WritePermit() = 0;
   // Writes the progress word of the shared page: read by the daemon without this rank's help.
   virtual void NoteProgress(uint64_t step, Phase phase) = 0;
+
+  // The page itself, for the ring of collectives; null where there is none. Owned by this object.
+  virtual control::RankPage* page() = 0;
 
   // Last words.
   virtual void Exit(const heddle::v1::RankExit& exit) = 0;

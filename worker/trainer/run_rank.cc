@@ -15,6 +15,7 @@
 #include "kernels/common/isa.h"
 #include "model/language_model.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/recorder.h"
 #include "worker/trainer/checkpointer.h"
 #include "worker/trainer/exit_code.h"
 #include "worker/trainer/restore.h"
@@ -127,6 +128,14 @@ class Rank {
   }
 
   Status Connect(const heddle::v1::StartRank& start) {
+    RETURN_IF_ERROR(MakeGroup(start));
+    if (control_->page() != nullptr) {
+      group_ = comm::MakeRecorded(std::move(group_), /*group_id=*/0, control_->page());
+    }
+    return OkStatus();
+  }
+
+  Status MakeGroup(const heddle::v1::StartRank& start) {
     if (start.world_size() != spec_.world_size() || spec_.rank() >= spec_.world_size()) {
       return Internal(Str("rank ", spec_.rank(), " of ", spec_.world_size(), " was started in a ",
                           "world of ", start.world_size()));

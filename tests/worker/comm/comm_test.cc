@@ -7,11 +7,14 @@
 #include <vector>
 
 #include "heddle/v1/control.pb.h"
+#include "tests/checkpoint/temp_dir.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/comm/fake_rendezvous.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/control_store.h"
 #include "worker/comm/ordered_sum.h"
+#include "worker/comm/recorder.h"
+#include "worker/control/rank_page.h"
 
 namespace heddle::comm {
 namespace {
@@ -155,6 +158,28 @@ TEST(Communicator, NcclWithoutPlugInOrDeviceIsAnErrorThatSaysSo) {
   FakeRendezvous server;
   const StatusCode code = ConnectNccl(OptionsOf(&server, 0, 1)).status().code();
   EXPECT_TRUE(code == StatusCode::kUnimplemented || code == StatusCode::kFailedPrecondition);
+}
+
+TEST(Recorder, NotesEveryCollectiveAndLeavesAFailedOneOpen) {
+  const checkpoint::TempDir folder;
+  const std::unique_ptr<control::RankPage> page =
+      control::RankPage::Create(folder.path() + "/page");
+  ASSERT_NE(page, nullptr);
+  const std::unique_ptr<Communicator> group = MakeRecorded(MakeSolo(), 3, page.get());
+  std::vector<float> values(10);
+  std::vector<double> few(2);
+  ASSERT_OK(group->AllReduceSum(std::span<float>(values)));
+  ASSERT_OK(group->AllReduceSum(std::span<double>(few)));
+  group->Abort();
+  EXPECT_FALSE(group->AllReduceSum(std::span<float>(values)).ok());
+  EXPECT_EQ(page->ring_head().load(), 3u);
+  const control::CollectiveEntry* ring = page->ring();
+  EXPECT_EQ(ring[1].count, 10u);
+  EXPECT_EQ(ring[1].group, 3u);
+  EXPECT_GE(ring[1].ended_ns, ring[1].launched_ns);
+  EXPECT_NE(ring[1].fingerprint, ring[2].fingerprint);
+  EXPECT_EQ(ring[1].fingerprint, ring[3].fingerprint);
+  EXPECT_EQ(ring[3].ended_ns, 0);
 }
 
 TEST(Communicator, OtherPrefixesDoNotMeet) {

@@ -25,6 +25,15 @@ TEST(Resume, EvaluationChangesNoStep) {
   ExpectSameBits(plain.series(), evaluating.series());
 }
 
+TEST(Resume, ReadingAheadChangesNoStep) {
+  Job ahead(SmallConfig(2, 6), 2);
+  RunToEnd(&ahead);
+  Job direct(SmallConfig(2, 6), 2);
+  direct.config().mutable_data()->set_num_workers(0);
+  RunToEnd(&direct);
+  ExpectSameBits(ahead.series(), direct.series());
+}
+
 // T7 in small: kill -9 at random steps, resume, compare every bit with an undisturbed run.
 void KillAndResume(int ranks, int64_t steps, int kills) {
   Job calm(SmallConfig(ranks, steps), ranks);
@@ -38,11 +47,14 @@ void KillAndResume(int ranks, int64_t steps, int kills) {
     FakeAttempt attempt(killed.Next());
     attempt.WaitForStep(killed.saved_step() + 2 + rng.At(2 * i) % 7);
     attempt.Kill(static_cast<uint32_t>(rng.At(2 * i + 1) % static_cast<uint64_t>(ranks)), SIGKILL);
+    const std::vector<FakeRankEnd> ends = attempt.Wait(20);
     int by_signal = 0;
-    for (const FakeRankEnd& end : attempt.Wait(20)) {
-      by_signal += end.signal == SIGKILL ? 1 : 0;
-      EXPECT_TRUE(end.signal == SIGKILL || end.code == static_cast<int>(ExitCode::kPeerFailed))
-          << end.code;
+    for (size_t rank = 0; rank < ends.size(); ++rank) {
+      by_signal += ends[rank].signal == SIGKILL ? 1 : 0;
+      EXPECT_TRUE(ends[rank].signal == SIGKILL ||
+                  ends[rank].code == static_cast<int>(ExitCode::kPeerFailed))
+          << "code " << ends[rank].code << ", signal " << ends[rank].signal << "\n"
+          << attempt.Log(static_cast<uint32_t>(rank));
     }
     EXPECT_EQ(by_signal, 1) << "a rank hung after its peer's death";
     killed.Collect(&attempt);

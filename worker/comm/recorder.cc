@@ -1,0 +1,82 @@
+#include "worker/comm/recorder.h"
+
+#include <utility>
+
+#include "worker/control/rank_page.h"
+
+namespace heddle::comm {
+
+namespace {
+
+// Equal on two ranks iff they launch the same operation on the same number of elements.
+uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count) {
+  uint64_t mixed = 0xCBF29CE484222325u;
+  for (const uint64_t part : {uint64_t{group}, static_cast<uint64_t>(op), count}) {
+    mixed = (mixed ^ part) * 0x100000001B3u;
+  }
+  return mixed;
+}
+
+class Recorded : public Communicator {
+ public:
+  Recorded(std::unique_ptr<Communicator> group, uint32_t group_id, control::RankPage* page)
+      : group_(std::move(group)), group_id_(group_id), page_(page) {}
+
+  int rank() const override { return group_->rank(); }
+  int world_size() const override { return group_->world_size(); }
+  std::string backend() const override { return group_->backend(); }
+  void SetTimeout(std::chrono::milliseconds timeout) override { group_->SetTimeout(timeout); }
+  void Abort() override { group_->Abort(); }
+
+  Status AllReduceSum(std::span<float> values) override {
+    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceFloat, values.size());
+    const Status status = group_->AllReduceSum(values);
+    return End(entry, status);
+  }
+  Status AllReduceSum(std::span<double> values) override {
+    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceDouble, values.size());
+    const Status status = group_->AllReduceSum(values);
+    return End(entry, status);
+  }
+
+ private:
+  control::CollectiveEntry* Launch(CollectiveOp op, uint64_t count) {
+    const uint64_t seq = ++seq_;
+    control::CollectiveEntry* entry = &page_->ring()[seq % control::kRingEntries];
+    const int64_t now = control::BootTimeNs();
+    *entry = {.seq = seq,
+              .group = group_id_,
+              .op = static_cast<uint16_t>(op),
+              .dtype = static_cast<uint16_t>(op == CollectiveOp::kAllReduceFloat ? 4 : 8),
+              .count = count,
+              .unit = 0,
+              .fingerprint = Fingerprint(group_id_, op, count),
+              .launched_ns = now,
+              .started_ns = now,
+              .ended_ns = 0};
+    page_->ring_head().store(seq, std::memory_order_release);
+    return entry;
+  }
+
+  // A failed collective never ended: its entry stays open, which is what a report looks for.
+  static Status End(control::CollectiveEntry* entry, const Status& status) {
+    if (status.ok()) {
+      entry->ended_ns = control::BootTimeNs();
+    }
+    return status;
+  }
+
+  std::unique_ptr<Communicator> group_;
+  const uint32_t group_id_;
+  control::RankPage* const page_;
+  uint64_t seq_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> MakeRecorded(std::unique_ptr<Communicator> group, uint32_t group_id,
+                                           control::RankPage* page) {
+  return std::make_unique<Recorded>(std::move(group), group_id, page);
+}
+
+}  // namespace heddle::comm
