@@ -1,0 +1,228 @@
+#include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "checkpoint/tensor_io/save.h"
+#include "heddle/v1/checkpoints.pb.h"
+#include "model/hf/model_dir.h"
+#include "model/hf/safetensors.h"
+#include "model/inference/decoder.h"
+#include "model/inference/sampling.h"
+#include "model/tool/verbs.h"
+#include "tests/model/tiny_model.h"
+
+namespace heddle::tool {
+namespace {
+
+namespace fs = std::filesystem;
+using model_test::BatchData;
+using model_test::Build;
+using model_test::Built;
+using model_test::Kind;
+using model_test::RandomBatch;
+using model_test::TinyConfig;
+using nlohmann::json;
+
+class Tool : public testing::Test {
+ protected:
+  Tool()
+      : config_(TinyConfig(Kind::kHybrid, true)), built_(Build(config_, model::Precision::kFp32)) {
+    std::string name = fs::temp_directory_path() / "heddle-tool-XXXXXX";
+    path_ = mkdtemp(name.data());
+    std::vector<hf::NamedWeight> weights;
+    for (const model::TensorSpec& tensor : built_.store->plan().tensors) {
+      weights.push_back({tensor.name, tensor.shape, built_.store->master(tensor)});
+    }
+    EXPECT_TRUE(hf::WriteModelDir(path_ / "model", config_, weights, {}).ok());
+    folder_.dir = path_ / "model";
+  }
+  ~Tool() override { fs::remove_all(path_); }
+
+  // A committed checkpoint of the model, written by `world` ranks, as the trainer writes it.
+  SourceOptions WriteCheckpoint(uint32_t world) {
+    std::vector<v1::TensorInfo> tensors;
+    for (const model::TensorSpec& spec : built_.store->plan().tensors) {
+      v1::TensorInfo info;
+      info.set_name(spec.name);
+      for (const int64_t extent : spec.shape) info.add_shape(extent);
+      info.set_master_type(v1::ELEMENT_TYPE_F32);
+      info.set_moment_type(v1::ELEMENT_TYPE_F32);
+      info.add_classes(v1::TENSOR_CLASS_MASTER);
+      tensors.push_back(info);
+    }
+    tensors = *checkpoint::NumberTensors(tensors);
+    v1::CheckpointRecord record;
+    record.set_dir("j-1/f1/step-5");
+    record.set_world_size(world);
+    v1::RunConfig run;
+    *run.mutable_model() = config_;
+    record.mutable_train_state()->set_resolved_config(run.SerializeAsString());
+    std::vector<checkpoint::LocalRange> whole;
+    for (const v1::TensorInfo& info : tensors) {
+      *record.add_tensors() = info;
+      const std::span<float> values = built_.store->master(*built_.store->plan().Find(info.name()));
+      whole.push_back({info.id(), v1::TENSOR_CLASS_MASTER, 0, values.size(), values.data()});
+    }
+    fs::create_directories(path_ / "root");
+    for (uint32_t rank = 0; rank < world; ++rank) {
+      checkpoint::Snapshot snapshot;
+      EXPECT_TRUE(
+          snapshot.Stage(tensors, checkpoint::ReplicaShare(tensors, whole, rank, world)).ok());
+      checkpoint::ShardWriterOptions options;
+      options.root = path_ / "root";
+      options.dir = record.dir();
+      options.header.set_format_version(1);
+      options.header.set_step(5);
+      options.header.set_rank(rank);
+      options.header.set_world_size(world);
+      const auto files = snapshot.Write(options);
+      EXPECT_TRUE(files.ok()) << files.status();
+      v1::RankSeal* seal = record.add_seals();
+      seal->set_rank(rank);
+      for (const v1::ShardFile& file : *files) *seal->add_files() = file;
+    }
+    record.set_step(5);
+    std::ofstream(path_ / "record", std::ios::binary) << record.SerializeAsString();
+    SourceOptions source;
+    source.record = path_ / "record";
+    source.root = path_ / "root";
+    return source;
+  }
+
+  json Captured(const std::function<Status()>& run) {
+    testing::internal::CaptureStdout();
+    const Status status = run();
+    const std::string text = testing::internal::GetCapturedStdout();
+    EXPECT_TRUE(status.ok()) << status;
+    return json::parse(text);
+  }
+
+  fs::path path_;
+  heddle::v1::ModelConfig config_;
+  Built built_;
+  SourceOptions folder_;
+};
+
+TEST_F(Tool, ShowsTheExactCount) {
+  const json shown = Captured([&] { return RunShow({folder_, true}); });
+  EXPECT_EQ(shown["parameters"], built_.store->plan().parameters);
+  EXPECT_EQ(shown["tensors"].size(), built_.store->plan().tensors.size());
+  EXPECT_EQ(shown["config"]["attention"]["pattern"], json({"swa", "dense"}));
+}
+
+TEST_F(Tool, LogitsOfPaddedAndPackedInputAreTheModels) {
+  const BatchData batch = RandomBatch({6, 6, 6}, config_.vocab_size(), 9);
+  const at::Tensor expected = *built_.model->Logits(batch.view());
+  for (const bool packed : {false, true}) {
+    std::vector<hf::WriteTensor> tensors = {
+        {"input_ids", hf::DType::kI64,
+         packed ? std::vector<int64_t>{18} : std::vector<int64_t>{3, 6}, batch.ids.data()}};
+    if (packed) tensors.push_back({"cu_seqlens", hf::DType::kI32, {4}, batch.cu.data()});
+    ASSERT_TRUE(hf::WriteSafetensors(path_ / "in", tensors).ok());
+    const Status status = RunLogits({folder_, path_ / "in", path_ / "out"});
+    ASSERT_TRUE(status.ok()) << status;
+    const auto out = *hf::SafetensorsFile::Open(path_ / "out");
+    EXPECT_EQ(out->header().tensors.at("logits").shape,
+              packed ? (std::vector<int64_t>{18, 37}) : (std::vector<int64_t>{3, 6, 37}));
+    std::vector<float> logits(18 * 37);
+    ASSERT_TRUE(out->ReadFloats("logits", logits).ok());
+    for (size_t i = 0; i < logits.size(); ++i) {
+      ASSERT_EQ(logits[i], expected.data_ptr<float>()[i]);
+    }
+  }
+}
+
+TEST_F(Tool, GeneratesWhatTheDecoderGenerates) {
+  GenerateVerbOptions options;
+  options.source = folder_;
+  options.ids = {5, 3, 1};
+  options.max_new_tokens = 9;
+  options.temperature = 0.8;
+  options.seed = 4;
+  options.json = true;
+  const json made = Captured([&] { return RunGenerate(options); });
+  const auto decoder = *inference::Decoder::Create(config_, built_.store.get());
+  inference::GenerateOptions same;
+  same.max_new_tokens = 9;
+  same.sampling.temperature = 0.8;
+  same.sampling.seed = 4;
+  EXPECT_EQ(made["ids"].get<std::vector<int64_t>>(),
+            *inference::Generate(decoder.get(), options.ids, same));
+  EXPECT_GT(made["tokens_per_second"].get<double>(), 0.0);
+}
+
+TEST_F(Tool, ExportsACheckpointOfAnyWorldSize) {
+  for (const uint32_t world : {1u, 3u}) {
+    const SourceOptions source = WriteCheckpoint(world);
+    ExportVerbOptions options;
+    options.source = source;
+    options.out = path_ / "exported";
+    options.json = true;
+    const json report = Captured([&] { return RunExport(options); });
+    EXPECT_EQ(report["parameters"], built_.store->plan().parameters);
+    auto store =
+        *model::ParameterStore::Create(*model::PlanModel(config_), model::Precision::kFp32);
+    ASSERT_TRUE(hf::ReadWeights(path_ / "exported", store.get()).ok());
+    ASSERT_TRUE(
+        std::equal(store->master().begin(), store->master().end(), built_.store->master().begin()));
+    fs::remove_all(path_ / "root");
+  }
+}
+
+TEST_F(Tool, RefusesADamagedCheckpointAndWritesNothing) {
+  const SourceOptions source = WriteCheckpoint(1);
+  fs::path file;
+  for (const auto& entry : fs::recursive_directory_iterator(path_ / "root")) {
+    if (entry.is_regular_file()) file = entry.path();
+  }
+  std::fstream damage(file, std::ios::in | std::ios::out | std::ios::binary);
+  damage.seekp(static_cast<std::streamoff>(fs::file_size(file) / 2));
+  damage.put('\x5a');
+  damage.close();
+  ExportVerbOptions options;
+  options.source = source;
+  options.out = path_ / "exported";
+  EXPECT_EQ(RunExport(options).code(), StatusCode::kDataLoss);
+  EXPECT_FALSE(fs::exists(path_ / "exported"));
+}
+
+TEST_F(Tool, SaysWhatIsWrongWithItsOptions) {
+  EXPECT_EQ(RunShow({}).code(), StatusCode::kInvalidArgument);
+  SourceOptions both = folder_;
+  both.record = "x";
+  EXPECT_EQ(RunShow({both, false}).code(), StatusCode::kInvalidArgument);
+  GenerateVerbOptions generate;
+  generate.source = folder_;
+  EXPECT_NE(Message(RunGenerate(generate)).find("--prompt"), std::string::npos);
+  generate.prompt = "text";
+  EXPECT_EQ(RunGenerate(generate).code(), StatusCode::kNotFound);  // no tokenizer
+  generate.overrides = {"memory.kv_cache.quantization=fp8"};
+  EXPECT_EQ(RunGenerate(generate).code(), StatusCode::kInvalidArgument);
+}
+
+// Exit status of the contract, from the program itself.
+TEST_F(Tool, EndsWithTheStatusOfTheContract) {
+  const char* bin = std::getenv("HEDDLE_BIN_DIR");
+  ASSERT_NE(bin, nullptr);
+  const auto run = [&](const std::string& words) {
+    const std::string command = Str(bin, "/heddle-model ", words, " >", (path_ / "o").string(),
+                                    " 2>", (path_ / "e").string());
+    return WEXITSTATUS(std::system(command.c_str()));
+  };
+  EXPECT_EQ(run("show " + folder_.dir), 0);
+  EXPECT_EQ(run("show " + folder_.dir + "/none"), 3);
+  EXPECT_EQ(run("show"), 2);
+  EXPECT_EQ(run("frobnicate"), 2);
+  std::ifstream error(path_ / "e");
+  std::string text;
+  std::getline(error, text);
+  EXPECT_EQ(text.rfind("heddle: ", 0), 0u) << text;
+}
+
+}  // namespace
+}  // namespace heddle::tool
