@@ -28,7 +28,7 @@ using heddle::trainer::RankControl;
   _exit(code);
 }
 
-int Run() {
+[[noreturn]] void Run() {
   const heddle::SystemClock clock;
   const int64_t started_at_ms = clock.NowWallMs();
   HEDDLE_INFO("rank started", {"pid", getpid()});
@@ -40,7 +40,7 @@ int Run() {
       });
   if (!control.ok()) {
     std::fprintf(stderr, "heddle-trainer: %s\n", heddle::Message(control.status()).c_str());
-    return static_cast<int>(ExitCode::kDoNotRetry);
+    Leave(static_cast<int>(ExitCode::kDoNotRetry));
   }
   const heddle::v1::RankExit exit = heddle::trainer::RunRank(control->get(), clock, started_at_ms);
   if (exit.succeeded()) {
@@ -50,7 +50,8 @@ int Run() {
                 {"step", exit.step()}, {"why", exit.detail()});
   }
   (*control)->Exit(exit);
-  return exit.code();
+  // Here and not in main(): threads of an unfinished save still use the link.
+  Leave(exit.code());
 }
 
 }  // namespace
@@ -67,7 +68,7 @@ int main(int argc, char** argv) {
   }
   std::signal(SIGPIPE, SIG_IGN);
   try {
-    Leave(Run());
+    Run();
   } catch (const std::exception& error) {
     std::fprintf(stderr, "heddle-trainer: %s\n", error.what());
     Leave(static_cast<int>(ExitCode::kFailed));
