@@ -17,6 +17,7 @@ constexpr size_t kPiece = 512;
 // Frames a live reader may lag behind before it is told to start over (O2).
 constexpr size_t kQueueMax = 1024;
 constexpr size_t kLogPieceBytes = 64 * 1024;
+constexpr int64_t kBeatMs = 5000;
 
 bool JobDone(Core& core, JobId job) {
   const v1::JobRecord* record = core.state().job(job);
@@ -74,12 +75,23 @@ class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
       return;
     }
     live_ = true;
+    core_->SubscribeEvents([self](const v1::EventRecord& event) { return self->OnEvent(event); });
+    Beat(core_, self);
+    self_.reset();
+  }
+
+  // Now and every 5 s: a reader that hears nothing for longer knows that the stream is dead.
+  static void Beat(Core* core, const std::weak_ptr<WatchFeed>& weak) {
+    const std::shared_ptr<WatchFeed> feed = weak.lock();
+    if (feed == nullptr) {
+      return;
+    }
     v1::WatchFrame beat;
     beat.set_kind(v1::WatchFrame::KIND_HEARTBEAT);
-    beat.set_seq(next_ - 1);
-    writer_->Push(std::move(beat));
-    core_->SubscribeEvents([self](const v1::EventRecord& event) { return self->OnEvent(event); });
-    self_.reset();
+    beat.set_seq(feed->next_ - 1);
+    if (feed->writer_->Push(std::move(beat))) {
+      core->PostAfter(kBeatMs, [core, weak] { Beat(core, weak); });
+    }
   }
 
   bool OnEvent(const v1::EventRecord& event) {

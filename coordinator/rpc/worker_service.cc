@@ -152,23 +152,14 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
 // is ahead of the disk waits in its own send buffer.
 class LogStream final : public grpc::ServerBidiReactor<v1::LogChunk, v1::LogAck> {
  public:
-  explicit LogStream(LogFiles* logs) : logs_(logs) { StartRead(&chunk_); }
+  LogStream(Core* core, LogFiles* logs) : core_(core), logs_(logs) { StartRead(&chunk_); }
 
   void OnReadDone(bool ok) override {
     if (!ok) {
       Finish(grpc::Status::OK);
       return;
     }
-    const StatusOr<uint64_t> next = logs_->Append(chunk_);
-    if (!next.ok()) {
-      Finish(net::ToGrpc(next.status()));
-      return;
-    }
-    ack_.set_job(chunk_.job());
-    ack_.set_fence(chunk_.fence());
-    ack_.set_rank(chunk_.rank());
-    ack_.set_next_offset(*next);
-    StartWrite(&ack_);
+    core_->Post([this] { Judge(); });
   }
   void OnWriteDone(bool ok) override {
     if (!ok) {
@@ -180,6 +171,31 @@ class LogStream final : public grpc::ServerBidiReactor<v1::LogChunk, v1::LogAck>
   void OnDone() override { delete this; }
 
  private:
+  // State thread. Bytes that belong to no attempt we know are taken and dropped, so that a worker
+  // with leftovers of another life does not offer them for ever.
+  void Judge() {
+    const v1::AttemptRecord* attempt =
+        core_->state().attempt(JobId{chunk_.job()}, chunk_.attempt());
+    if (attempt == nullptr || attempt->fence() != chunk_.fence()) {
+      Acknowledge(chunk_.offset() + chunk_.data().size());
+      return;
+    }
+    core_->PostFileWork([this] { Acknowledge(logs_->Append(chunk_)); });
+  }
+
+  void Acknowledge(const StatusOr<uint64_t>& next) {
+    if (!next.ok()) {
+      Finish(net::ToGrpc(next.status()));
+      return;
+    }
+    ack_.set_job(chunk_.job());
+    ack_.set_fence(chunk_.fence());
+    ack_.set_rank(chunk_.rank());
+    ack_.set_next_offset(*next);
+    StartWrite(&ack_);
+  }
+
+  Core* const core_;
   LogFiles* const logs_;
   v1::LogChunk chunk_;
   v1::LogAck ack_;
@@ -217,7 +233,7 @@ class WorkerService final : public v1::WorkerLink::CallbackService {
   }
 
   grpc::ServerBidiReactor<v1::LogChunk, v1::LogAck>* AppendLogs(Context*) override {
-    return new LogStream(logs_);
+    return new LogStream(core_, logs_);
   }
 
  private:

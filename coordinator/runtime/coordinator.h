@@ -98,6 +98,7 @@ class Coordinator : public rpc::Core {
   Status OpenJournal();
   Status ClaimTerm();
   Status Recover();
+  Status PublishUnseen(uint64_t from_seq);
   void Poison(const Status& why);
   void TryReopen();
   void CheckDisk();
@@ -163,6 +164,7 @@ class Coordinator : public rpc::Core {
   size_t awaited_at_start_ = 0;
   bool wake_pending_ = false;
   bool pass_running_ = false;
+  double snapshot_ms_ = 0;  // cost of the last one, on this thread
   rpc::CoreFigures figures_;
   std::vector<double> pass_times_ms_;
 };

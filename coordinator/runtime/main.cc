@@ -1,5 +1,6 @@
 // heddle-coordinator: the truth of a cluster. Flags, listeners, signals.
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <grpcpp/impl/service_type.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
@@ -172,7 +173,19 @@ Status ReadFlags(int argc, char** argv, Flags* flags, bool* done) {
   return OkStatus();
 }
 
+// With a closed descriptor 2 the store's next file would get that number, and the log with it.
+void OpenStandardStreams() {
+  int fd = 0;
+  do {
+    fd = open("/dev/null", O_RDWR);
+  } while (fd >= 0 && fd <= STDERR_FILENO);
+  if (fd >= 0) {
+    close(fd);
+  }
+}
+
 Status Main(int argc, char** argv) {
+  OpenStandardStreams();
   signal(SIGPIPE, SIG_IGN);
   umask(0077);
   Flags flags;

@@ -101,6 +101,7 @@ Status Coordinator::Recover() {
   time_offset_ms_ = std::max(clock_.NowWallMs(), state_.newest_ms()) - steady_ms;
   ++generation_;
   appended_ = durable_ = 0;
+  const uint64_t seen = durable_seq_;
   durable_seq_ = state_.next_seq() - 1;
   last_points_.clear();
   last_steps_.clear();
@@ -122,6 +123,7 @@ Status Coordinator::Recover() {
     return attempt != nullptr && attempt->state() != v1::ATTEMPT_STATE_FENCING &&
            attempt->state() != v1::ATTEMPT_STATE_ENDED;
   });
+  RETURN_IF_ERROR(PublishUnseen(seen + 1));
   poisoned_ = false;
   state::event::CoordinatorStarted started;
   started.term = Term{static_cast<uint32_t>(log_->term())};
@@ -130,6 +132,18 @@ Status Coordinator::Recover() {
   Execute(std::move(started), [](const state::Outcome&) {});
   HEDDLE_INFO("recovered", {"term", log_->term()}, {"jobs", state_.jobs().size()},
               {"workers", state_.nodes().size()}, {"events", durable_seq_});
+  return OkStatus();
+}
+
+// A batch whose sync failed may be in the log all the same: followers that outlived the store's
+// failure get its events now. At a start nobody follows yet.
+Status Coordinator::PublishUnseen(uint64_t from_seq) {
+  if (event_sinks_.empty()) {
+    return OkStatus();
+  }
+  ASSIGN_OR_RETURN(const std::vector<v1::EventRecord> unseen,
+                   runtime::ReadEvents(*log_, from_seq, durable_seq_, 0, SIZE_MAX));
+  Publish(unseen);
   return OkStatus();
 }
 

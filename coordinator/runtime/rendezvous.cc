@@ -17,13 +17,33 @@ std::string StoredKey(uint64_t fence, const std::string& key) {
   return stored + key;
 }
 
-// Stored beside the keys: the answer to a rank's last ADD, which a repeat must not apply twice.
+// Stored beside the keys: the answers to a rank's changes, which a repeat must not apply twice.
+// Ranks ask from several threads, so a repeat is not always of the newest one.
 constexpr char kAnswerMark = '\0';
-constexpr size_t kAnswerKeyBytes = 9;
-std::string AnswerKey(uint64_t fence, uint32_t rank) {
+constexpr size_t kAnswerKeyBytes = 17;
+std::string AnswerKey(uint64_t fence, uint32_t rank, uint64_t n) {
   std::string key = StoredKey(fence, std::string(1, kAnswerMark));
   store::AppendBigEndian64(&key, rank);
+  store::AppendBigEndian64(&key, n);
   return key;
+}
+
+// What a repeat must not do again; reading twice is harmless.
+bool ChangesStore(v1::RendezvousVerb verb) {
+  switch (verb) {
+    case v1::RENDEZVOUS_VERB_SET:
+    case v1::RENDEZVOUS_VERB_ADD:
+    case v1::RENDEZVOUS_VERB_COMPARE_SET:
+    case v1::RENDEZVOUS_VERB_DELETE:
+    case v1::RENDEZVOUS_VERB_APPEND:
+      return true;
+    case v1::RENDEZVOUS_VERB_GET:
+    case v1::RENDEZVOUS_VERB_CHECK:
+    case v1::RENDEZVOUS_VERB_WAIT:
+    case v1::RENDEZVOUS_VERB_COUNT:
+      return false;
+  }
+  return false;
 }
 
 v1::RendezvousReply Refuse(uint64_t n, const Status& status) {
@@ -58,7 +78,7 @@ void Rendezvous::Load(store::StateLog* log, const std::function<bool(Fence)>& al
         Space& space = spaces_[fence];
         if (key.size() == 8 + kAnswerKeyBytes && key[8] == kAnswerMark) {
           const uint32_t rank = static_cast<uint32_t>(store::ReadBigEndian64(key, 9));
-          space.answered[rank].ParseFromString(value);
+          space.answered[{rank, store::ReadBigEndian64(key, 17)}].ParseFromString(value);
           return true;
         }
         space.bytes += key.size() + value.size();
@@ -154,11 +174,21 @@ v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
   return reply;
 }
 
+// Answers of a rank are few and small (changes only); the oldest go first.
+void Rendezvous::Remember(Space& space, uint32_t rank, const v1::RendezvousReply& answer) {
+  space.answered[{rank, answer.n()}] = answer;
+  const auto first = space.answered.lower_bound({rank, 0});
+  const auto last = space.answered.lower_bound({rank + 1, 0});
+  if (std::distance(first, last) > kAnswersPerRankMax) {
+    space.answered.erase(first);
+  }
+}
+
 void Rendezvous::Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest& request,
                         int64_t now_ms, Reply reply) {
   Space& space = spaces_[fence.value];
-  if (const auto before = space.answered.find(rank);
-      before != space.answered.end() && before->second.n() == request.n()) {
+  if (const auto before = space.answered.find({rank, request.n()});
+      before != space.answered.end()) {
     reply(before->second);
     return;
   }
@@ -186,13 +216,21 @@ void Rendezvous::Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest&
     return;
   }
   const v1::RendezvousReply answer = Answer(fence, space, request);
-  space.answered[rank] = answer;
-  if (request.verb() == v1::RENDEZVOUS_VERB_ADD || request.verb() == v1::RENDEZVOUS_VERB_APPEND) {
+  if (ChangesStore(request.verb())) {
+    Remember(space, rank, answer);
+    // The answer may leave only when a coordinator killed now would still know it: else a repeated
+    // ADD counts twice and the gang waits for a rank that does not exist.
     store::Batch batch;
-    batch.Put(Family::kRendezvous, AnswerKey(fence.value, rank), answer.SerializeAsString());
-    (void)log_->AppendVolatile(std::move(batch));  // as Set
+    batch.Put(Family::kRendezvous, AnswerKey(fence.value, rank, answer.n()),
+              answer.SerializeAsString());
+    const Status queued = log_->AppendVolatile(
+        std::move(batch), [reply, answer](const StatusOr<store::CommitSeq>&) { reply(answer); });
+    if (!queued.ok()) {
+      reply(answer);  // in memory only; a crash now ends in RENDEZVOUS_TIMEOUT and a new attempt
+    }
+  } else {
+    reply(answer);
   }
-  reply(answer);
   Wake(fence, space);
 }
 
@@ -206,9 +244,7 @@ void Rendezvous::Wake(Fence fence, Space& space) {
     return true;
   });
   for (const Waiter& waiter : ready) {
-    const v1::RendezvousReply answer = Answer(fence, space, waiter.request);
-    space.answered[waiter.rank] = answer;
-    waiter.reply(answer);
+    waiter.reply(Answer(fence, space, waiter.request));
   }
 }
 

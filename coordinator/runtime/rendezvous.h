@@ -21,11 +21,13 @@ class Rendezvous {
   using Reply = std::function<void(const v1::RendezvousReply&)>;
   static constexpr size_t kValueBytesMax = size_t{1} << 20;
   static constexpr size_t kAttemptBytesMax = size_t{64} << 20;
+  static constexpr int64_t kAnswersPerRankMax = 1024;
 
   // Reads what a former process kept of `alive` fences and drops the rest.
   void Load(store::StateLog* log, const std::function<bool(Fence)>& alive);
 
-  // Answers now, or when the keys are there, or with DEADLINE_EXCEEDED at the request's time-out.
+  // Answers once the change is written, or when the keys are there, or with DEADLINE_EXCEEDED at
+  // the request's time-out.
   void Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest& request, int64_t now_ms,
               Reply reply);
   // The attempt ended: keys go, waiters get ABORTED.
@@ -45,8 +47,8 @@ class Rendezvous {
   struct Space {
     std::map<std::string, std::string> values;
     size_t bytes = 0;
-    // The last answer of each rank, for its repeat after a broken stream.
-    std::map<uint32_t, v1::RendezvousReply> answered;
+    // Answers to changes by (rank, n), for repeats after a broken stream.
+    std::map<std::pair<uint32_t, uint64_t>, v1::RendezvousReply> answered;
     std::vector<Waiter> waiters;
   };
 
@@ -54,6 +56,7 @@ class Rendezvous {
   v1::RendezvousReply Answer(Fence fence, Space& space, const v1::RendezvousRequest& request);
   void Set(Fence fence, Space& space, const std::string& key, const std::string& value);
   void Wake(Fence fence, Space& space);
+  static void Remember(Space& space, uint32_t rank, const v1::RendezvousReply& answer);
 
   store::StateLog* log_ = nullptr;
   std::map<uint64_t, Space> spaces_;  // by fence

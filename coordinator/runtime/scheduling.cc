@@ -9,6 +9,8 @@ namespace heddle::runtime {
 namespace {
 
 constexpr int64_t kDebounceMs = 2;
+constexpr double kPassShare = 0.1;  // of the state thread and of the pass thread
+constexpr int64_t kPassGapMsMax = 100;
 constexpr int64_t kStartWaitMs = 15'000;  // D10
 constexpr size_t kPassTimesKept = 1000;
 
@@ -30,7 +32,10 @@ void Coordinator::WakeScheduler() {
     return;
   }
   wake_pending_ = true;
-  PostAfter(kDebounceMs, [this] {
+  // A pass costs O(queue): long ones run less often, so that submits keep the state thread.
+  const double gap_ms = (figures_.last_pass_ms + snapshot_ms_) / kPassShare;
+  const int64_t wait_ms = std::clamp(static_cast<int64_t>(gap_ms), kDebounceMs, kPassGapMsMax);
+  PostAfter(wait_ms, [this] {
     wake_pending_ = false;
     RunPass();
   });
@@ -45,7 +50,10 @@ void Coordinator::RunPass() {
     return;
   }
   pass_running_ = true;
-  boost::asio::post(pass_pool_, [this, snapshot = schedule::MakeSnapshot(state_, Now())]() mutable {
+  const int64_t begin = clock_.NowSteady();
+  schedule::Snapshot taken = schedule::MakeSnapshot(state_, Now());
+  snapshot_ms_ = static_cast<double>(clock_.NowSteady() - begin) / 1e6;
+  boost::asio::post(pass_pool_, [this, snapshot = std::move(taken)]() mutable {
     const int64_t start = clock_.NowSteady();
     schedule::PassResult result = schedule::RunPass(std::move(snapshot));
     const double pass_ms = static_cast<double>(clock_.NowSteady() - start) / 1e6;

@@ -4,6 +4,11 @@
 #include "coordinator/runtime/records.h"
 
 namespace heddle::runtime {
+namespace {
+
+constexpr int64_t kPoisonedRetryMs = 200;
+
+}  // namespace
 
 void Coordinator::AttachWorker(const std::string& worker, uint64_t session,
                                rpc::WorkerSender sender) {
@@ -140,6 +145,10 @@ void Coordinator::OnPoints(const v1::RankPoints& points) {
 }
 
 void Coordinator::OnRendezvous(const std::string& worker, const v1::RankRendezvous& request) {
+  if (poisoned_) {  // the rank waits for its answer; the store is back in a moment or with space
+    PostAfter(kPoisonedRetryMs, [this, worker, request] { OnRendezvous(worker, request); });
+    return;
+  }
   const v1::AttemptRecord* attempt = state_.attempt_of(Fence{request.fence()});
   const bool alive = attempt != nullptr && attempt->state() != v1::ATTEMPT_STATE_FENCING &&
                      attempt->state() != v1::ATTEMPT_STATE_ENDED;
