@@ -33,6 +33,7 @@ class GrpcClient : public Client {
         checkpoints_(v1::Checkpoints::NewStub(channel)),
         nodes_(v1::Nodes::NewStub(channel)),
         cluster_(v1::Cluster::NewStub(channel)),
+        channel_(channel),
         address_(std::move(address)),
         timeout_ms_(timeout_ms > 0 ? timeout_ms : kCallTimeoutMs) {}
 
@@ -123,6 +124,11 @@ class GrpcClient : public Client {
     return ref;
   }
 
+  static gpr_timespec After(int64_t ms) {
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                        gpr_time_from_nanos(ms * 1'000'000, GPR_TIMESPAN));
+  }
+
   // One unary call, repeated on UNAVAILABLE: the transport makes that code too, so its outcome is
   // unknown and the request id settles it (reliability R12).
   template <typename Stub, typename Request, typename Reply>
@@ -132,6 +138,9 @@ class GrpcClient : public Client {
     const SystemClock clock;
     const int64_t start = clock.NowSteady();
     while (true) {
+      // Waiting here polls the connection; a loop of failing calls would leave that to a background
+      // thread that looks every 5 s only.
+      channel_->WaitForConnected(After(std::min(kRetryMs, timeout_ms_)));
       grpc::ClientContext context;
       context.set_deadline(
           gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
@@ -187,6 +196,7 @@ class GrpcClient : public Client {
   const std::unique_ptr<v1::Checkpoints::Stub> checkpoints_;
   const std::unique_ptr<v1::Nodes::Stub> nodes_;
   const std::unique_ptr<v1::Cluster::Stub> cluster_;
+  const std::shared_ptr<grpc::Channel> channel_;
   const std::string address_;
   const int64_t timeout_ms_;
   std::mutex mutex_;
