@@ -144,7 +144,7 @@ std::string Describe(const Shape& shape) {
   std::string text =
       Str(shape.ranks, shape.ranks == 1 ? " rank of " : " ranks of ", shape.cpus, " cpus");
   if (shape.memory > 0) {
-    text += Str(", ", FormatBytes(shape.memory));
+    text += Str(", ", FormatBytes(shape.memory), " memory");
   }
   if (shape.gpus > 0) {
     text += Str(", ", shape.gpus, " gpus");

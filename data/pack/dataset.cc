@@ -14,6 +14,7 @@
 #include "data/pack/checksum.h"
 #include "data/pack/files.h"
 #include "data/pack/shard_format.h"
+#include "data/tokenizer/tokenizer.h"
 
 namespace heddle::pack {
 namespace {
@@ -270,6 +271,21 @@ Status Dataset::ReadTokens(int64_t d, int64_t begin, std::span<uint32_t> out) co
   const uint64_t length = shard.DocumentOffset(local + 1) - first;
   HEDDLE_CHECK(begin >= 0 && static_cast<uint64_t>(begin) + out.size() <= length);
   return shard.Read(first + static_cast<uint64_t>(begin), out);
+}
+
+Status Dataset::CheckTokenizer() const {
+  const std::string path = Str(dir(), "/tokenizer.json");
+  const StatusOr<std::string> bytes = ReadFile(path);
+  if (bytes.status().code() == StatusCode::kNotFound) {
+    return OkStatus();
+  }
+  RETURN_IF_ERROR(bytes.status());
+  if (const std::string sha = tokenizer::Sha256Hex(*bytes); sha != manifest().tokenizer_sha256) {
+    return FailedPrecondition(Str(path,
+                                  ": not the tokenizer the data were made with: its SHA-256 is ",
+                                  sha, ", ", kManifestName, " says ", manifest().tokenizer_sha256));
+  }
+  return OkStatus();
 }
 
 Status Dataset::Verify() const {

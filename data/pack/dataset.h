@@ -48,6 +48,10 @@ class Dataset {
   // checksum or an id outside the vocabulary. REQUIRES: the range lies in the document.
   Status ReadTokens(int64_t d, int64_t begin, std::span<uint32_t> out) const;
 
+  // FAILED_PRECONDITION if the tokenizer.json beside the data is not the one the set was made with,
+  // so that a model is never trained on ids it cannot decode (F5). OK without the file.
+  Status CheckTokenizer() const;
+
   // Checks every byte: all block CRCs, all ids, each shard's XXH3-128.
   Status Verify() const;
 

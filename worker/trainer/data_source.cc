@@ -18,6 +18,7 @@ StatusOr<std::shared_ptr<const pack::Dataset>> OpenSet(const std::string& path,
                                                        std::string* tokenizer) {
   ASSIGN_OR_RETURN(std::unique_ptr<pack::Dataset> opened, pack::Dataset::Open(path));
   const std::shared_ptr<const pack::Dataset> set = std::move(opened);
+  RETURN_IF_ERROR(set->CheckTokenizer());
   if (static_cast<int64_t>(set->vocab_size()) > config.model().vocab_size()) {
     return InvalidArgument(Str("data ", path, ": has ", set->vocab_size(),
                                " token ids, model.vocab_size is ", config.model().vocab_size()));
