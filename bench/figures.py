@@ -35,7 +35,10 @@ def commit():
 
 
 class Figures:
-    """Collects the figures of one benchmark and writes bench/results/NAME.jsonl at the end."""
+    """Collects the figures of one benchmark and writes bench/results/NAME.jsonl at the end.
+
+    Each line has the load average when it was made: on a machine that does other work, times mean little and ratios more.
+    """
 
     def __init__(self, name):
         self.name = name
@@ -44,7 +47,8 @@ class Figures:
 
     def add(self, figure, value, unit, target=None, peer=None, ratio=None, **more):
         """`target` is text such as "<= 40"; `peer` its own figure; `ratio` ours to the peer's, > 1 = better."""
-        line = {"figure": figure, "value": value, "unit": unit, "target": target, "peer": peer, "ratio": ratio, **more}
+        line = {"figure": figure, "value": value, "unit": unit, "target": target, "peer": peer, "ratio": ratio,
+                "load_average": round(os.getloadavg()[0], 2), **more}
         self.lines.append(line)
         shown = "none" if value is None else f"{value:.4g}"
         ends = "".join([f"  (target {target})" if target else "", f"  {ratio:.2f}x the peer" if ratio else ""])

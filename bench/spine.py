@@ -27,7 +27,7 @@ MODEL = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "n_kv_
          "norm_eps": 1e-6, "tie_embeddings": True, "max_position_embeddings": 512, "rope": {"theta": 10000.0},
          "attention": {"kind": "dense"}}
 PARAMETERS = 4_999_424
-WARMUP = 5
+WARMUP = 3
 
 
 def train_config(cluster, data, name, steps, precision="bf16"):
@@ -123,7 +123,9 @@ def bench_start(figures, cluster, data):
         start = time.time() * 1000
         job = cluster.submit(config)
         submitted = time.time() * 1000
-        cluster.wait_done(job, 120)
+        done = cluster.wait_done(job, 120)
+        if done["result"] != "SUCCEEDED":
+            raise SystemExit(f"job {job} ended {done['state']} {done.get('result')}: {done.get('reason')}")
         to_end.append(time.time() * 1000 - start)
         started = first_log_ms(cluster, job, "rank started")
         if started is not None:
@@ -154,7 +156,7 @@ def our_rate(cluster, data, name, steps):
 
 
 def bench_training(figures, cluster, data):
-    steps = 3 if QUICK else 30
+    steps = 3 if QUICK else 12
     python, why = peer_python()
     ours, peers, ratios, losses, peaks = [], [], [], [], []
     for turn in range(1 if QUICK else 3):
@@ -182,7 +184,7 @@ def main():
     figures = Figures("spine")
     bench_version(figures)
     folder = tempfile.mkdtemp(prefix="heddle-bench-")
-    with Cluster(workers=2, directory=folder) as cluster:
+    with Cluster(workers=1, directory=folder) as cluster:  # one worker with every core
         data = os.path.join(cluster.dir, "data")
         start = time.perf_counter()
         cluster.heddle("data", "prepare", "--input", *corpus(), "--tokenizer", "bpe:8192", "--out", data, timeout=300)
