@@ -1,6 +1,9 @@
 #include <ATen/core/Tensor.h>
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <spawn.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -209,15 +212,28 @@ TEST_F(Tool, SaysWhatIsWrongWithItsOptions) {
 TEST_F(Tool, EndsWithTheStatusOfTheContract) {
   const char* bin = std::getenv("HEDDLE_BIN_DIR");
   ASSERT_NE(bin, nullptr);
-  const auto run = [&](const std::string& words) {
-    const std::string command = Str(bin, "/heddle-model ", words, " >", (path_ / "o").string(),
-                                    " 2>", (path_ / "e").string());
-    return WEXITSTATUS(std::system(command.c_str()));
+  const auto run = [&](std::vector<std::string> words) {
+    words.insert(words.begin(), Str(bin, "/heddle-model"));
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    const std::string out = path_ / "o", error = path_ / "e";
+    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    posix_spawn_file_actions_addopen(&actions, 2, error.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
+                                     0600);
+    pid_t child = 0;
+    EXPECT_EQ(posix_spawn(&child, argv[0], &actions, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
   };
-  EXPECT_EQ(run("show " + folder_.dir), 0);
-  EXPECT_EQ(run("show " + folder_.dir + "/none"), 3);
-  EXPECT_EQ(run("show"), 2);
-  EXPECT_EQ(run("frobnicate"), 2);
+  EXPECT_EQ(run({"show", folder_.dir}), 0);
+  EXPECT_EQ(run({"show", folder_.dir + "/none"}), 3);
+  EXPECT_EQ(run({"show"}), 2);
+  EXPECT_EQ(run({"frobnicate"}), 2);
   std::ifstream error(path_ / "e");
   std::string text;
   std::getline(error, text);
