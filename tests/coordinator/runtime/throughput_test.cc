@@ -1,0 +1,98 @@
+// Durable submits per second with concurrent clients, and their latency. Prints the figures; the
+// bound in the test is far below the target, so that a busy machine does not fail it.
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "tests/coordinator/support/coordinator_process.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::test {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+struct Load {
+  v1::Jobs::Stub* jobs = nullptr;
+  v1::SubmitRequest request;
+  int total = 0;
+  std::mutex mutex;
+  std::condition_variable ended;
+  int started = 0;
+  int finished = 0;
+  int failed = 0;
+  std::vector<double> latencies_ms;
+};
+
+struct Call {
+  grpc::ClientContext context;
+  v1::SubmitRequest request;
+  v1::SubmitReply reply;
+  SteadyClock::time_point begin;
+};
+
+// One of the concurrent clients: its next submit starts when the former is acknowledged.
+void Next(Load* load, int client) {
+  auto call = std::make_shared<Call>();
+  {
+    const std::lock_guard lock(load->mutex);
+    if (load->started == load->total) {
+      return;
+    }
+    call->request = load->request;
+    call->request.set_request_id("load-" + std::to_string(load->started++));
+  }
+  call->begin = SteadyClock::now();
+  call->context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  load->jobs->async()->Submit(
+      &call->context, &call->request, &call->reply, [load, client, call](grpc::Status status) {
+        const std::chrono::duration<double, std::milli> took = SteadyClock::now() - call->begin;
+        {
+          const std::lock_guard lock(load->mutex);
+          load->failed += status.ok() ? 0 : 1;
+          load->latencies_ms.push_back(took.count());
+          ++load->finished;
+        }
+        load->ended.notify_one();
+        Next(load, client);
+      });
+}
+
+TEST(CoordinatorThroughput, DurableSubmitsPerSecond) {
+  CoordinatorProcess process;
+  ASSERT_OK(process.Start({"--log-level", "warn"}));
+  const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
+  Load load;
+  load.jobs = jobs.get();
+  load.request = CommandJob("load");
+  load.total = 10'000;
+  constexpr int kClients = 64;
+  const SteadyClock::time_point begin = SteadyClock::now();
+  for (int client = 0; client < kClients; ++client) {
+    Next(&load, client);
+  }
+  std::unique_lock lock(load.mutex);
+  load.ended.wait(lock, [&] { return load.finished == load.total; });
+  const std::chrono::duration<double> took = SteadyClock::now() - begin;
+  std::sort(load.latencies_ms.begin(), load.latencies_ms.end());
+  const double per_second = load.total / took.count();
+  std::cout << "{\"test\":\"durable_submits\",\"clients\":" << kClients
+            << ",\"submits\":" << load.total << ",\"per_second\":" << per_second
+            << ",\"p50_ms\":" << load.latencies_ms[load.latencies_ms.size() / 2]
+            << ",\"p99_ms\":" << load.latencies_ms[load.latencies_ms.size() * 99 / 100]
+            << ",\"failed\":" << load.failed << ",\"rss_kib\":" << process.ResidentKib() << "}\n";
+  EXPECT_EQ(load.failed, 0);
+  EXPECT_GT(per_second, 300);
+}
+
+}  // namespace
+}  // namespace heddle::test
