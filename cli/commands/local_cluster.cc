@@ -82,6 +82,9 @@ Status Spawn(const std::vector<std::string>& arguments, const std::string& log) 
     return FromErrno("cannot fork for", arguments[0]);
   }
   if (child == 0) {
+    sigset_t none;  // what this command blocks is not the daemon's business
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, nullptr);
     setsid();
     if (fork() != 0) {
       _exit(0);

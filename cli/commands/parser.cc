@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <map>
+#include <sstream>
 #include <string>
 
 #include "base/units/units.h"
@@ -57,7 +58,11 @@ Status ReadGlobals(const Globals& globals, CommandContext* context) {
 
 void PrintError(const std::string& verb, const Status& status) {
   std::cout.flush();
-  std::cerr << "heddle: " << verb << ": " << Message(status) << "\n";
+  // All problems of a config come as lines of one status; each is an error of its own to a reader.
+  std::istringstream lines(Message(status));
+  for (std::string line; std::getline(lines, line);) {
+    std::cerr << "heddle: " << verb << ": " << line << "\n";
+  }
 }
 
 }  // namespace

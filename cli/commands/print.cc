@@ -9,8 +9,8 @@
 
 namespace heddle::cli {
 
-void PrintJson(const google::protobuf::Message& message) {
-  std::cout << settings::ToJson(message, {.print_unset = true}) << '\n' << std::flush;
+void PrintJson(const google::protobuf::Message& message, const std::set<std::string>& omit) {
+  std::cout << settings::ToJson(message, {.print_unset = true, .omit = omit}) << '\n' << std::flush;
 }
 
 void PrintText(const std::string& text) { std::cout << text << std::flush; }

@@ -1,6 +1,7 @@
 // Printing shared by verbs: one JSON object a call, or a table.
 #pragma once
 
+#include <set>
 #include <string>
 
 #include "heddle/v1/jobs.pb.h"
@@ -14,7 +15,8 @@ namespace heddle::cli {
 struct CommandContext;
 
 // One line of JSON (formats F4) and a newline, flushed: streams are read while they run.
-void PrintJson(const google::protobuf::Message& message);
+// Fields named in `omit` are left out.
+void PrintJson(const google::protobuf::Message& message, const std::set<std::string>& omit = {});
 
 void PrintText(const std::string& text);
 

@@ -47,7 +47,8 @@ StatusOr<int> Ps(const PsState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
   ASSIGN_OR_RETURN(const v1::ListReply reply, ListAll(*client, state.all));
   if (context.json()) {
-    PrintJson(reply);
+    // What only `describe` fills in would look like jobs without attempts.
+    PrintJson(reply, {"attempts", "checkpoints", "events", "lineage", "next_page_token"});
     return 0;
   }
   const bool wide = context.output == OutputFormat::kWide;

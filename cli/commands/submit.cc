@@ -10,6 +10,7 @@
 #include "cli/commands/client.h"
 #include "cli/commands/context.h"
 #include "cli/commands/follow.h"
+#include "cli/commands/interrupt.h"
 #include "cli/commands/local_cluster.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
@@ -85,6 +86,9 @@ StatusOr<std::vector<std::string>> SubmitAll(const SubmitState& state,
     Warn(configs[i]);
     v1::SubmitRequest request;
     *request.mutable_config() = configs[i].config;
+    if (configs.size() > 1) {
+      request.mutable_config()->set_name(Str(configs[i].config.name(), "-", i));
+    }
     request.set_request_id(configs.size() == 1 ? request_id : Str(request_id, ".", i));
     request.set_hold(state.hold);
     request.set_dry_run(state.dry_run);
@@ -153,6 +157,8 @@ StatusOr<int> Run(SubmitState state, const CommandContext& context) {
   }
   const LocalClusterOptions options{
       .state = folder, .program_dir = context.program_dir, .workers = 1};
+  // Nobody would find this cluster later: it ends with the command, however that ends.
+  const OnInterrupt stop([&] { (void)StopLocalCluster(options); });
   StatusOr<std::string> address = StartLocalCluster(options);
   StatusOr<int> result = address.status();
   if (address.ok()) {

@@ -22,6 +22,7 @@ std::vector<Verb> NodeVerbs();        // node.cc: node ls, describe, cordon, dra
 std::vector<Verb> DataVerbs();        // data.cc: data prepare, inspect, sample, encode
 std::vector<Verb> ModelVerbs();       // model.cc: model show, logits, import, export; generate
 std::vector<Verb> ConfigVerbs();      // config.cc: config show, explain, presets, reference, schema
+std::vector<Verb> CompletionVerbs();  // completion.cc: completion
 std::vector<Verb> VersionVerbs();     // version.cc: version
 
 std::vector<Verb> AllVerbs();

@@ -1,0 +1,301 @@
+// Tables and JSON of the verbs that read or steer a cluster, against a fake coordinator.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/fake_cluster.h"
+
+namespace heddle::cli {
+namespace {
+
+using nlohmann::json;
+
+class CommandsTest : public ::testing::Test {
+ protected:
+  CommandsTest() {
+    v1::Job& job = fake_.job;
+    job.set_account("default");
+    job.set_priority(50);
+    job.set_ranks(2);
+    job.set_step(120);
+    job.set_max_steps(300);
+    job.set_loss(3.25);
+    job.set_tokens_per_second(5120.5);
+    job.set_restarts(1);
+    job.set_submitted_at(1'795'217'400'000);
+    job.set_started_at(1'795'217'401'000);
+    v1::Attempt& attempt = *job.add_attempts();
+    attempt.set_number(1);
+    attempt.set_fence((uint64_t{7} << 40) | 9);
+    attempt.set_state("ENDED");
+    attempt.set_outcome("FAILED");
+    attempt.add_workers("w-1");
+    attempt.add_workers("w-2");
+    attempt.set_last_step(100);
+    attempt.mutable_cause()->set_code("RANK_KILLED");
+    attempt.mutable_cause()->set_detail("rank 1: signal 9\x1B[31m");
+    v1::Checkpoint& checkpoint = *fake_.checkpoint.mutable_checkpoint();
+    checkpoint.set_id("j-7k2@100");
+    checkpoint.set_step(100);
+    checkpoint.set_fence(attempt.fence());
+    checkpoint.set_state("COMMITTED");
+    checkpoint.set_bytes(12'345'678'901);
+    checkpoint.set_ranks(2);
+    checkpoint.set_created_at(1'795'217'400'000);
+    checkpoint.set_pinned(false);
+    checkpoint.set_verified(true);
+    *job.add_checkpoints() = checkpoint;
+    v1::Event event;
+    event.set_seq(41);
+    event.set_at(1'795'217'400'000);
+    event.set_code("ATTEMPT_ENDED");
+    event.set_target("j-7k2/1");
+    event.set_text("rank 1 ended by signal 9");
+    fake_.events.push_back(event);
+    *job.add_events() = event;
+  }
+
+  json Json(const std::vector<std::string>& words) {
+    std::vector<std::string> all = words;
+    all.insert(all.end(), {"-o", "json"});
+    const Outcome outcome = fake_.Run(all);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 1) << outcome.out;
+    return json::parse(outcome.out, nullptr, false);
+  }
+
+  FakeCluster fake_;
+};
+
+TEST_F(CommandsTest, PsPrintsEveryPage) {
+  const json reply = Json({"ps"});
+  ASSERT_EQ(reply.at("jobs").size(), 2u);
+  const json& job = reply.at("jobs").at(0);
+  for (const char* field : {"id", "name", "state", "result", "reason", "account", "priority",
+                            "ranks", "step", "max_steps", "loss", "tokens_per_second", "restarts",
+                            "submitted_at", "started_at", "finished_at"}) {
+    EXPECT_TRUE(job.contains(field)) << field;
+  }
+  EXPECT_EQ(job.at("loss"), 3.25);
+  EXPECT_EQ(job.at("submitted_at"), 1'795'217'400'000);
+  EXPECT_TRUE(job.at("finished_at").is_null());
+  EXPECT_FALSE(job.contains("attempts"));
+  EXPECT_EQ(reply.at("jobs").at(1).at("name"), "demo-2");
+}
+
+TEST_F(CommandsTest, PsIsATable) {
+  const Outcome outcome = fake_.Run({"ps"});
+  EXPECT_EQ(
+      outcome.out.rfind("ID     NAME    STATE              STEP    LOSS  TOK/S  RESTARTS  AGE\n"
+                        "j-7k2  demo    ACTIVE RUNNING  120/300  3.2500   5120         1  ",
+                        0),
+      0u)
+      << outcome.out;
+  EXPECT_NE(fake_.Run({"ps", "-o", "wide"}).out.find("ACCOUNT"), std::string::npos);
+  fake_.job.set_state("DONE");
+  EXPECT_EQ(Json({"ps"}).at("jobs").size(), 0u);
+  EXPECT_EQ(Json({"ps", "-a"}).at("jobs").size(), 2u);
+}
+
+TEST_F(CommandsTest, DescribeHasAttemptsCheckpointsEventsLineage) {
+  const json job = Json({"describe", "j-7k2"});
+  const json& attempt = job.at("attempts").at(0);
+  EXPECT_EQ(attempt.at("fence"), "7696581394441") << "fences are strings";
+  EXPECT_EQ(attempt.at("workers"), (std::vector<std::string>{"w-1", "w-2"}));
+  EXPECT_EQ(attempt.at("cause").at("code"), "RANK_KILLED");
+  EXPECT_EQ(job.at("checkpoints").at(0).at("step"), 100);
+  EXPECT_EQ(job.at("events").at(0).at("seq"), 41);
+  EXPECT_TRUE(job.at("lineage").is_array());
+  const Outcome text = fake_.Run({"describe", "j-7k2"});
+  EXPECT_NE(text.out.find("RANK_KILLED rank 1: signal 9?[31m\n"), std::string::npos)
+      << "text of a process never reaches the terminal raw: " << text.out;
+  EXPECT_NE(text.out.find("2026-11-20T23:30:00Z  ATTEMPT_ENDED  j-7k2/1  rank 1 ended"),
+            std::string::npos);
+}
+
+TEST_F(CommandsTest, WhyExplains) {
+  fake_.why.set_id("j-7k2");
+  fake_.why.set_state("QUEUED");
+  fake_.why.set_reason("COUNT");
+  fake_.why.set_text("needs 8 ranks, 2 are free");
+  fake_.why.set_eta_ms(1'795'217'400'000);
+  fake_.why.add_blocking("j-5");
+  v1::WhyReply::Funnel& step = *fake_.why.add_funnel();
+  step.set_constraint("cpus >= 8");
+  step.set_nodes(2);
+  const json why = Json({"why", "j-7k2"});
+  EXPECT_EQ(why.at("reason"), "COUNT");
+  EXPECT_EQ(why.at("eta_ms"), 1'795'217'400'000);
+  EXPECT_EQ(why.at("funnel").at(0), (json{{"constraint", "cpus >= 8"}, {"nodes", 2}}));
+  EXPECT_EQ(why.at("blocking"), (std::vector<std::string>{"j-5"}));
+  EXPECT_EQ(fake_.Run({"why", "j-7k2"}).out,
+            "j-7k2 QUEUED COUNT: needs 8 ranks, 2 are free\n"
+            "  2 nodes: cpus >= 8\n"
+            "  behind j-5\n"
+            "  expected to start 2026-11-20T23:30:00Z\n");
+}
+
+TEST_F(CommandsTest, StatusOfTheCluster) {
+  fake_.status.set_cluster_id("c1");
+  fake_.status.set_term(4);
+  fake_.status.set_role("LEADER");
+  fake_.status.set_version("0.1.0");
+  fake_.status.set_uptime_seconds(61);
+  fake_.status.mutable_jobs()->set_queued(3);
+  fake_.status.mutable_nodes()->set_connected(2);
+  fake_.status.mutable_scheduler()->set_last_pass_ms(0.5);
+  const json status = Json({"status"});
+  for (const char* field :
+       {"cluster_id", "term", "role", "version", "uptime_seconds", "jobs", "nodes", "scheduler"}) {
+    EXPECT_TRUE(status.contains(field)) << field;
+  }
+  EXPECT_EQ(status.at("jobs").at("queued"), 3);
+  EXPECT_EQ(status.at("scheduler").at("last_pass_ms"), 0.5);
+  EXPECT_NE(fake_.Run({"status"}).out.find("2 connected, 0 suspect, 0 lost"), std::string::npos);
+}
+
+TEST_F(CommandsTest, EventsAndLogsAndMetricsAreLines) {
+  EXPECT_EQ(json::parse(fake_.Run({"events", "j-7k2", "-o", "json"}).out).at("seq"), 41);
+  EXPECT_EQ(fake_.watch_request.job(), "j-7k2");
+  EXPECT_TRUE(fake_.watch_request.no_follow());
+  v1::LogLine line;
+  line.set_attempt(2);
+  line.set_rank(1);
+  line.set_offset(17);
+  line.set_data("hello \x1B]0;title\x07\n");
+  fake_.lines = {line};
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2"}).out, "[2.1] hello ?]0;title?\n");
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2", "--rank", "1", "--tail", "5", "--attempt", "2"}).out,
+            "hello ?]0;title?\n");
+  EXPECT_EQ(fake_.logs_request.rank(), 1);
+  EXPECT_EQ(fake_.logs_request.tail(), 5);
+  EXPECT_EQ(fake_.logs_request.attempt(), 2u);
+  const json log = json::parse(fake_.Run({"logs", "j-7k2", "-o", "json"}).out);
+  EXPECT_EQ(log.at("text"), "hello \x1B]0;title\x07\n") << "JSON keeps the bytes";
+  v1::MetricPoint point;
+  point.set_step(3);
+  point.set_loss(2.5);
+  point.set_batch_hash(0xFFFFFFFFFFFFFFFE);
+  point.set_attempt(1);
+  fake_.points = {point, point};
+  fake_.points[1].set_step(4);
+  const Outcome metrics = fake_.Run({"metrics", "j-7k2", "--from", "4", "-o", "json"});
+  const json last = json::parse(metrics.out);
+  EXPECT_EQ(last.at("step"), 4);
+  EXPECT_EQ(last.at("batch_hash"), "18446744073709551614");
+  for (const char* field :
+       {"grad_norm", "learning_rate", "tokens", "tokens_per_second", "step_seconds", "attempt"}) {
+    EXPECT_TRUE(last.contains(field)) << field;
+  }
+}
+
+TEST_F(CommandsTest, WaitEndsLikeTheJob) {
+  fake_.history = {fake_.job};
+  fake_.job.set_state("DONE");
+  fake_.job.set_result("SUCCEEDED");
+  EXPECT_EQ(fake_.Run({"wait", "j-7k2"}).status, 0);
+  fake_.job.set_result("TIMED_OUT");
+  const Outcome outcome = fake_.Run({"wait", "j-7k2"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.out, "j-7k2 DONE TIMED_OUT\n");
+  fake_.job.set_state("QUEUED");
+  fake_.job.clear_phase();
+  const Outcome late = fake_.Run({"wait", "j-7k2", "--timeout", "250ms"});
+  EXPECT_EQ(late.status, 4);
+  EXPECT_NE(late.err.find("is QUEUED after the time given"), std::string::npos) << late.err;
+  EXPECT_EQ(fake_.Run({"wait", "j-7k2", "--for", "lunch"}).status, 2);
+}
+
+TEST_F(CommandsTest, StoppingVerbsSayWhatTheyWant) {
+  EXPECT_EQ(fake_.Run({"pause", "j-7k2", "--grace", "1m", "--reason", "lunch"}).status, 0);
+  EXPECT_EQ(fake_.Run({"cancel", "j-7k2"}).out, "j-7k2 ACTIVE RUNNING\n");
+  EXPECT_EQ(fake_.Run({"preempt", "j-7k2", "--request-id", "r"}).status, 0);
+  ASSERT_EQ(fake_.stops.size(), 3u);
+  EXPECT_EQ(fake_.stops[0].verb(), v1::STOP_VERB_PAUSE);
+  EXPECT_EQ(fake_.stops[0].grace_ms(), 60'000);
+  EXPECT_EQ(fake_.stops[0].reason(), "lunch");
+  EXPECT_EQ(fake_.stops[1].verb(), v1::STOP_VERB_CANCEL);
+  EXPECT_FALSE(fake_.stops[1].has_grace_ms());
+  EXPECT_EQ(fake_.stops[2].request_id(), "r");
+  EXPECT_EQ(fake_.Run({"cancel", "j-7k2", "--grace", "soon"}).status, 2);
+  EXPECT_EQ(fake_.Run({"cancel", "j-none"}).status, 3);
+  fake_.job.clear_phase();
+  EXPECT_EQ(fake_.Run({"hold", "j-7k2"}).out, "j-7k2 HELD\n");
+  EXPECT_EQ(fake_.Run({"release", "j-7k2"}).out, "j-7k2 QUEUED\n");
+}
+
+TEST_F(CommandsTest, Checkpoints) {
+  const json list = Json({"ckpt", "ls", "j-7k2"});
+  const json& checkpoint = list.at("checkpoints").at(0);
+  EXPECT_EQ(checkpoint.at("bytes"), 12'345'678'901);
+  EXPECT_EQ(checkpoint.at("fence"), "7696581394441");
+  EXPECT_EQ(checkpoint.at("pinned"), false);
+  EXPECT_TRUE(checkpoint.at("parent").is_null());
+  EXPECT_EQ(fake_.Run({"ckpt", "ls", "j-7k2"}).out,
+            "CHECKPOINT  STATE              FENCE  RANKS        BYTES               CREATED  "
+            "PARENT  FLAGS\n"
+            "j-7k2@100   COMMITTED  7696581394441      2  12345678901  2026-11-20T23:30:00Z  "
+            "-       verified\n");
+  EXPECT_EQ(Json({"ckpt", "pin", "j-7k2@100"}).at("pinned"), true);
+  EXPECT_EQ(Json({"ckpt", "unpin", "j-7k2@100"}).at("pinned"), false);
+  EXPECT_EQ(Json({"ckpt", "show", "j-7k2@100"}).at("checkpoint").at("id"), "j-7k2@100");
+  fake_.verify.set_ok(true);
+  fake_.verify.set_files(3);
+  EXPECT_EQ(fake_.Run({"ckpt", "verify", "j-7k2@100"}).status, 0);
+  fake_.verify.set_ok(false);
+  fake_.verify.add_problems("rank-0-0.sst: digest differs");
+  const Outcome bad = fake_.Run({"ckpt", "verify", "j-7k2@100"});
+  EXPECT_EQ(bad.status, 1);
+  EXPECT_EQ(bad.err, "heddle: ckpt verify: j-7k2@100: rank-0-0.sst: digest differs\n");
+}
+
+TEST_F(CommandsTest, Nodes) {
+  fake_.node.set_id("w-1");
+  fake_.node.set_host("box");
+  fake_.node.set_state("CONNECTED");
+  fake_.node.set_admin("OPEN");
+  fake_.node.set_health("OK");
+  fake_.node.set_cpus(2);
+  fake_.node.set_memory_bytes(uint64_t{4} << 30);
+  fake_.node.set_gpus(0);
+  fake_.node.set_ranks_running(1);
+  fake_.node.set_last_heartbeat_ms(900);
+  const json node = Json({"node", "ls"}).at("nodes").at(0);
+  for (const char* field : {"id", "host", "state", "admin", "health", "cpus", "memory_bytes",
+                            "gpus", "ranks_running", "last_heartbeat_ms"}) {
+    EXPECT_FALSE(node.at(field).is_null()) << field;
+  }
+  EXPECT_EQ(fake_.Run({"node", "describe", "w-1"}).status, 0);
+  EXPECT_EQ(fake_.Run({"node", "drain", "w-1", "--grace", "30s", "--reason", "disk"}).status, 0);
+  EXPECT_EQ(fake_.Run({"node", "cordon", "w-1"}).status, 0);
+  EXPECT_EQ(fake_.Run({"node", "reopen", "w-1"}).status, 0);
+  ASSERT_EQ(fake_.admins.size(), 3u);
+  EXPECT_EQ(fake_.admins[0].verb(), v1::NODE_VERB_DRAIN);
+  EXPECT_EQ(fake_.admins[0].grace_ms(), 30'000);
+  EXPECT_EQ(fake_.admins[0].reason(), "disk");
+  EXPECT_EQ(fake_.admins[2].verb(), v1::NODE_VERB_REOPEN);
+}
+
+TEST_F(CommandsTest, ServerErrorsKeepTheirTextAndStatus) {
+  EXPECT_EQ(fake_.Run({"describe", "j-none"}).status, 3);
+  EXPECT_EQ(fake_.Run({"describe", "j-none"}).err, "heddle: describe: no job j-none\n");
+  fake_.failure = PermissionDenied("not yours");
+  EXPECT_EQ(fake_.Run({"cancel", "j-7k2"}).status, 5);
+  fake_.failure = FailedPrecondition("job is DONE");
+  EXPECT_EQ(fake_.Run({"pause", "j-7k2"}).status, 6);
+}
+
+TEST_F(CommandsTest, WithoutACoordinatorSaysWhatToDo) {
+  const Outcome none = fake_.Run({"ps"}, /*bare=*/true);
+  EXPECT_EQ(none.status, 4);
+  EXPECT_NE(none.err.find("start a local cluster with `heddle up`"), std::string::npos) << none.err;
+  const Outcome dead = fake_.Run(
+      {"ps", "--coordinator", "unix:" + fake_.folder() + "/none.sock", "--timeout", "300ms"});
+  EXPECT_EQ(dead.status, 4);
+  EXPECT_NE(dead.err.find("does not answer"), std::string::npos) << dead.err;
+  EXPECT_EQ(fake_.Run({"ps", "--coordinator", "nonsense"}).status, 2);
+  EXPECT_EQ(fake_.Run({"down"}, true).status, 3);
+}
+
+}  // namespace
+}  // namespace heddle::cli

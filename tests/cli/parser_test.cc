@@ -1,0 +1,205 @@
+#include "cli/commands/parser.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "cli/commands/verbs.h"
+#include "tests/cli/fake_cluster.h"
+
+namespace heddle::cli {
+namespace {
+
+struct Seen {
+  std::string text;
+  std::vector<std::string> words;
+  std::vector<std::string> rest;
+  int64_t number = 0;
+  double real = 0;
+  bool flag = false;
+  CommandContext context;
+};
+
+struct Parsed {
+  int status = 0;
+  std::string err;
+  Seen seen;
+};
+
+Parsed Parse(const std::vector<std::string>& words, const StatusOr<int>& result = 7) {
+  Parsed parsed;
+  Seen& seen = parsed.seen;
+  Verb one{.path = {"one"},
+           .doc = "",
+           .options = {},
+           .extras = nullptr,
+           .run = nullptr,
+           .state = nullptr};
+  one.options = {{"text", "", &seen.text, true},
+                 {"words", "", &seen.words},
+                 {"-n,--number", "", &seen.number},
+                 {"--real", "", &seen.real},
+                 {"--flag", "", &seen.flag}};
+  one.run = [&seen, result](const CommandContext& context) {
+    seen.context = context;
+    return result;
+  };
+  Verb two = one;
+  two.path = {"group", "two"};
+  Verb program = one;
+  program.path = {"group", "program"};
+  program.options.clear();
+  program.extras = &seen.rest;
+  std::vector<const char*> argv = {"heddle"};
+  for (const std::string& word : words) {
+    argv.push_back(word.c_str());
+  }
+  CommandContext context;
+  ::testing::internal::CaptureStdout();
+  ::testing::internal::CaptureStderr();
+  parsed.status =
+      ParseAndRun(static_cast<int>(argv.size()), argv.data(), {one, two, program}, &context);
+  ::testing::internal::GetCapturedStdout();
+  parsed.err = ::testing::internal::GetCapturedStderr();
+  return parsed;
+}
+
+TEST(Parser, FillsOptionsAndPassesTheStatusOn) {
+  const Parsed parsed = Parse(
+      {"one", "c.yaml", "a.b=1", "+x=2", "~y", "m={a: 1}", "-n", "3", "--real", "0.5", "--flag"});
+  EXPECT_EQ(parsed.status, 7) << parsed.err;
+  EXPECT_EQ(parsed.seen.text, "c.yaml");
+  EXPECT_EQ(parsed.seen.words, (std::vector<std::string>{"a.b=1", "+x=2", "~y", "m={a: 1}"}));
+  EXPECT_EQ(parsed.seen.number, 3);
+  EXPECT_EQ(parsed.seen.real, 0.5);
+  EXPECT_TRUE(parsed.seen.flag);
+}
+
+TEST(Parser, KeepsCommasOfOverridesTogether) {
+  const Parsed parsed = Parse({"one", "c", "a=1,2", "b=[x,y]"});
+  EXPECT_EQ(parsed.seen.words, (std::vector<std::string>{"a=1,2", "b=[x,y]"}));
+}
+
+TEST(Parser, TakesGlobalsBeforeAndAfterTheVerb) {
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"-o", "json", "--coordinator", "unix:/x", "--timeout", "1m30s",
+                                 "group", "two", "t"},
+        std::vector<std::string>{"group", "two", "t", "-o", "json", "--coordinator", "unix:/x",
+                                 "--timeout", "1m30s"}}) {
+    const Parsed parsed = Parse(words);
+    EXPECT_EQ(parsed.status, 7) << parsed.err;
+    EXPECT_TRUE(parsed.seen.context.json());
+    EXPECT_EQ(parsed.seen.context.coordinator, "unix:/x");
+    EXPECT_EQ(parsed.seen.context.timeout_ms, 90'000);
+  }
+  EXPECT_EQ(Parse({"one", "t", "-o", "wide"}).seen.context.output, OutputFormat::kWide);
+}
+
+TEST(Parser, PassesWordsOfAnotherProgramOnUnread) {
+  const Parsed parsed = Parse({"group", "program", "DIR", "--prompt", "-x", "a=b"});
+  EXPECT_EQ(parsed.status, 7) << parsed.err;
+  EXPECT_EQ(parsed.seen.rest, (std::vector<std::string>{"DIR", "--prompt", "-x", "a=b"}));
+}
+
+TEST(Parser, UsageErrorsAreTwo) {
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{}, std::vector<std::string>{"none"},
+        std::vector<std::string>{"group"}, std::vector<std::string>{"group", "none"},
+        std::vector<std::string>{"one"}, std::vector<std::string>{"one", "t", "--none"},
+        std::vector<std::string>{"one", "t", "-n", "x"},
+        std::vector<std::string>{"one", "t", "-o", "xml"},
+        std::vector<std::string>{"one", "t", "--timeout", "soon"}}) {
+    const Parsed parsed = Parse(words);
+    EXPECT_EQ(parsed.status, 2);
+    EXPECT_EQ(parsed.err.rfind("heddle: ", 0), 0u) << parsed.err;
+  }
+  EXPECT_EQ(Parse({"--help"}).status, 0);
+  EXPECT_EQ(Parse({"one", "--help"}).status, 0);
+}
+
+TEST(Parser, ErrorsHaveTheirStatusAndEachLineItsPrefix) {
+  const Parsed parsed = Parse({"group", "two", "t"}, InvalidArgument("a: b\nc: d"));
+  EXPECT_EQ(parsed.status, 2);
+  EXPECT_EQ(parsed.err, "heddle: group two: a: b\nheddle: group two: c: d\n");
+  EXPECT_EQ(Parse({"one", "t"}, NotFound("x")).status, 3);
+  EXPECT_EQ(Parse({"one", "t"}, Unavailable("x")).status, 4);
+  EXPECT_EQ(Parse({"one", "t"}, DeadlineExceeded("x")).status, 4);
+  EXPECT_EQ(Parse({"one", "t"}, PermissionDenied("x")).status, 5);
+  EXPECT_EQ(Parse({"one", "t"}, Unauthenticated("x")).status, 5);
+  EXPECT_EQ(Parse({"one", "t"}, Aborted("x")).status, 6);
+  EXPECT_EQ(Parse({"one", "t"}, AlreadyExists("x")).status, 6);
+  EXPECT_EQ(Parse({"one", "t"}, FailedPrecondition("x")).status, 6);
+  EXPECT_EQ(Parse({"one", "t"}, DataLoss("x")).status, 1);
+  EXPECT_EQ(Parse({"one", "t"}, Internal("x")).status, 1);
+}
+
+// The verbs of product.md section 4 that this version has, each with help.
+TEST(Verbs, AreThoseOfTheContract) {
+  std::set<std::string> names;
+  for (const Verb& verb : AllVerbs()) {
+    EXPECT_FALSE(verb.doc.empty());
+    EXPECT_TRUE(verb.run) << verb.path[0];
+    EXPECT_TRUE(
+        names.insert(verb.path.size() == 2 ? verb.path[0] + " " + verb.path[1] : verb.path[0])
+            .second);
+    for (const Option& option : verb.options) {
+      EXPECT_FALSE(option.doc.empty()) << verb.path.back() << " " << option.names;
+    }
+  }
+  for (const char* name : {"up",
+                           "down",
+                           "run",
+                           "submit",
+                           "ps",
+                           "status",
+                           "describe",
+                           "why",
+                           "events",
+                           "logs",
+                           "metrics",
+                           "wait",
+                           "cancel",
+                           "pause",
+                           "resume",
+                           "hold",
+                           "release",
+                           "preempt",
+                           "ckpt ls",
+                           "ckpt show",
+                           "ckpt verify",
+                           "ckpt pin",
+                           "ckpt export",
+                           "node ls",
+                           "node describe",
+                           "node cordon",
+                           "node drain",
+                           "node reopen",
+                           "node forget",
+                           "data prepare",
+                           "data inspect",
+                           "data sample",
+                           "data encode",
+                           "model show",
+                           "model logits",
+                           "model import",
+                           "model export",
+                           "generate",
+                           "config show",
+                           "config presets",
+                           "config explain",
+                           "completion",
+                           "version"}) {
+    EXPECT_EQ(names.count(name), 1u) << name;
+  }
+}
+
+TEST(Version, NeedsNoCluster) {
+  FakeCluster fake;
+  const Outcome text = fake.Run({"version"}, /*bare=*/true);
+  EXPECT_EQ(text.status, 0);
+  EXPECT_EQ(text.out.rfind("heddle ", 0), 0u);
+  EXPECT_EQ(fake.Run({"version", "-o", "json"}, true).out.rfind("{\"version\":\"", 0), 0u);
+}
+
+}  // namespace
+}  // namespace heddle::cli

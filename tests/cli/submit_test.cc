@@ -1,0 +1,137 @@
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/cli/fake_cluster.h"
+
+namespace heddle::cli {
+namespace {
+
+class SubmitTest : public ::testing::Test {
+ protected:
+  std::string Config(const std::string& text) const {
+    const std::string path = fake_.folder() + "/my run.yaml";
+    std::ofstream(path) << text;
+    return path;
+  }
+  FakeCluster fake_;
+};
+
+TEST_F(SubmitTest, SendsTheResolvedConfigOnceAndPrintsTheId) {
+  const Outcome outcome =
+      fake_.Run({"submit", Config("data: {path: /d}\n"), "training.max_steps=5", "--hold",
+                 "--after", "j-1", "--after", "any:j-2", "--request-id", "r1", "-o", "json"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, "{\"id\":\"j-7k2\"}\n");
+  ASSERT_EQ(fake_.submits.size(), 1u);
+  const v1::SubmitRequest& request = fake_.submits[0];
+  EXPECT_EQ(request.request_id(), "r1");
+  EXPECT_TRUE(request.hold());
+  EXPECT_EQ(request.after_size(), 2);
+  EXPECT_EQ(request.config().name(), "my-run");
+  EXPECT_EQ(request.config().training().max_steps(), 5);
+  EXPECT_TRUE(request.config().training().has_seed()) << "defaults are part of what is sent";
+}
+
+TEST_F(SubmitTest, MakesPathsAbsolute) {
+  ASSERT_EQ(fake_
+                .Run({"submit", Config("data: {path: d/../e, eval_path: f}\ntraining: "
+                                       "{eval_interval: 5}\n")})
+                .status,
+            0);
+  const std::string here = std::filesystem::current_path().string();
+  EXPECT_EQ(fake_.submits[0].config().data().path(), here + "/e");
+  EXPECT_EQ(fake_.submits[0].config().data().eval_path(), here + "/f");
+}
+
+TEST_F(SubmitTest, ListsAllProblemsAndSendsNothing) {
+  const std::string path = Config("data: {path: /d}\nmodel: {d_modl: 3}\n");
+  const Outcome outcome = fake_.Run({"submit", path, "training.max_steps=0"});
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_EQ(outcome.err, "heddle: submit: " + path +
+                             ":2:9: model.d_modl: unknown key (nearest name: model.d_model)\n"
+                             "heddle: submit: override 'training.max_steps=0': "
+                             "training.max_steps: must be between 1 and 1000000000000 (is 0)\n");
+  EXPECT_TRUE(fake_.submits.empty());
+  EXPECT_EQ(fake_.Run({"submit", fake_.folder() + "/none.yaml"}).status, 3);
+}
+
+TEST_F(SubmitTest, ASweepIsAJobEach) {
+  const Outcome outcome =
+      fake_.Run({"submit", Config("data: {path: /d}\n"), "training.seed=1,2", "--request-id", "r"});
+  EXPECT_EQ(outcome.out, "j-7k2\nj-7k2\n");
+  ASSERT_EQ(fake_.submits.size(), 2u);
+  EXPECT_EQ(fake_.submits[1].config().training().seed(), 2);
+  EXPECT_EQ(fake_.submits[1].config().name(), "my-run-1");
+  EXPECT_NE(fake_.submits[0].request_id(), fake_.submits[1].request_id());
+}
+
+TEST_F(SubmitTest, WarnsOfOptionsWithoutEffect) {
+  const Outcome outcome =
+      fake_.Run({"submit", Config("data: {path: /d}\nmodel: {attention: {swa: {window: 8}}}\n")});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.err,
+            "heddle: warning: model.attention.swa has no effect: no layer is of kind swa\n");
+}
+
+TEST_F(SubmitTest, RepeatsThroughARestartWithTheSameRequestId) {
+  fake_.failure = Unavailable("restarting");
+  fake_.failures = 3;
+  const Outcome outcome = fake_.Run({"submit", Config("data: {path: /d}\n")});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  ASSERT_EQ(fake_.submits.size(), 4u);
+  EXPECT_EQ(fake_.submits[0].request_id(), fake_.submits[3].request_id());
+  EXPECT_EQ(fake_.submits[0].request_id().size(), 32u);
+}
+
+TEST_F(SubmitTest, FollowShowsStepsAndEndsLikeTheJob) {
+  v1::MetricPoint point;
+  for (int step = 1; step <= 2; ++step) {
+    point.set_step(static_cast<uint64_t>(step));
+    point.set_loss(5.25 - step);
+    point.set_learning_rate(0.001);
+    point.set_tokens_per_second(1234.4);
+    fake_.points.push_back(point);
+  }
+  v1::Job running = fake_.job;
+  fake_.history = {running, running};
+  fake_.job.set_state("DONE");
+  fake_.job.clear_phase();
+  fake_.job.set_result("FAILED");
+  fake_.job.set_reason("NUMERIC");
+  const Outcome outcome = fake_.Run({"submit", Config("data: {path: /d}\n"), "--follow"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.out.find("Step 1 | Loss: 4.2500 | LR: 1.00e-03 | Tokens/sec: 1234\n"
+                             "Step 2 | Loss: 3.2500 | LR: 1.00e-03 | Tokens/sec: 1234\n"),
+            std::string::npos)
+      << outcome.out;
+  EXPECT_NE(outcome.out.find("j-7k2 ACTIVE RUNNING\n"), std::string::npos) << outcome.out;
+  EXPECT_NE(outcome.out.find("j-7k2 DONE FAILED: NUMERIC\n"), std::string::npos) << outcome.out;
+}
+
+TEST_F(SubmitTest, ResumeSendsOverrides) {
+  const Outcome outcome = fake_.Run({"resume", "j-7k2", "training.max_steps=9"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  ASSERT_EQ(fake_.resumes.size(), 1u);
+  EXPECT_EQ(fake_.resumes[0].overrides(0), "training.max_steps=9");
+}
+
+TEST_F(SubmitTest, ConfigShowPrintsOrigins) {
+  const std::string path = Config("data: {path: /d}\n");
+  const Outcome text = fake_.Run({"config", "show", path, "training.seed=4"}, true);
+  EXPECT_EQ(text.status, 0);
+  EXPECT_NE(text.out.find("  seed: 4                                   # override "
+                          "'training.seed=4'\n"),
+            std::string::npos)
+      << text.out;
+  EXPECT_NE(text.out.find("# " + path + ":1:8\n"), std::string::npos);
+  const Outcome json = fake_.Run({"config", "show", path, "-o", "json"}, true);
+  EXPECT_EQ(nlohmann::json::parse(json.out).at("training").at("precision"), "bf16");
+  EXPECT_EQ(fake_.Run({"config", "explain", "training.lr_x"}, true).status, 3);
+}
+
+}  // namespace
+}  // namespace heddle::cli
