@@ -1,7 +1,7 @@
 // The completion scripts, run by the shells where these are installed.
 #include <gtest/gtest.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <fstream>
 
@@ -10,15 +10,29 @@
 namespace heddle::cli {
 namespace {
 
-std::string Shell(const std::string& command) {
-  std::string out;
-  FILE* pipe = popen(command.c_str(), "r");
-  char buffer[4096];
-  size_t got = 0;
-  while ((got = fread(buffer, 1, sizeof(buffer), pipe)) > 0) {
-    out.append(buffer, got);
+// Standard output of `bash SCRIPT`.
+std::string RunBash(const std::string& script) {
+  int ends[2] = {-1, -1};
+  if (pipe(ends) != 0) {
+    return "no pipe";
   }
-  pclose(pipe);
+  const pid_t child = fork();
+  if (child == 0) {
+    dup2(ends[1], STDOUT_FILENO);
+    close(ends[0]);
+    execlp("bash", "bash", script.c_str(), static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  close(ends[1]);
+  std::string out;
+  char buffer[4096];
+  ssize_t got = 0;
+  while ((got = read(ends[0], buffer, sizeof(buffer))) > 0) {
+    out.append(buffer, static_cast<size_t>(got));
+  }
+  close(ends[0]);
+  int status = 0;
+  waitpid(child, &status, 0);
   return out;
 }
 
@@ -27,7 +41,7 @@ std::string Offered(const FakeCluster& fake, const std::string& words, int count
   const std::string script = fake.folder() + "/complete.bash";
   std::ofstream(script) << fake.Run({"completion", "bash"}, true).out << "COMP_WORDS=(" << words
                         << ")\nCOMP_CWORD=" << count << "\n_heddle\necho \"${COMPREPLY[*]}\"\n";
-  return Shell("bash " + script + " 2>&1");
+  return RunBash(script);
 }
 
 TEST(Completion, BashOffersVerbsOptionsAndKeys) {
