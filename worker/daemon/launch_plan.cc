@@ -36,6 +36,9 @@ std::vector<std::string> RankEnvironment(const TaskFolder& folder, size_t local_
   // Marks every process of the task, so that a daemon finds what a killed shim left behind.
   env.push_back(Str("HEDDLE_TASK_DIR=", folder.path()));
   env.push_back(Str("OMP_NUM_THREADS=", threads));
+  // Threads that wait sleep soon: on shared cores OpenMP's default of spinning makes two threads
+  // several times slower than one, and short waits cost the same either way.
+  env.push_back("GOMP_SPINCOUNT=1000");
   if (!assignment.restore().empty()) {
     const v1::CheckpointRecord& newest = assignment.restore(0);
     env.push_back(Str("HEDDLE_RESUME_FROM=", CheckpointId{JobId{newest.job()}, newest.step()}));
