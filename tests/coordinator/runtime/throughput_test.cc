@@ -89,6 +89,7 @@ TEST(CoordinatorThroughput, DurableSubmitsPerSecond) {
             << ",\"submits\":" << load.total << ",\"per_second\":" << per_second
             << ",\"p50_ms\":" << load.latencies_ms[load.latencies_ms.size() / 2]
             << ",\"p99_ms\":" << load.latencies_ms[load.latencies_ms.size() * 99 / 100]
+            << ",\"coordinator_cpu_us\":" << process.CpuSeconds() * 1e6 / load.total
             << ",\"failed\":" << load.failed << ",\"rss_kib\":" << process.ResidentKib() << "}\n";
   EXPECT_EQ(load.failed, 0);
   EXPECT_GT(per_second, 300);

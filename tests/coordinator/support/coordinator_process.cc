@@ -121,6 +121,19 @@ int64_t CoordinatorProcess::ResidentKib() const {
   return -1;
 }
 
+double CoordinatorProcess::CpuSeconds() const {
+  const std::string stat = ReadAll(Str("/proc/", pid_, "/stat"));
+  std::istringstream fields(stat.substr(stat.rfind(')') + 2));
+  std::string skipped;
+  for (int i = 3; i < 14; ++i) {  // field 3 is the first here; 14 and 15 are user and system ticks
+    fields >> skipped;
+  }
+  double user = 0;
+  double system = 0;
+  fields >> user >> system;
+  return (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
+}
+
 std::shared_ptr<grpc::Channel> CoordinatorProcess::Channel() const {
   return net::OpenChannel(net::ParseEndpoint(address()).value(), {}).value();
 }

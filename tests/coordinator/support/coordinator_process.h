@@ -39,6 +39,8 @@ class CoordinatorProcess {
   std::string Output() const;
   // Resident set in KiB.
   int64_t ResidentKib() const;
+  // Processor time it used so far.
+  double CpuSeconds() const;
 
   // Stubs of a fresh channel; they survive a restart of the process.
   std::unique_ptr<v1::Jobs::Stub> Jobs() const;
