@@ -311,6 +311,41 @@ void CheckFields(const v1::RunConfig& config, Problems& problems) {
   FieldChecker(config, problems).Run();
 }
 
+std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
+  const auto inside = [&](const char* group) { return canonical.rfind(group, 0) == 0; };
+  if (config.kind() == v1::RunConfig::KIND_COMMAND &&
+      (inside("model.") || inside("training.") || inside("data.") || inside("memory.") ||
+       inside("checkpoint."))) {
+    return "in a job of kind command";
+  }
+  if (canonical == "schedule.preemptible" || canonical == "schedule.min_runtime") {
+    return "because this version preempts only by `heddle preempt`";
+  }
+  const v1::MemoryConfig& memory = config.memory();
+  if (inside("memory.expert_offloading.") && !memory.expert_offloading().enabled()) {
+    return "without memory.expert_offloading.enabled";
+  }
+  if (canonical == "memory.kv_cache.threshold" &&
+      memory.kv_cache().quantization() == v1::KvCacheConfig::QUANTIZATION_NONE) {
+    return "without memory.kv_cache.quantization";
+  }
+  if (inside("logging.profiling.") && !config.logging().profiling().enabled()) {
+    return "without logging.profiling.enabled";
+  }
+  if (inside("model.moe.") && config.model().moe().n_experts() == 0) {
+    return "without model.moe.n_experts";
+  }
+  const auto type = config.model().rope().scaling().type();
+  const bool llama3 = inside("model.rope.scaling.low_") || inside("model.rope.scaling.high_");
+  const bool yarn = inside("model.rope.scaling.beta_") || inside("model.rope.scaling.mscale");
+  if ((llama3 && type != v1::RopeScalingConfig::TYPE_LLAMA3) ||
+      (yarn && type != v1::RopeScalingConfig::TYPE_YARN)) {
+    return llama3 ? "without model.rope.scaling.type=llama3"
+                  : "without model.rope.scaling.type=yarn";
+  }
+  return "";
+}
+
 std::vector<std::string> Warnings(const v1::RunConfig& config) {
   std::vector<std::string> out;
   if (config.kind() == v1::RunConfig::KIND_COMMAND) {

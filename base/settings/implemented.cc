@@ -44,6 +44,7 @@ const std::vector<Row>& Table() {
       {"parallel.expert", {"1"}, "expert parallelism"},
       {"parallel.backend", {"auto", "gloo", "nccl"}, "the MPI back end"},
       {"parallel.reduce_dtype", {"fp32"}, "bf16 gradients on the wire"},
+      {"checkpoint.async", {"true"}, "saving in the foreground"},
       {"schedule.constraints", {}, "placement constraints"},
       {"logging.tensorboard", {"false"}, "TensorBoard files"},
       {"logging.wandb", {}, "W&B logging"},

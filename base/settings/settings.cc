@@ -115,13 +115,14 @@ void AddDefaultOrigins(const PbMessage& message, const std::string& prefix,
   }
 }
 
-void WarnCommandKeys(const Assignments& assignments, std::vector<std::string>& warnings) {
+void WarnIdleKeys(const Assignments& assignments, const v1::RunConfig& config,
+                  std::vector<std::string>& warnings) {
   for (const auto& [key, assignment] : assignments) {
-    for (const char* group : {"model.", "training.", "data.", "memory."}) {
-      if (key.rfind(group, 0) == 0) {
-        warnings.push_back(
-            Str(assignment.origin, ": ", key, " has no effect in a job of kind command"));
-      }
+    const std::string why = WhyIdle(config, key);
+    const bool changed = assignment.key.leaf()->is_repeated() ||
+                         FieldText(assignment.key, config) != DefaultText(*assignment.key.leaf());
+    if (!why.empty() && changed) {
+      warnings.push_back(Str(assignment.origin, ": ", key, " has no effect ", why));
     }
   }
 }
@@ -157,9 +158,7 @@ StatusOr<ResolvedConfig> Resolve(const std::string& path, const Value& root,
   out.warnings = composer.warnings();
   const std::vector<std::string> more = Warnings(out.config);
   out.warnings.insert(out.warnings.end(), more.begin(), more.end());
-  if (out.config.kind() == v1::RunConfig::KIND_COMMAND) {
-    WarnCommandKeys(composer.assignments(), out.warnings);
-  }
+  WarnIdleKeys(composer.assignments(), out.config, out.warnings);
   return out;
 }
 

@@ -96,6 +96,7 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"parallel.backend=mpi"}, "the MPI back end"},
       {{"parallel.reduce_dtype=bf16"}, "bf16 gradients"},
       {{"parallel.ranks={min: 1, max: 2}"}, "elastic jobs"},
+      {{"checkpoint.async=false"}, "saving in the foreground"},
       {{"schedule.constraints=['rack=1']"}, "placement constraints"},
       {{"logging.tensorboard=true"}, "TensorBoard"},
       {{"logging.wandb.project=x"}, "W&B"},
@@ -106,6 +107,25 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
     EXPECT_STATUS(Load(path, rule.overrides, files.options).status(), StatusCode::kInvalidArgument,
                   rule.problem)
         << rule.overrides[0];
+  }
+}
+
+// An option that would have no effect is a warning, never silence.
+TEST(Warnings, NameKeysWithoutEffect) {
+  const ConfigFiles files;
+  const std::string path = files.Write("run.yaml", kMinimal);
+  for (const char* override :
+       {"schedule.preemptible=false", "schedule.min_runtime=1m",
+        "memory.expert_offloading.resident_mb=4", "memory.kv_cache.threshold=4",
+        "logging.profiling.steps=[1]", "model.moe.top_k=3", "model.rope.scaling.low_freq_factor=2",
+        "model.rope.scaling.mscale=2", "model.attention.swa.window=3", "training.max_seq_len=9000",
+        "training.max_steps=3"}) {
+    ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
+    EXPECT_EQ(resolved.warnings.size(), 1u) << override;
+  }
+  for (const char* override : {"schedule.preemptible=true", "training.seed=3", "name=x"}) {
+    ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
+    EXPECT_TRUE(resolved.warnings.empty()) << override;
   }
 }
 

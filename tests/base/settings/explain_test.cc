@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 
 #include "tests/support/status_matchers.h"
 
@@ -105,6 +109,24 @@ TEST(ReferencePage, HasARowPerKey) {
     if (!info.is_group) {
       EXPECT_NE(page.find("| `" + info.key + "` |"), std::string::npos) << info.key;
     }
+  }
+}
+
+// docs/ shows what this version reads; UPDATE_GOLDEN=1 writes it again.
+TEST(Docs, AreWhatTheSchemaSays) {
+  const char* source = std::getenv("HEDDLE_SOURCE_DIR");
+  const std::string docs = std::string(source == nullptr ? "." : source) + "/docs/";
+  const std::map<std::string, std::string> pages = {
+      {"config-reference.md", ReferencePage()},
+      {"config.schema.json", nlohmann::ordered_json::parse(JsonSchema()).dump(1) + "\n"}};
+  for (const auto& [name, expected] : pages) {
+    if (std::getenv("UPDATE_GOLDEN") != nullptr) {
+      std::ofstream(docs + name) << expected;
+    }
+    std::stringstream found;
+    found << std::ifstream(docs + name).rdbuf();
+    EXPECT_TRUE(found.str() == expected)
+        << docs << name << " is old: UPDATE_GOLDEN=1 base_settings_test --gtest_filter=Docs.*";
   }
 }
 
