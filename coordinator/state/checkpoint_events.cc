@@ -51,6 +51,11 @@ const v1::AttemptRecord* CheckWriter(Decision& d, const Request& request, JobId 
   }
   if (job == nullptr || job->id() != job_id.value || job->current_fence() != request.fence.value) {
     const v1::JobRecord* named = d.job(job_id);
+    if (named != nullptr) {  // what a cut-off attempt tried is worth knowing (K5)
+      d.Note(CheckpointKey{job_id, request.fence, request.step}, "CHECKPOINT_FENCED",
+             Str("refused: rank ", request.rank, " wrote with fence ", request.fence.value,
+                 ", current is ", named->current_fence()));
+    }
     Answer(d, request, v1::CHECKPOINT_VERDICT_FENCED, "a newer fence exists",
            Fence{named == nullptr ? 0 : named->current_fence()});
     return nullptr;
