@@ -95,6 +95,7 @@ void Declare(CLI::App* app, Options* options) {
     AddSource(write, &options->write.source);
     AddOutput(write, options);
     write->add_option("--out", options->write.out, "Folder to write")->required();
+    write->add_option("overrides", options->write.overrides, "model.attention.kind=swa ...");
   }
 }
 

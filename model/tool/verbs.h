@@ -50,9 +50,11 @@ Status RunGenerate(const GenerateVerbOptions& options);
 struct ExportVerbOptions {
   SourceOptions source;
   std::string out;
+  std::vector<std::string> overrides;  // model.attention.kind=swa ...: keys of group `model`
   bool json = false;
 };
-// Writes a model folder: `export` from a folder or checkpoint, `import` from a foreign folder.
+// Writes a model folder: `export` from a folder or checkpoint, `import` from a foreign folder. An
+// override must leave the tensors as they are (dense to swa and back, window, theta).
 Status RunExport(const ExportVerbOptions& options);
 
 }  // namespace heddle::tool

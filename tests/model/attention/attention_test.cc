@@ -248,6 +248,39 @@ TEST(Flash, EqualsTheReference) {
   }
 }
 
+// Units are documents, so packing, order and neighbours change no bit, and runs repeat.
+TEST(Flash, PackedEqualsAloneBitForBit) {
+  const std::vector<int32_t> lengths = {70, 1, 200, 33};
+  const std::vector<int32_t> cu = Cumulative(lengths);
+  const auto tensor = [&](int64_t heads, double phase) {
+    at::Tensor t = at::empty({cu.back(), heads, 64}, at::kDouble);
+    const std::vector<double> values = Gen(t.numel(), phase);
+    std::copy(values.begin(), values.end(), t.data_ptr<double>());
+    return t.to(at::kBFloat16);
+  };
+  const at::Tensor q = tensor(4, 0.3), k = tensor(2, 1.1), v = tensor(2, 2.0), g = tensor(4, 0.9);
+  const auto run = [&](int64_t first, int64_t rows, const std::vector<int32_t>& documents) {
+    const auto core = MakeSlidingWindow(0.125, {50, 3});
+    const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, rows).contiguous(); };
+    const at::Tensor pq = part(q), pk = part(k), pv = part(v);
+    std::vector<at::Tensor> out = {at::empty_like(pq), at::empty_like(pq), at::empty_like(pk),
+                                   at::empty_like(pv)};
+    Saved saved;
+    core->Begin(documents);
+    core->Forward(pq, pk, pv, out[0], &saved);
+    core->Backward(pq, pk, pv, out[0], saved, part(g), out[1], out[2], out[3]);
+    return out;
+  };
+  const std::vector<at::Tensor> packed = run(0, cu.back(), cu);
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    const std::vector<at::Tensor> alone = run(cu[b], lengths[b], {0, lengths[b]});
+    for (size_t i = 0; i < alone.size(); ++i) {
+      EXPECT_EQ(ToVector(packed[i].narrow(0, cu[b], lengths[b])), ToVector(alone[i]))
+          << "document " << b << " tensor " << i;
+    }
+  }
+}
+
 // C1 and C7: the future of a query changes nothing, bit for bit.
 TEST(Attention, DoesNotSeeTheFuture) {
   const std::vector<int32_t> cu = {0, 300};

@@ -177,6 +177,24 @@ TEST_F(Tool, ExportsACheckpointOfAnyWorldSize) {
   }
 }
 
+TEST_F(Tool, ImportsUnderAnotherAttentionWithTheSameTensors) {
+  ExportVerbOptions options;
+  options.source = folder_;
+  options.out = path_ / "windowed";
+  options.overrides = {"model.attention.pattern=[swa]", "model.attention.swa.window=3"};
+  options.json = true;
+  Captured([&] { return RunExport(options); });
+  const heddle::v1::ModelConfig config = *hf::ReadModelConfig(options.out);
+  EXPECT_EQ(model::LayerKind(config, 1), v1::ATTENTION_KIND_SWA);
+  EXPECT_EQ(config.attention().swa().window(), 3);
+  auto store = *model::ParameterStore::Create(*model::PlanModel(config), model::Precision::kFp32);
+  EXPECT_TRUE(hf::ReadWeights(options.out, store.get()).ok());
+  options.overrides = {"model.d_ffn=30"};
+  EXPECT_NE(Message(RunExport(options)).find("mlp.gate_proj"), std::string::npos);
+  options.overrides = {"training.seed=3"};
+  EXPECT_EQ(RunExport(options).code(), StatusCode::kInvalidArgument);
+}
+
 TEST_F(Tool, RefusesADamagedCheckpointAndWritesNothing) {
   const SourceOptions source = WriteCheckpoint(1);
   fs::path file;
