@@ -229,10 +229,7 @@ Outcome Decision::Finish(Status status) {
   if (changed()) {
     HEDDLE_CHECK(!events_.empty(), "a change without an event");
     FillDelta(events_.front());
-  } else {
-    HEDDLE_CHECK(events_.empty(), "event ", events_.empty() ? "" : events_.front().code(),
-                 " without a change");
-  }
+  }  // an event without a change tells of a refusal (K5)
   for (size_t i = 0; i < events_.size(); ++i) {
     events_[i].set_seq(state_.next_seq() + i);
   }

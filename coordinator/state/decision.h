@@ -74,7 +74,7 @@ class Decision {
   void SetRegistration(heddle::v1::RegisterReply reply) { registration_ = std::move(reply); }
   bool changed() const;
 
-  // REQUIRES: every change was noted, or nothing changed.
+  // REQUIRES: every change was noted. A note without a change tells of something refused.
   Outcome Finish(Status status);
 
  private:
