@@ -19,7 +19,7 @@ except ImportError as error:
     print(f"SKIPPED: Transformers parity was NOT checked: {error}", file=sys.stderr)
     sys.exit(77)
 
-PROGRAM = os.path.join(os.environ["HEDDLE_BIN_DIR"], "heddle-model")
+PROGRAM = os.path.join(os.environ["HEDDLE_BIN"], "heddle-model")
 TOLERANCE = 1e-4
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
               original_max_position_embeddings=64, rope_theta=5e5)

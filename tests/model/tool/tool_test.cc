@@ -228,7 +228,7 @@ TEST_F(Tool, SaysWhatIsWrongWithItsOptions) {
 
 // Exit status of the contract, from the program itself.
 TEST_F(Tool, EndsWithTheStatusOfTheContract) {
-  const char* bin = std::getenv("HEDDLE_BIN_DIR");
+  const char* bin = std::getenv("HEDDLE_BIN");
   ASSERT_NE(bin, nullptr);
   const auto run = [&](std::vector<std::string> words) {
     words.insert(words.begin(), Str(bin, "/heddle-model"));
