@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "base/clock/clock.h"
 #include "cli/commands/client.h"
@@ -61,6 +64,47 @@ class StepPrinter {
   std::thread thread_;
 };
 
+// What the ranks of a command print: it has no steps. A broken stream begins again after the last
+// byte shown of each rank.
+class OutputPrinter {
+ public:
+  OutputPrinter(Client& client, const CommandContext& context, std::string job)
+      : client_(client), context_(context), job_(std::move(job)), thread_([this] { Run(); }) {}
+  ~OutputPrinter() {
+    stop_ = true;
+    client_.CancelStreams();
+    thread_.join();
+  }
+
+ private:
+  void Run() {
+    while (!stop_) {
+      v1::LogsRequest request;
+      request.set_job(job_);
+      request.set_follow(true);
+      const Status status = client_.Logs(request, [this](const v1::LogLine& line) {
+        uint64_t& shown = shown_[{line.attempt(), line.rank()}];
+        if (line.offset() + line.data().size() > shown) {
+          shown = line.offset() + line.data().size();
+          PrintText(LogText(line, context_.json(), /*prefix=*/true));
+        }
+        return !stop_;
+      });
+      if (status.ok()) {
+        return;
+      }
+      std::this_thread::sleep_for(milliseconds(200));
+    }
+  }
+
+  Client& client_;
+  const CommandContext& context_;
+  const std::string job_;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> shown_;  // (attempt, rank) -> next offset
+  std::atomic<bool> stop_ = false;
+  std::thread thread_;
+};
+
 }  // namespace
 
 StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeout_ms,
@@ -87,9 +131,16 @@ StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeou
 StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> control, Client::Open(context));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> steps, Client::Open(context));
-  StatusOr<v1::Job> end = InvalidArgument("");
+  ASSIGN_OR_RETURN(const v1::Job first, control->Get(job));
+  StatusOr<v1::Job> end = first;
   {
-    StepPrinter printer(*steps, context, job);
+    std::optional<StepPrinter> printer;
+    std::optional<OutputPrinter> output;
+    if (first.kind() == "command") {
+      output.emplace(*steps, context, job);
+    } else {
+      printer.emplace(*steps, context, job);
+    }
     uint64_t version = 0;
     std::string shown;
     end = WaitFor(*control, job, 0, [&](const v1::Job& now) {
@@ -102,7 +153,7 @@ StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& jo
       return Done(now);
     });
     if (end.ok() && Done(*end)) {
-      // The series may still be on its way; it ends by itself for a job that is done.
+      // The last lines may still be on their way.
       std::this_thread::sleep_for(milliseconds(300));
     }
   }

@@ -1,9 +1,7 @@
 // logs: what the ranks of a job printed.
-#include "base/settings/json.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
-#include "cli/output/table.h"
 
 namespace heddle::cli {
 namespace {
@@ -15,11 +13,6 @@ struct LogsState {
   int64_t tail = -1;
   bool follow = false;
 };
-
-std::string LineJson(const v1::LogLine& line) {
-  return Str("{\"attempt\":", line.attempt(), ",\"rank\":", line.rank(),
-             ",\"offset\":", line.offset(), ",\"text\":", settings::JsonQuote(line.data()), "}\n");
-}
 
 StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
@@ -37,15 +30,7 @@ StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
   request.set_follow(state.follow);
   const bool prefix = state.rank < 0;
   RETURN_IF_ERROR(client->Logs(request, [&](const v1::LogLine& line) {
-    if (context.json()) {
-      PrintText(LineJson(line));
-      return true;
-    }
-    std::string text = Printable(line.data(), /*lines=*/true);
-    if (text.empty() || text.back() != '\n') {
-      text += '\n';
-    }
-    PrintText(prefix ? Str("[", line.attempt(), ".", line.rank(), "] ", text) : text);
+    PrintText(LogText(line, context.json(), prefix));
     return true;
   }));
   return 0;

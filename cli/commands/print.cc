@@ -23,6 +23,19 @@ std::string StepLine(const v1::MetricPoint& point) {
   return text;
 }
 
+std::string LogText(const v1::LogLine& line, bool json, bool prefix) {
+  if (json) {
+    return Str("{\"attempt\":", line.attempt(), ",\"rank\":", line.rank(),
+               ",\"offset\":", line.offset(), ",\"text\":", settings::JsonQuote(line.data()),
+               "}\n");
+  }
+  std::string text = Printable(line.data(), /*lines=*/true);
+  if (text.empty() || text.back() != '\n') {
+    text += '\n';
+  }
+  return prefix ? Str("[", line.attempt(), ".", line.rank(), "] ", text) : text;
+}
+
 std::string EventLine(const v1::Event& event) {
   return Str(FormatTime(event.at()), "  ", event.code(), "  ", event.target(), "  ",
              Printable(event.text()), "\n");

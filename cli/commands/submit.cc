@@ -160,8 +160,10 @@ StatusOr<int> Run(SubmitState state, const CommandContext& context) {
   // Nobody would find this cluster later: it ends with the command, however that ends.
   const OnInterrupt stop([&] { (void)StopLocalCluster(options); });
   StatusOr<std::string> address = StartLocalCluster(options);
-  StatusOr<int> result = address.status();
-  if (address.ok()) {
+  StatusOr<int> result = 0;
+  if (!address.ok()) {
+    result = address.status();
+  } else {
     CommandContext temporary = context;
     temporary.coordinator = *address;
     result = Submit(state, temporary);

@@ -112,6 +112,21 @@ TEST_F(SubmitTest, FollowShowsStepsAndEndsLikeTheJob) {
   EXPECT_NE(outcome.out.find("j-7k2 DONE FAILED: NUMERIC\n"), std::string::npos) << outcome.out;
 }
 
+TEST_F(SubmitTest, FollowShowsWhatACommandPrints) {
+  v1::LogLine line;
+  line.set_attempt(1);
+  line.set_data("hello\n");
+  fake_.lines = {line};
+  fake_.job.set_kind("command");
+  fake_.history = {fake_.job, fake_.job, fake_.job};
+  fake_.job.set_state("DONE");
+  fake_.job.set_result("SUCCEEDED");
+  const Outcome outcome =
+      fake_.Run({"submit", Config("kind: command\ncommand: {argv: [x]}\n"), "--follow"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("[1.0] hello\n"), std::string::npos) << outcome.out;
+}
+
 TEST_F(SubmitTest, ResumeSendsOverrides) {
   const Outcome outcome = fake_.Run({"resume", "j-7k2", "training.max_steps=9"});
   EXPECT_EQ(outcome.status, 0) << outcome.err;
