@@ -22,7 +22,7 @@ MAX_WHY_LINES = 10
 
 CPP = re.compile(r"\.(h|cc|cu|cuh)$")
 TEXT = re.compile(r"(\.(h|cc|cu|cuh|py|sh|md|cmake|txt|proto|yaml|yml|json|service)|CMakeLists\.txt|Dockerfile|/dev)$")
-DATA = re.compile(r"^(tests/golden|tests/fuzz/corpus|bench/results)/|\.jsonl$")
+DATA = re.compile(r"^(tests/golden|tests/fuzz/corpus|bench/results)/|\.jsonl$|^docs/config\.schema\.json$")
 MIRRORED = re.compile(r"^tests/(?!(e2e|layering|support|simulation|scenarios|golden|fuzz)$)")
 
 # (pattern, what to write instead, files where it is right). Searched in code, not in comments or strings.
