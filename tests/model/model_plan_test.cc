@@ -166,6 +166,12 @@ TEST(ModelPlan, NamesEveryProblemAtOnce) {
   }
 }
 
+TEST(ModelPlan, EstimatesNothingForAModelItRefuses) {
+  ModelConfig config = TinyDense();
+  config.set_n_heads(0);
+  EXPECT_EQ(EstimateMemory(config, heddle::v1::TrainingConfig()).Total(), 0);
+}
+
 TEST(ModelPlan, EstimatesLessMemoryWithRecomputation) {
   heddle::v1::TrainingConfig training;
   const MemoryEstimate all = EstimateMemory(SmallDense(), training);
