@@ -164,10 +164,6 @@ Status On(Decision& d, const event::JobSubmitted& e) {
   }
   step.input = JobInput::kRelease;  // J2, J3
   StepJob(d, step);
-  if (d.job(e.id)->state() == v1::JOB_STATE_WAITING) {
-    step.input = JobInput::kReconsider;  // a dependency may have ended otherwise already (J6)
-    StepJob(d, step);
-  }
   return OkStatus();
 }
 

@@ -134,7 +134,8 @@ bool StoppingForTime(const Decision&, const v1::JobRecord& job, const JobStep&) 
 // ---- idle jobs ----
 
 void Queue(Decision& d, const JobStep& step) {
-  Enter(d, step.job, "NOT_YET_EVALUATED", "");
+  // Met once is met: what it waited for may be resumed later.
+  Enter(d, step.job, "NOT_YET_EVALUATED", "").clear_after();
   d.Note(step.job, "JOB_QUEUED", "in the queue");
   d.Do(effect::WakeScheduler{});
 }
@@ -142,6 +143,11 @@ void Wait(Decision& d, const JobStep& step) {
   const bool time = d.job(step.job)->start_at() > d.now().wall_ms;
   Enter(d, step.job, time ? "START_TIME" : "DEPENDENCY", "");
   d.Note(step.job, "JOB_WAITING", time ? "until its start time" : "for other jobs");
+  // One of them may have ended otherwise already (J6): nobody would tell again.
+  JobStep again;
+  again.job = step.job;
+  again.input = JobInput::kReconsider;
+  StepJob(d, again);
 }
 void Hold(Decision& d, const JobStep& step) {
   Enter(d, step.job, "HELD", step.text);

@@ -21,6 +21,8 @@ void LeaseTable::Recovered(const std::string& worker, uint64_t session, int64_t 
   entry.permit_sent_ms = now_ms;
   entry.suspect = true;
   entries_[worker] = entry;
+  silences_.push_back(now_ms);
+  JudgeMass(now_ms);
 }
 
 void LeaseTable::Registered(const std::string& worker, uint64_t session, int64_t now_ms) {
@@ -29,8 +31,7 @@ void LeaseTable::Registered(const std::string& worker, uint64_t session, int64_t
   entry.heard_ms = now_ms;
   entry.permit_sent_ms = now_ms;  // the reply says what it may go on with
   entries_[worker] = entry;
-  // With a live worker, an unlimited hold becomes a limited one.
-  mass_hold_until_ms_ = std::min(mass_hold_until_ms_, now_ms + options_.mass_hold_long_ms);
+  Returned(now_ms);
 }
 
 void LeaseTable::Heard(const std::string& worker, uint64_t session, int64_t now_ms) {
@@ -68,27 +69,47 @@ int64_t LeaseTable::SuspectMs(const Entry& entry) const {
 int64_t LeaseTable::LostMs(const Entry& entry) const {
   const int64_t expired = std::max(entry.permit_sent_ms, entry.heard_ms) + options_.permit_ttl_ms +
                           options_.permit_margin_ms;
-  return std::max({expired, no_lost_before_ms_, mass_hold_until_ms_});
+  return std::max({expired, no_lost_before_ms_, entry.by_closing ? 0 : mass_hold_until_ms_});
 }
 
 void LeaseTable::JudgeMass(int64_t now_ms) {
   while (!silences_.empty() && silences_.front() < now_ms - options_.mass_window_ms) {
     silences_.pop_front();
   }
-  size_t live = 0;
   size_t known = 0;
+  size_t live = 0;
+  size_t silent = 0;  // not LOST yet, and not by a closed connection
   for (const auto& [id, entry] : entries_) {
     known += entry.lost ? 0 : 1;
     live += entry.lost || entry.suspect ? 0 : 1;
+    silent += !entry.lost && entry.suspect && !entry.by_closing ? 1 : 0;
   }
-  const size_t silent = silences_.size();
-  if (silent < 2 || silent * 5 <= known) {
+  if (silences_.size() >= 2 && silences_.size() * 5 > known && mass_start_ms_ < 0) {
+    mass_start_ms_ = now_ms;
+  }
+  if (mass_start_ms_ < 0) {
     return;
   }
-  const int64_t hold = live == 0            ? kNever / 2
-                       : silent * 2 > known ? now_ms + options_.mass_hold_long_ms
-                                            : now_ms + options_.mass_hold_ms;
-  mass_hold_until_ms_ = std::max(mass_hold_until_ms_, hold);
+  int64_t hold = 0;
+  if (live == 0) {
+    hold = kNever / 2;
+  } else if (silent * 2 > known) {
+    hold = mass_start_ms_ + options_.mass_hold_long_ms;
+  } else if (silent >= 2 && silent * 5 > known) {
+    hold = mass_start_ms_ + options_.mass_hold_ms;
+  } else {
+    mass_start_ms_ = -1;
+    silences_.clear();
+  }
+  mass_hold_until_ms_ = std::max(hold, mass_return_ms_);
+}
+
+// A silent worker spoke: its fellows get time to do so too.
+void LeaseTable::Returned(int64_t now_ms) {
+  if (mass_start_ms_ >= 0 || mass_hold_until_ms_ > now_ms) {
+    mass_return_ms_ = now_ms + options_.mass_return_ms;
+    JudgeMass(now_ms);
+  }
 }
 
 std::vector<Event> LeaseTable::Poll(int64_t now_ms) {
@@ -108,8 +129,8 @@ std::vector<Event> LeaseTable::Poll(int64_t now_ms) {
     if (entry.suspect && !entry.lost && entry.heard_again) {
       entry.suspect = false;
       entry.heard_again = false;
-      // With a live worker, an unlimited hold becomes a limited one.
-      mass_hold_until_ms_ = std::min(mass_hold_until_ms_, now_ms + options_.mass_hold_long_ms);
+      entry.by_closing = false;
+      Returned(now_ms);
       events.push_back(event::WorkerHeard{id, entry.session});
     }
   }

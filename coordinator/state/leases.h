@@ -24,6 +24,7 @@ struct LeaseOptions {
   int64_t mass_window_ms = 10'000;      // L9
   int64_t mass_hold_ms = 60'000;        // > 20 % silent
   int64_t mass_hold_long_ms = 300'000;  // > 50 % silent
+  int64_t mass_return_ms = 15'000;      // after each return of one, the others may follow
 };
 
 class LeaseTable {
@@ -32,14 +33,15 @@ class LeaseTable {
   // now; `suspect` are those recorded as SUSPECT.
   explicit LeaseTable(LeaseOptions options, int64_t now_ms);
 
-  // A worker of the records (not LEFT) at recovery: silent from the start on, its old permits may
-  // still live.
+  // A worker of the records (CONNECTED or SUSPECT there) at recovery: silent from the start on, its
+  // old permits may still live.
   void Recovered(const std::string& worker, uint64_t session, int64_t now_ms);
   // A registration was accepted.
   void Registered(const std::string& worker, uint64_t session, int64_t now_ms);
   // Any message of the current session. Gives WorkerHeard events at the next Poll if it was
   // SUSPECT.
   void Heard(const std::string& worker, uint64_t session, int64_t now_ms);
+  // The peer closed it; not for a transport that gave up by itself (R4): that is silence.
   void StreamClosed(const std::string& worker, uint64_t session, int64_t now_ms);
   // A heartbeat reply with permits was sent.
   void PermitSent(const std::string& worker, int64_t now_ms);
@@ -71,11 +73,14 @@ class LeaseTable {
   int64_t SuspectMs(const Entry& entry) const;
   int64_t LostMs(const Entry& entry) const;
   void JudgeMass(int64_t now_ms);
+  void Returned(int64_t now_ms);
 
   LeaseOptions options_;
   std::map<std::string, Entry> entries_;
-  std::deque<int64_t> silences_;  // times of WorkerSuspect by silence
+  std::deque<int64_t> silences_;  // times at which workers fell silent
   int64_t no_lost_before_ms_;
+  int64_t mass_start_ms_ = -1;  // of the mass silence; -1: none
+  int64_t mass_return_ms_ = 0;  // when one of them came back last
   int64_t mass_hold_until_ms_ = 0;
   int64_t last_poll_ms_;
 };

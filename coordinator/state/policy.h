@@ -13,7 +13,6 @@ struct Mutants {
   bool fence_raised_by_next_only = false;  // not at FENCING and ENDED
   bool idempotency_key_lost = false;       // key not in the batch of its effect
   bool unacknowledged_is_gone = false;     // at registration
-  bool fenced_capacity_free = false;       // FENCING tasks no longer book their node
   bool gone_without_proof = false;         // LOST task counts as dead at once
   bool allocate_without_check = false;     // stale placement decisions are applied
 };
