@@ -9,7 +9,7 @@ namespace heddle::state {
 // Test-only faults, one per mutant of control-plane M6. Nothing but tests/simulation can set one:
 // Policy keeps them private and only MutantAccess, which lives there, is a friend.
 struct Mutants {
-  bool skip_fence_check = false;           // at seal and commit
+  bool skip_fence_check = false;  // checkpoints never look at the fence; open ones outlive it
   bool fence_raised_by_next_only = false;  // not at FENCING and ENDED
   bool idempotency_key_lost = false;       // key not in the batch of its effect
   bool unacknowledged_is_gone = false;     // at registration

@@ -67,6 +67,13 @@ void Checkers::OnWrite(JobId job, Fence fence, uint64_t step, uint32_t rank) {
   }
 }
 
+void Checkers::OnPermit(Fence fence, int64_t granted_ms, int64_t until_ms) {
+  if (until_ms > granted_ms + 25'000) {
+    world_.Violate("L4", Str("a permit of fence ", fence.value, " lives ", until_ms - granted_ms,
+                             " ms after it was sent"));
+  }
+}
+
 void Checkers::OnDelete(const state::State& durable, const state::CheckpointKey& key) {
   const v1::CheckpointRecord* record = durable.checkpoint(key);
   if (record == nullptr || (record->state() != v1::CHECKPOINT_STATE_EXPIRED &&

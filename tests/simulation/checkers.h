@@ -31,6 +31,8 @@ class Checkers {
   void OnDurable(const heddle::v1::EventRecord& event);
   // Files of a rank were written (R9, M4: none later than cut + 25 s).
   void OnWrite(JobId job, Fence fence, uint64_t step, uint32_t rank);
+  // A worker counts on a permit until `until_ms`; L6 gives it up 25 s after it was sent.
+  void OnPermit(Fence fence, int64_t granted_ms, int64_t until_ms);
   // Files of a checkpoint go: never those of one that may be restored.
   void OnDelete(const state::State& durable, const state::CheckpointKey& key);
   // A restart point is read: its files must be there.

@@ -82,8 +82,8 @@ void Simulation::Wire() {
   });
   coordinator_.SetHeartbeatReply(
       [this](const StreamPtr& stream, uint64_t n, const std::vector<v1::Permit>& permits) {
-        network_.SendOn(stream, false, [this, stream, n, permits] {
-          workers_.at(stream->worker)->OnHeartbeatReply(stream, n, permits);
+        network_.SendOn(stream, false, [this, stream, n, permits, sent = world_.now_ms()] {
+          workers_.at(stream->worker)->OnHeartbeatReply(stream, n, permits, sent);
         });
       });
 }

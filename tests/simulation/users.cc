@@ -137,7 +137,7 @@ void Users::DoVerb() {
         [request, job] {
           return state::Event(state::event::JobResumed{request, job, {}});
         },
-        [this, job](const state::Outcome&) { checkers_.OnResumeAsked(job); }, 3);
+        [](const state::Outcome&) {}, 3);
   } else if (verb == 5) {
     Call(
         [request, job] {

@@ -220,7 +220,7 @@ void WorkerNode::Beat(uint64_t session) {
 }
 
 void WorkerNode::OnHeartbeatReply(const StreamPtr& stream, uint64_t n,
-                                  const std::vector<v1::Permit>& permits) {
+                                  const std::vector<v1::Permit>& permits, int64_t granted_ms) {
   const auto sent = beat_sent_ms_.find(n);
   if (stream != stream_ || sent == beat_sent_ms_.end()) {
     return;
@@ -234,6 +234,7 @@ void WorkerNode::OnHeartbeatReply(const StreamPtr& stream, uint64_t n,
     if (SimTask* one = task(permit.fence()); one != nullptr) {
       const auto ttl = static_cast<int64_t>(static_cast<double>(permit.ttl_ms()) * rate_);
       one->permit_until_ms = std::max(one->permit_until_ms, from + ttl);
+      checkers_.OnPermit(Fence{permit.fence()}, granted_ms, from + ttl);
     }
   }
   beat_sent_ms_.erase(beat_sent_ms_.begin(), std::next(sent));
@@ -439,10 +440,11 @@ void WorkerNode::OnKillFenced(uint64_t fence, uint32_t index) {
   }
   one->permit_until_ms = 0;
   if (one->processes) {
-    world_.After(world_.Between(0, 100), [this, fence] {
-      SimTask* again = task(fence);
-      if (again != nullptr && again->processes) Kill(*again, "fenced");
-    });
+    world_.After(world_.Chance(0.2) ? world_.Between(0, 3'000) : world_.Between(0, 100),
+                 [this, fence] {
+                   SimTask* again = task(fence);
+                   if (again != nullptr && again->processes) Kill(*again, "fenced");
+                 });
   } else {
     SendReport(*one);
   }

@@ -73,7 +73,7 @@ class WorkerNode {
   // ---- from the network ----
   void OnEffect(const StreamPtr& stream, const state::Effect& effect);
   void OnHeartbeatReply(const StreamPtr& stream, uint64_t n,
-                        const std::vector<heddle::v1::Permit>& permits);
+                        const std::vector<heddle::v1::Permit>& permits, int64_t granted_ms);
 
   // ---- from the gang's ranks here ----
   SimTask* task(uint64_t fence);
