@@ -54,6 +54,8 @@ class Core {
   virtual const state::State& state() const = 0;
   virtual state::Time Now() const = 0;
   virtual CoreFigures Figures() const = 0;
+  // As in Figures, which is dear.
+  virtual bool read_only() const = 0;
 
   // Applies one event. `done` gets the outcome after it is durable; with UNAVAILABLE in its status
   // if the store failed first: then nobody knows, and a repeat with the same request id settles it.

@@ -239,7 +239,7 @@ class JobsService final : public v1::Jobs::CallbackService {
   }
 
   heddle::Status FinishSubmit(const v1::SubmitRequest& request, state::event::JobSubmitted* event) {
-    if (core_->Figures().read_only) {
+    if (core_->read_only()) {
       return ResourceExhausted(
           "the coordinator is READ_ONLY: its disk is nearly full; free space and submit again");
     }

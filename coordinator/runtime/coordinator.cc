@@ -86,7 +86,7 @@ JobId Coordinator::NewJobId() { return job_ids_->Next(clock_.NowWallMs()); }
 
 rpc::CoreFigures Coordinator::Figures() const {
   rpc::CoreFigures figures = figures_;
-  figures.read_only = figures.read_only || poisoned_;
+  figures.read_only = read_only();
   figures.mass_silence = leases_.has_value() && leases_->mass_silence();
   if (log_ != nullptr) {
     const store::LogStats stats = log_->Stats();
@@ -121,7 +121,6 @@ void Coordinator::Execute(state::Event event, std::function<void(const state::Ou
     for (const v1::EventRecord& record : outcome->events) {
       state_.Commit(record);
     }
-    release.events = outcome->events;
     ++appended_;
     const Status queued =
         log_->Append(BatchOf(outcome->events),
@@ -135,6 +134,7 @@ void Coordinator::Execute(state::Event event, std::function<void(const state::Ou
       return;
     }
   }
+  release.events = std::move(outcome->events);
   release.batch = appended_;
   release.run = [this, outcome, note = LeaseNote(event),
                  done = std::move(done)](const Status& status) {
@@ -309,9 +309,16 @@ void Coordinator::ArmTimer() {
   if (rendezvous_.NextMs() != std::numeric_limits<int64_t>::max()) {
     wait = std::min(wait, rendezvous_.NextMs() - now.ms);
   }
-  timer_.expires_after(std::chrono::milliseconds(std::max<int64_t>(wait, 5)));
+  wait = std::max<int64_t>(wait, 5);
+  const int64_t at_ms = clock_.NowSteady() / 1'000'000 + wait;
+  if (armed_ms_ != 0 && armed_ms_ <= at_ms) {
+    return;  // fires early enough; Tick arms it anew
+  }
+  armed_ms_ = at_ms;
+  timer_.expires_after(std::chrono::milliseconds(wait));
   timer_.async_wait([this](const boost::system::error_code& error) {
     if (!error) {
+      armed_ms_ = 0;
       Tick();
     }
   });

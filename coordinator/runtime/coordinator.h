@@ -60,6 +60,7 @@ class Coordinator : public rpc::Core {
   const state::State& state() const override { return state_; }
   state::Time Now() const override;
   rpc::CoreFigures Figures() const override;
+  bool read_only() const override { return figures_.read_only || poisoned_; }
   void Execute(state::Event event, std::function<void(const state::Outcome&)> done) override;
   void AfterDurable(std::function<void(const Status&)> done) override;
   JobId NewJobId() override;
@@ -144,6 +145,7 @@ class Coordinator : public rpc::Core {
   Rendezvous rendezvous_;
   int64_t time_offset_ms_ = 0;  // Time::ms = steady + offset
   int64_t started_ns_ = 0;
+  int64_t armed_ms_ = 0;  // steady ms at which timer_ fires; 0: not armed
 
   uint64_t appended_ = 0;  // batches handed to the journal
   uint64_t durable_ = 0;
