@@ -114,8 +114,8 @@ struct MemoryEstimate {
     return compute_weights + master + moments + gradients + activations + workspace;
   }
 };
-// Measured peaks lie 20 to 75 MiB above the sum, plus 115 MiB of LibTorch itself. All zero for a model
-// that PlanModel refuses.
+// Measured peaks lie 20 to 75 MiB above the sum, plus 115 MiB of LibTorch itself. All zero for a
+// model that PlanModel refuses.
 MemoryEstimate EstimateMemory(const heddle::v1::ModelConfig& model,
                               const heddle::v1::TrainingConfig& training);
 
