@@ -600,6 +600,7 @@ void TaskRunner::ReportSoon() {
   report_due_ = true;
   boost::asio::post(host_->io(), [self = shared_from_this()] {
     self->report_due_ = false;
+    if (self->ended() && self->syncing_) return;  // ended since; the sync's end reports it
     self->report_wanted_ = false;
     ++self->seq_;
     self->folder_.StoreSeq(self->seq_);
@@ -615,7 +616,8 @@ v1::TaskReport TaskRunner::Report() const {
   report.set_task(key().task);
   report.set_job(folder_.assignment().job());
   report.set_seq(seq_);
-  report.set_state(state_);
+  // Not final before the folder is on disk: the coordinator would take the task as never started.
+  report.set_state(ended() && syncing_ ? v1::TASK_STATE_STOPPING : state_);
   report.set_acknowledged(acknowledged_);
   report.set_step(step_);
   if (state_ >= v1::TASK_STATE_READY) report.set_data_address(host_->data_address());
