@@ -1,0 +1,318 @@
+// Behaviour that the tables alone do not show: fences, commits, requests repeated, registration,
+// retries, and what the simulation found.
+#include "tests/coordinator/state/cluster.h"
+
+namespace heddle::state {
+namespace {
+
+namespace v1 = heddle::v1;
+
+v1::RankSealShard SealOf(const Cluster& c, JobId job, uint32_t rank, uint64_t step) {
+  v1::RankSealShard message;
+  message.set_job(job.value);
+  message.set_fence(c.Attempt(job).fence());
+  message.set_rank(rank);
+  v1::SealShard& seal = *message.mutable_seal();
+  seal.set_request(rank + 1);
+  seal.set_step(step);
+  seal.set_rank(rank);
+  v1::ShardFile& file = *seal.add_files();
+  file.set_name(Str("rank-", rank, "-0.sst"));
+  file.set_bytes(10);
+  file.set_entries(1);
+  file.set_digest(std::string(16, 'd'));
+  v1::ElementRange& range = *file.add_ranges();
+  range.set_tensor(1);
+  range.set_tensor_class(v1::TENSOR_CLASS_MASTER);
+  range.set_first(5 * rank);
+  range.set_count(5);
+  if (rank == 0) {
+    v1::TensorInfo& tensor = *seal.add_tensors();
+    tensor.set_id(1);
+    tensor.set_name("w");
+    tensor.add_shape(10);
+    tensor.add_classes(v1::TENSOR_CLASS_MASTER);
+    seal.mutable_train_state()->set_step(step);
+  }
+  return message;
+}
+
+Outcome Open(Cluster& c, JobId job, uint64_t step) {
+  v1::RankOpenCheckpoint open;
+  open.set_job(job.value);
+  open.set_fence(c.Attempt(job).fence());
+  open.mutable_open()->set_request(7);
+  open.mutable_open()->set_step(step);
+  return c.Do(event::CheckpointOpened{"a", c.SessionOf("a"), open, true});
+}
+
+v1::CheckpointVerdict VerdictOf(const Outcome& outcome) {
+  for (const Effect& effect : outcome.effects) {
+    if (const auto* reply = std::get_if<effect::SendCheckpointReply>(&effect)) {
+      return reply->reply.reply().verdict();
+    }
+  }
+  ADD_FAILURE() << "no verdict";
+  return v1::CHECKPOINT_VERDICT_UNAVAILABLE;
+}
+
+struct Two : Cluster {
+  Two() {
+    Join("a");
+    Join("b");
+  }
+};
+
+TEST(Apply, RepeatedRequestGivesTheSameJobAndNoNewEvent) {
+  Two c;
+  const event::JobSubmitted submit = c.Submission();
+  const JobId job = c.Do(submit).job;
+  event::JobSubmitted again = submit;
+  again.id = JobId{99};
+  const Outcome repeat = c.Do(again);
+  EXPECT_TRUE(repeat.status.ok());
+  EXPECT_EQ(repeat.job, job);
+  EXPECT_TRUE(repeat.events.empty());
+  again.request.digest = "other";
+  EXPECT_EQ(c.Do(again).status.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(c.state.jobs().size(), 1u);
+}
+
+TEST(Apply, FenceRisesAtStartAndEndOfEveryAttempt) {
+  Two c;
+  const JobId job = c.Submit();
+  const uint64_t queued = c.state.job(job)->current_fence();
+  c.Place(job, {"a", "b"});
+  const uint64_t placed = c.state.job(job)->current_fence();
+  EXPECT_GT(placed, queued);
+  EXPECT_EQ(c.Attempt(job).fence(), placed);
+  EXPECT_EQ(PermitsFor(c.state, "a", c.policy).size(), 1u);
+  c.TellAll(job, v1::TASK_STATE_PREPARING);
+  c.TellExit(job, 0, 1);
+  c.TellExit(job, 1, 0, 9);
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+  EXPECT_GT(c.state.job(job)->current_fence(), placed);
+  EXPECT_TRUE(PermitsFor(c.state, "a", c.policy).empty());
+}
+
+TEST(Apply, CommitsWhenTheLastRankSealsAndTellsEveryRank) {
+  Two c;
+  const JobId job = c.Running();
+  EXPECT_EQ(VerdictOf(Open(c, job, 10)), v1::CHECKPOINT_VERDICT_OK);
+  EXPECT_EQ(VerdictOf(c.Do(event::ShardSealed{"a", c.SessionOf("a"), SealOf(c, job, 0, 10)})),
+            v1::CHECKPOINT_VERDICT_OK);
+  const Outcome last = c.Do(event::ShardSealed{"b", c.SessionOf("b"), SealOf(c, job, 1, 10)});
+  EXPECT_EQ(VerdictOf(last), v1::CHECKPOINT_VERDICT_COMMITTED);
+  EXPECT_EQ(Count<effect::SendCheckpointReply>(last), 2);
+  EXPECT_EQ(c.state.job(job)->last_checkpoint().step(), 10u);
+  // The same seal again is answered alike; another one under its name is not taken.
+  v1::RankSealShard other = SealOf(c, job, 1, 10);
+  EXPECT_EQ(VerdictOf(c.Do(event::ShardSealed{"b", c.SessionOf("b"), other})),
+            v1::CHECKPOINT_VERDICT_COMMITTED);
+  other.mutable_seal()->mutable_files(0)->set_digest(std::string(16, 'x'));
+  EXPECT_EQ(VerdictOf(c.Do(event::ShardSealed{"b", c.SessionOf("b"), other})),
+            v1::CHECKPOINT_VERDICT_REFUSED);
+}
+
+TEST(Apply, RefusesTheCommitOfAFencedAttempt) {
+  Two c;
+  const JobId job = c.Running();
+  Open(c, job, 10);
+  c.Do(event::ShardSealed{"a", c.SessionOf("a"), SealOf(c, job, 0, 10)});
+  const v1::RankSealShard late = SealOf(c, job, 1, 10);
+  c.Do(event::WorkerSuspect{"a", c.SessionOf("a"), "silent"});
+  c.Do(event::WorkerLost{"a", c.SessionOf("a")});
+  EXPECT_EQ(c.AttemptState(job), "FENCING");
+  EXPECT_EQ(c.JobState(job), "QUEUED") << "a train job goes on at once (L7)";
+  EXPECT_EQ(VerdictOf(c.Do(event::ShardSealed{"b", c.SessionOf("b"), late})),
+            v1::CHECKPOINT_VERDICT_FENCED);
+  EXPECT_EQ(c.state.job(job)->last_checkpoint().step(), 0u);
+  EXPECT_EQ(c.state.job(job)->restarts(), 0u) << "a lost node burns no budget";
+}
+
+TEST(Apply, KeepsTheNodeOfALostTaskBookedUntilItIsProvedDead) {
+  Two c;
+  const JobId job = c.Running();
+  c.Do(event::WorkerSuspect{"a", c.SessionOf("a"), "silent"});
+  c.Do(event::WorkerLost{"a", c.SessionOf("a")});
+  c.TellExit(job, 1, 0, 9);
+  EXPECT_EQ(c.state.nodes().at("a").booked.size(), 1u);
+  EXPECT_TRUE(c.state.nodes().at("b").booked.empty());
+  c.Pass(c.policy.max_orphan_ms + c.policy.orphan_margin_ms - 1);
+  EXPECT_EQ(c.state.nodes().at("a").booked.size(), 1u);
+  c.Pass(2);
+  EXPECT_TRUE(c.state.nodes().at("a").booked.empty());
+  EXPECT_EQ(Name(c.state.attempt(job, 1)->outcome()), "LOST");
+}
+
+TEST(Apply, CollectsErrorsBeforeItKillsAndNamesTheEarliestRootCause) {
+  Two c;
+  const JobId job = c.Running();
+  c.now_ms += 100;
+  c.TellExit(job, 1, 86);  // lost its peer, told first
+  EXPECT_EQ(c.AttemptState(job), "STOPPING");
+  v1::TaskReport root = c.Report(job, 0, v1::TASK_STATE_EXITED);
+  v1::RankOutcome& exit = *root.add_exits();
+  exit.set_rank(0);
+  exit.set_signal(9);
+  exit.set_at(c.now_ms - 50);
+  c.Tell(job, root);
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+  EXPECT_EQ(c.state.attempt(job, 1)->cause().code(), "KILLED_BY_SIGNAL");
+  EXPECT_EQ(c.state.attempt(job, 1)->cause().rank(), 0u);
+}
+
+TEST(Apply, KillsTheOthersAfterTheCollectingTime) {
+  Two c;
+  const JobId job = c.Running();
+  const Outcome first = c.TellExit(job, 0, 1);
+  EXPECT_EQ(Count<effect::SendStop>(first), 0);
+  c.now_ms += c.policy.collect_ms;
+  const Outcome kill = c.Do(event::TimerFired{*c.state.timers().begin()});
+  ASSERT_EQ(Count<effect::SendStop>(kill), 1);
+  for (const Effect& effect : kill.effects) {
+    if (const auto* stop = std::get_if<effect::SendStop>(&effect)) {
+      EXPECT_EQ(stop->worker, "b");
+      EXPECT_TRUE(stop->stop.kill_now());
+    }
+  }
+}
+
+TEST(Apply, RegistrationSettlesEveryTask) {
+  Two c;
+  const JobId running = c.Running();
+  const JobId fresh = c.Submit(1);
+  c.Place(fresh, {"a"});
+  v1::RegisterRequest request;
+  request.set_worker_id("a");
+  request.set_instance("boot1");
+  request.set_session(++c.session);
+  request.mutable_capacity()->set_cpus(8);
+  *request.add_tasks() = c.Report(running, 0, v1::TASK_STATE_RUNNING);
+  v1::TaskReport stranger;
+  stranger.set_fence(5);
+  stranger.set_state(v1::TASK_STATE_RUNNING);
+  *request.add_tasks() = stranger;
+  const Outcome outcome = c.Do(event::WorkerRegistered{request});
+  ASSERT_TRUE(outcome.registration.has_value());
+  EXPECT_EQ(outcome.registration->tasks(0).verdict(), v1::TASK_VERDICT_ADOPT);
+  EXPECT_EQ(outcome.registration->tasks(1).verdict(), v1::TASK_VERDICT_KILL_FENCED);
+  EXPECT_EQ(Count<effect::SendAssign>(outcome), 1) << "never acknowledged: assigned again";
+  EXPECT_EQ(c.AttemptState(fresh), "ALLOCATED");
+
+  request.set_session(++c.session);
+  request.clear_tasks();
+  c.Do(event::WorkerRegistered{request});
+  EXPECT_EQ(c.AttemptState(running), "STOPPING")
+      << "an acknowledged task that is not there is gone";
+  request.set_session(1);
+  EXPECT_EQ(c.Do(event::WorkerRegistered{request}).status.code(), absl::StatusCode::kAborted);
+}
+
+TEST(Apply, StaleSessionIsToldToRegisterAnew) {
+  Two c;
+  const JobId job = c.Running();
+  const Outcome outcome =
+      c.Do(event::TaskReported{"a", 999, c.Report(job, 0, v1::TASK_STATE_EXITED)});
+  EXPECT_EQ(outcome.status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Count<effect::SendStale>(outcome), 1);
+  EXPECT_EQ(c.AttemptState(job), "RUNNING");
+}
+
+TEST(Apply, FirstFailureWaitsByBackOffAndTheSameTwiceEndsTheJob) {
+  Two c;
+  const JobId job = c.Running();
+  c.TellExit(job, 0, 1);
+  c.TellExit(job, 1, 86);
+  EXPECT_EQ(c.JobState(job), "BACKOFF");
+  EXPECT_EQ(c.state.job(job)->restarts(), 1u);
+  c.Pass(15'000);
+  ASSERT_EQ(c.JobState(job), "QUEUED");
+  c.Place(job, {"a", "b"});
+  c.TellAll(job, v1::TASK_STATE_PREPARING);
+  c.TellExit(job, 0, 1);
+  c.TellExit(job, 1, 86);
+  EXPECT_EQ(c.JobState(job), "DONE");
+  EXPECT_EQ(c.state.job(job)->reason(), "SAME_FAILURE");
+}
+
+TEST(Apply, ProgressMakesTheFirstFailureRestartAtOnce) {
+  Two c;
+  const JobId job = c.Running();
+  c.state.NoteProgress(Fence{c.Attempt(job).fence()}, 20, {c.now_ms, c.now_ms}, c.policy);
+  c.TellExit(job, 0, 0, 9);
+  c.TellExit(job, 1, 86);
+  EXPECT_EQ(c.JobState(job), "QUEUED");
+  EXPECT_EQ(c.state.job(job)->best_step(), 20u);
+}
+
+TEST(Apply, DoneJobResumesOnlyWithSomethingLeftAndKeepsItsResult) {
+  Two c;
+  const JobId job = c.Running();
+  c.state.NoteProgress(Fence{c.Attempt(job).fence()}, 100, {c.now_ms, c.now_ms}, c.policy);
+  c.TellExit(job, 0, 0);
+  c.TellExit(job, 1, 0);
+  EXPECT_EQ(c.JobResult(job), "SUCCEEDED");
+  const ClientRequest request{"me", "", "", 0};
+  EXPECT_EQ(c.Do(event::JobResumed{request, job, {}}).status.code(),
+            absl::StatusCode::kFailedPrecondition);
+  v1::RunConfig other = c.state.job(job)->config();
+  other.mutable_model()->set_n_layers(77);
+  EXPECT_EQ(c.Do(event::JobResumed{request, job, other}).status.code(),
+            absl::StatusCode::kInvalidArgument);
+  v1::RunConfig more = c.state.job(job)->config();
+  more.mutable_training()->set_max_steps(200);
+  EXPECT_TRUE(c.Do(event::JobResumed{request, job, more}).status.ok());
+  EXPECT_EQ(c.JobState(job), "QUEUED");
+  ASSERT_EQ(c.state.job(job)->runs_size(), 1);
+  EXPECT_EQ(c.state.job(job)->runs(0).result(), v1::JOB_RESULT_SUCCEEDED);
+}
+
+// Found by the simulation (seed 4087).
+TEST(Apply, ResumedJobWhoseDependencyEndedOtherwiseDoesNotWaitForEver) {
+  Two c;
+  const JobId first = c.Submit();
+  event::JobSubmitted submit = c.Submission();
+  submit.after.emplace_back().set_job(first.value);
+  const JobId second = c.Do(submit).job;
+  c.Stop(second, v1::STOP_VERB_PAUSE);
+  c.Stop(first, v1::STOP_VERB_CANCEL);
+  c.Do(event::JobResumed{{"me", "", "", 0}, second, {}});
+  EXPECT_EQ(c.JobState(second), "DONE");
+  EXPECT_EQ(c.state.job(second)->reason(), "DEP_NEVER");
+}
+
+TEST(Apply, ReplayOfTheJournalGivesTheRecords) {
+  Two c;
+  const JobId job = c.Running();
+  Open(c, job, 10);
+  c.Stop(job, v1::STOP_VERB_CANCEL);
+  c.TellExit(job, 0, 85);
+  c.TellExit(job, 1, 85);
+  State replayed;
+  for (const v1::EventRecord& event : c.journal) {
+    v1::EventRecord stored;
+    ASSERT_TRUE(stored.ParseFromString(event.SerializeAsString()));
+    replayed.Commit(stored);
+  }
+  const auto a = c.state.Dump();
+  const auto b = replayed.Dump();
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i) {
+    EXPECT_EQ(a[i].SerializeAsString(), b[i].SerializeAsString());
+  }
+}
+
+TEST(Apply, RefusesWhatNoCodeStandsBehindYet) {
+  Two c;
+  event::JobSubmitted submit = c.Submission();
+  submit.config.mutable_parallel()->mutable_ranks()->set_max(4);
+  EXPECT_EQ(c.Do(submit).status.code(), absl::StatusCode::kInvalidArgument);
+  submit = c.Submission();
+  submit.config.mutable_schedule()->set_account("team");
+  EXPECT_EQ(c.Do(submit).status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(c.state.jobs().empty());
+}
+
+}  // namespace
+}  // namespace heddle::state
