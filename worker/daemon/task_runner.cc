@@ -594,13 +594,12 @@ void TaskRunner::OnEnded() {
 // Changes that come together make one report.
 void TaskRunner::ReportSoon() {
   report_wanted_ = true;
-  // A replay is old news in pieces; one report follows at its end. An end is reported only with the
-  // folder on disk: without it the coordinator would think that the task never started.
-  if (report_due_ || !settled_ || (ended() && syncing_)) return;
+  // A replay is old news in pieces; one report follows at its end. Nothing is reported before the
+  // folder is on disk: every report acknowledges the task (T1).
+  if (report_due_ || !settled_ || syncing_) return;
   report_due_ = true;
   boost::asio::post(host_->io(), [self = shared_from_this()] {
     self->report_due_ = false;
-    if (self->ended() && self->syncing_) return;  // ended since; the sync's end reports it
     self->report_wanted_ = false;
     ++self->seq_;
     self->folder_.StoreSeq(self->seq_);
@@ -616,8 +615,8 @@ v1::TaskReport TaskRunner::Report() const {
   report.set_task(key().task);
   report.set_job(folder_.assignment().job());
   report.set_seq(seq_);
-  // Not final before the folder is on disk: the coordinator would take the task as never started.
-  report.set_state(ended() && syncing_ ? v1::TASK_STATE_STOPPING : state_);
+  // A registration while the folder is being synced: known, not yet acknowledged.
+  report.set_state(syncing_ ? v1::TASK_STATE_ASSIGNED : state_);
   report.set_acknowledged(acknowledged_);
   report.set_step(step_);
   if (state_ >= v1::TASK_STATE_READY) report.set_data_address(host_->data_address());
