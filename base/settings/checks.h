@@ -23,8 +23,8 @@ void CheckTable(const v1::RunConfig& config, Problems& problems);
 // Legal, but without effect: one sentence each.
 std::vector<std::string> Warnings(const v1::RunConfig& config);
 
-// Why setting `canonical` to another value than its default changes nothing in this config; empty: it
-// does change something.
+// Why setting `canonical` to another value than its default changes nothing in this config; empty:
+// it does change something.
 std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical);
 
 // What the table says of a key ("only dense, swa in this version: ..."); empty: nothing.

@@ -23,8 +23,8 @@ void PrintText(const std::string& text);
 // "Step 120 | Loss: 3.2101 | LR: 1.0e-03 | Tokens/sec: 5120" (formats section 7).
 std::string StepLine(const v1::MetricPoint& point);
 
-// What a rank printed: escaped text that ends with a newline, `prefix` puts [ATTEMPT.RANK] before it;
-// or one JSON object with the text as it was.
+// What a rank printed: escaped text that ends with a newline, `prefix` puts [ATTEMPT.RANK] before
+// it; or one JSON object with the text as it was.
 std::string LogText(const v1::LogLine& line, bool json, bool prefix);
 
 // One line: time, code, target, text.

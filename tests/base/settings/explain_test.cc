@@ -116,9 +116,8 @@ TEST(ReferencePage, HasARowPerKey) {
 TEST(Docs, AreWhatTheSchemaSays) {
   const char* source = std::getenv("HEDDLE_SOURCE_DIR");
   const std::string docs = std::string(source == nullptr ? "." : source) + "/docs/";
-  const std::map<std::string, std::string> pages = {
-      {"config-reference.md", ReferencePage()},
-      {"config.schema.json", JsonSchema() + "\n"}};
+  const std::map<std::string, std::string> pages = {{"config-reference.md", ReferencePage()},
+                                                    {"config.schema.json", JsonSchema() + "\n"}};
   for (const auto& [name, expected] : pages) {
     if (std::getenv("UPDATE_GOLDEN") != nullptr) {
       std::ofstream(docs + name) << expected;
