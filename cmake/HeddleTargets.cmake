@@ -90,9 +90,9 @@ endfunction()
 
 # heddle_test(NAME x_test SOURCES a_test.cc ... [DEPS ...] [LABELS ...] [TIMEOUT s] [ARGS ...]
 #             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [RUN_SERIAL])
-# One gtest executable in build/tests/ and one CTest entry of the same name. A test whose every case
-# skipped is reported as skipped. NEEDS names binaries of build/bin that the test starts; they are
-# built with it and HEDDLE_BIN tells it where they are.
+# One gtest executable in build/tests/ and one CTest entry of the same name. Skipped cases appear with
+# their reasons in the summary of `./dev test`. NEEDS names binaries of build/bin that the test
+# starts: they are built with it, HEDDLE_BIN tells it where they are, and without them it is left out.
 function(heddle_test)
   cmake_parse_arguments(arg "RUN_SERIAL" "NAME;TIMEOUT" "SOURCES;DEPS;LABELS;ARGS;ENVIRONMENT;NEEDS"
                         ${ARGN})
