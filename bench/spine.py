@@ -182,6 +182,13 @@ def bench_training(figures, cluster, data):
 
 def main():
     figures = Figures("spine")
+    try:
+        run(figures)
+    finally:
+        figures.write()  # what there is, should a later part fail
+
+
+def run(figures):
     bench_version(figures)
     folder = tempfile.mkdtemp(prefix="heddle-bench-")
     with Cluster(workers=1, directory=folder) as cluster:  # one worker with every core
@@ -195,7 +202,6 @@ def main():
         bench_training(figures, cluster, data)
         bench_cli_submit(figures, cluster)
         bench_submit(figures, cluster)
-    figures.write()
 
 
 if __name__ == "__main__":
