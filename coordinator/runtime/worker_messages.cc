@@ -12,16 +12,22 @@ constexpr int64_t kPoisonedRetryMs = 200;
 
 void Coordinator::AttachWorker(const std::string& worker, uint64_t session,
                                rpc::WorkerSender sender) {
-  const v1::WorkerRecord* record = state_.worker(worker);
-  if (record == nullptr || record->session() != session) {
-    // A zombie's stream must not take the place of its successor's.
+  const auto send_away = [this](uint64_t old_session, const rpc::WorkerSender& send) {
     v1::CoordMsg stale;
     stale.set_cluster_id(state_.meta().cluster_id());
     stale.set_term(state_.meta().term());
-    stale.set_session(session);
-    stale.mutable_stale()->set_reason("not the session of this coordinator");
-    sender(stale);
+    stale.set_session(old_session);
+    stale.mutable_stale()->set_reason("the worker has registered anew");
+    send(stale);
+  };
+  const v1::WorkerRecord* record = state_.worker(worker);
+  if (record == nullptr || record->session() != session) {
+    send_away(session, sender);  // a zombie's stream takes nobody's place
     return;
+  }
+  if (const auto former = streams_.find(worker);
+      former != streams_.end() && former->second.session != session) {
+    send_away(former->second.session, former->second.send);
   }
   streams_[worker] = {.session = session, .send = std::move(sender)};
   leases_->Heard(worker, session, Now().ms);

@@ -6,8 +6,14 @@
 #include <chrono>
 
 #include "base/net/grpc_channel.h"
+#include "checkpoint/format/shard_writer.h"
 
 namespace heddle::test {
+namespace {
+
+constexpr uint64_t kElementsPerRank = 16;
+
+}  // namespace
 
 struct FakeWorker::Stream {
   grpc::ClientContext context;
@@ -53,6 +59,7 @@ StatusOr<v1::RegisterReply> FakeWorker::Connect(const std::vector<v1::TaskReport
   RETURN_IF_ERROR(net::FromGrpc(status));
   cluster_id_ = reply.cluster_id();
   term_ = reply.term();
+  checkpoint_root_ = reply.checkpoint_root();
   stream_ = std::make_unique<Stream>();
   stream_->calls = stub_->Session(&stream_->context);
   reader_ = std::thread([this] { ReadLoop(); });
@@ -162,6 +169,27 @@ void FakeWorker::Exit(const v1::TaskAssignment& task, int code, const std::strin
   Report(std::move(report));
 }
 
+StatusOr<std::vector<v1::ShardFile>> FakeWorker::WriteShard(const v1::TaskAssignment& task,
+                                                            uint64_t step, uint32_t rank) {
+  checkpoint::ShardWriterOptions options;
+  options.root = checkpoint_root_;
+  options.dir = Str(task.attempt_dir(), "/step-", step);
+  options.header.set_format_version(checkpoint::kFormatVersion);
+  options.header.set_job(task.job());
+  options.header.set_fence(task.fence());
+  options.header.set_step(step);
+  options.header.set_rank(rank);
+  options.header.set_world_size(task.world_size());
+  ASSIGN_OR_RETURN(const std::unique_ptr<checkpoint::SstShardWriter> writer,
+                   checkpoint::SstShardWriter::Create(options));
+  RETURN_IF_ERROR(writer->Add({.tensor = 1,
+                               .tensor_class = v1::TENSOR_CLASS_MASTER,
+                               .chunk = 0,
+                               .first = static_cast<uint32_t>(rank * kElementsPerRank)},
+                              v1::ELEMENT_TYPE_F32, std::string(kElementsPerRank * 4, 'w')));
+  return writer->Finish();
+}
+
 StatusOr<v1::CheckpointReply> FakeWorker::Save(const v1::TaskAssignment& task, uint64_t step) {
   v1::WorkerMsg open;
   v1::RankOpenCheckpoint* body = open.mutable_open_checkpoint();
@@ -191,22 +219,15 @@ StatusOr<v1::CheckpointReply> FakeWorker::Save(const v1::TaskAssignment& task, u
     shard->set_request(++request_);
     shard->set_step(step);
     shard->set_rank(rank);
-    v1::ShardFile* file = shard->add_files();
-    file->set_name(Str("rank-", rank, "-0.sst"));
-    file->set_bytes(64);
-    file->set_digest(std::string(16, 'd'));
-    file->set_entries(1);
-    const uint64_t share = 64 / task.world_size();
-    v1::ElementRange* range = file->add_ranges();
-    range->set_tensor(1);
-    range->set_tensor_class(v1::TENSOR_CLASS_MASTER);
-    range->set_first(rank * share);
-    range->set_count(share);
+    ASSIGN_OR_RETURN(const std::vector<v1::ShardFile> files, WriteShard(task, step, rank));
+    for (const v1::ShardFile& file : files) {
+      *shard->add_files() = file;
+    }
     if (rank == 0) {
       v1::TensorInfo* tensor = shard->add_tensors();
       tensor->set_id(1);
       tensor->set_name("model.norm.weight");
-      tensor->add_shape(static_cast<int64_t>(share * task.world_size()));
+      tensor->add_shape(static_cast<int64_t>(kElementsPerRank * task.world_size()));
       tensor->set_master_type(v1::ELEMENT_TYPE_F32);
       tensor->add_classes(v1::TENSOR_CLASS_MASTER);
       shard->mutable_train_state()->set_step(step);

@@ -46,19 +46,23 @@ class FakeWorker {
   StatusOr<v1::TaskAssignment> RunAssigned(uint64_t start_step = 0);
   // Exits of all ranks with one code.
   void Exit(const v1::TaskAssignment& task, int code, const std::string& category = "");
-  // Opens and seals a checkpoint of `step` for every rank of the task; the last verdict.
+  // Opens a checkpoint of `step`, writes a small real shard for every rank of the task and seals
+  // it; the last verdict.
   StatusOr<v1::CheckpointReply> Save(const v1::TaskAssignment& task, uint64_t step);
 
   uint64_t session() const { return session_; }
 
  private:
   void ReadLoop();
+  StatusOr<std::vector<v1::ShardFile>> WriteShard(const v1::TaskAssignment& task, uint64_t step,
+                                                  uint32_t rank);
   v1::TaskReport Next(const v1::TaskAssignment& task, v1::TaskState state);
 
   std::shared_ptr<grpc::Channel> channel_;
   const FakeWorkerOptions options_;
   std::unique_ptr<v1::WorkerLink::Stub> stub_;
   std::string cluster_id_;
+  std::string checkpoint_root_;
   uint64_t term_ = 0;
   uint64_t session_ = 0;
   uint64_t beats_ = 0;

@@ -1,0 +1,252 @@
+// Watch, metrics and logs: history and then what happens, without gap or repeat, over restarts.
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <thread>
+
+#include "base/net/grpc_channel.h"
+#include "tests/coordinator/support/coordinator_process.h"
+#include "tests/coordinator/support/fake_worker.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::test {
+namespace {
+
+class Streams : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(process_.Start());
+    jobs_ = process_.Jobs();
+  }
+  std::string Held() {
+    v1::SubmitRequest request = CommandJob("watched");
+    request.set_hold(true);
+    return *Submit(*jobs_, request);
+  }
+  // Reads events up to `last` from `from` on; checks that they are dense.
+  void ExpectDense(uint64_t from, uint64_t last) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    v1::WatchRequest request;
+    request.set_from_seq(from);
+    const auto reader = jobs_->Watch(&context, request);
+    v1::WatchFrame frame;
+    uint64_t expected = from;
+    while (expected <= last && reader->Read(&frame)) {
+      ASSERT_NE(frame.kind(), v1::WatchFrame::KIND_RESYNC);
+      if (frame.kind() == v1::WatchFrame::KIND_EVENT) {
+        ASSERT_EQ(frame.seq(), expected);
+        ASSERT_EQ(frame.event().seq(), expected);
+        ++expected;
+      }
+    }
+    EXPECT_EQ(expected, last + 1) << "the stream ended early";
+    context.TryCancel();
+    reader->Finish();
+  }
+
+  CoordinatorProcess process_;
+  std::unique_ptr<v1::Jobs::Stub> jobs_;
+};
+
+TEST_F(Streams, WatchResumesAtAnySequenceNumberWhileEventsHappen) {
+  for (int i = 0; i < 600; ++i) {  // more than one piece of history
+    Held();
+  }
+  std::thread submitter([this] {
+    const std::unique_ptr<v1::Jobs::Stub> jobs = process_.Jobs();
+    for (int i = 0; i < 200; ++i) {
+      v1::SubmitRequest request = CommandJob("live");
+      request.set_hold(true);
+      EXPECT_OK(Submit(*jobs, request));
+    }
+  });
+  // COORDINATOR_STARTED and one event a submit.
+  for (const uint64_t from : {uint64_t{1}, uint64_t{2}, uint64_t{590}, uint64_t{650}}) {
+    ExpectDense(from, 801);
+  }
+  submitter.join();
+}
+
+TEST_F(Streams, WatchGoesOnAfterARestartWhereItStopped) {
+  for (int i = 0; i < 10; ++i) {
+    Held();
+  }
+  ExpectDense(1, 5);
+  process_.End(SIGKILL);
+  ASSERT_OK(process_.Start());
+  ExpectDense(6, 12);  // the second COORDINATOR_STARTED is 12
+}
+
+TEST_F(Streams, WatchOfOneJobShowsOnlyItAndItsState) {
+  const std::string first = Held();
+  const std::string second = Held();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  v1::WatchRequest request;
+  request.set_from_seq(1);
+  request.set_job(second);
+  const auto reader = jobs_->Watch(&context, request);
+  v1::WatchFrame frame;
+  ASSERT_TRUE(reader->Read(&frame));
+  EXPECT_EQ(frame.event().target(), second);
+  EXPECT_EQ(frame.job().id(), second);
+  EXPECT_EQ(frame.job().state(), "HELD");
+  ASSERT_TRUE(reader->Read(&frame));
+  EXPECT_EQ(frame.kind(), v1::WatchFrame::KIND_HEARTBEAT);
+  context.TryCancel();
+  reader->Finish();
+}
+
+TEST_F(Streams, AReaderThatNeverReadsCostsNobodyElse) {
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::WatchFrame>>> readers;
+  for (int i = 0; i < 20; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    v1::WatchRequest request;
+    request.set_from_seq(1);
+    readers.push_back(jobs_->Watch(contexts.back().get(), request));
+  }
+  const int64_t before = process_.ResidentKib();
+  for (int i = 0; i < 2000; ++i) {
+    Held();
+  }
+  // 20 queues of at most 1,024 frames, and 2,000 jobs.
+  EXPECT_LT(process_.ResidentKib() - before, 120 * 1024);
+  for (size_t i = 0; i < readers.size(); ++i) {
+    contexts[i]->TryCancel();
+    readers[i]->Finish();
+  }
+  EXPECT_OK(GetJob(*jobs_, Held()));
+}
+
+std::vector<v1::MetricPoint> ReadPoints(v1::Jobs::Stub& jobs, const std::string& id, bool follow) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  v1::MetricsRequest request;
+  request.set_job(id);
+  request.set_follow(follow);
+  const auto reader = jobs.Metrics(&context, request);
+  std::vector<v1::MetricPoint> points;
+  for (v1::MetricPoint point; reader->Read(&point);) {
+    points.push_back(point);
+  }
+  EXPECT_OK(net::FromGrpc(reader->Finish()));
+  return points;
+}
+
+void SendPoints(FakeWorker& worker, const v1::TaskAssignment& task, uint64_t first, uint64_t last) {
+  v1::WorkerMsg message;
+  message.mutable_points()->set_job(task.job());
+  message.mutable_points()->set_fence(task.fence());
+  for (uint64_t step = first; step <= last; ++step) {
+    v1::MetricPoint* point = message.mutable_points()->add_points();
+    point->set_step(step);
+    point->set_loss(10.0 / static_cast<double>(step));
+  }
+  worker.Send(std::move(message));
+}
+
+TEST_F(Streams, MetricsFollowAcrossARestartAndRepeatNoStepOfAnAttempt) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("metrics", 1));
+  const StatusOr<v1::TaskAssignment> first = worker.RunAssigned();
+  ASSERT_OK(first);
+  SendPoints(worker, *first, 1, 6);
+  SendPoints(worker, *first, 4, 8);  // sent again after a broken stream
+  ASSERT_OK(worker.Save(*first, 5));
+  std::vector<v1::MetricPoint> followed;
+  std::thread follower([&] { followed = ReadPoints(*process_.Jobs(), id, true); });
+  worker.Exit(*first, 86, "NETWORK");
+  const StatusOr<v1::TaskAssignment> second = worker.RunAssigned(5);
+  ASSERT_OK(second);
+  SendPoints(worker, *second, 6, 10);
+  worker.Exit(*second, 0);
+  follower.join();
+  const std::vector<v1::MetricPoint> stored = ReadPoints(*jobs_, id, false);
+  for (const std::vector<v1::MetricPoint>& points : {stored, followed}) {
+    ASSERT_EQ(points.size(), 13u);
+    for (size_t i = 0; i < points.size(); ++i) {
+      EXPECT_EQ(points[i].attempt(), i < 8 ? 1u : 2u);
+      EXPECT_EQ(points[i].step(), i < 8 ? i + 1 : i - 2);
+    }
+  }
+}
+
+class LogShipper {
+ public:
+  explicit LogShipper(const std::shared_ptr<grpc::Channel>& channel)
+      : stub_(v1::WorkerLink::NewStub(channel)), stream_(stub_->AppendLogs(&context_)) {}
+  ~LogShipper() {
+    stream_->WritesDone();
+    stream_->Finish();
+  }
+  uint64_t Ship(const v1::TaskAssignment& task, uint64_t offset, const std::string& data) {
+    v1::LogChunk chunk;
+    chunk.set_job(task.job());
+    chunk.set_fence(task.fence());
+    chunk.set_attempt(task.attempt());
+    chunk.set_rank(0);
+    chunk.set_offset(offset);
+    chunk.set_data(data);
+    stream_->Write(chunk);
+    v1::LogAck ack;
+    return stream_->Read(&ack) ? ack.next_offset() : ~uint64_t{0};
+  }
+
+ private:
+  std::unique_ptr<v1::WorkerLink::Stub> stub_;
+  grpc::ClientContext context_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::LogChunk, v1::LogAck>> stream_;
+};
+
+TEST_F(Streams, LogsComeOnceByOffsetAndOnlyUnderTheirFence) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("logs", 1));
+  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+  ASSERT_OK(task);
+  LogShipper shipper(process_.Channel());
+  EXPECT_EQ(shipper.Ship(*task, 0, "one\ntwo\n"), 8u);
+  EXPECT_EQ(shipper.Ship(*task, 4, "two\nthree\n"), 14u) << "overlap is dropped";
+  EXPECT_EQ(shipper.Ship(*task, 100, "gap\n"), 14u) << "a gap is refused";
+  v1::TaskAssignment zombie = *task;
+  zombie.set_fence(task->fence() + 1);
+  shipper.Ship(zombie, 14, "stale\n");
+  std::string followed;
+  std::thread follower([&] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    v1::LogsRequest request;
+    request.set_job(id);
+    request.set_follow(true);
+    const std::unique_ptr<v1::Jobs::Stub> jobs = process_.Jobs();
+    const auto reader = jobs->Logs(&context, request);
+    for (v1::LogLine line; reader->Read(&line);) {
+      followed += line.data();
+    }
+    EXPECT_OK(net::FromGrpc(reader->Finish()));
+  });
+  EXPECT_EQ(shipper.Ship(*task, 14, "four\n"), 19u);
+  worker.Exit(*task, 0);
+  ASSERT_OK(WaitForState(*jobs_, id, "DONE"));
+  follower.join();
+  EXPECT_EQ(followed, "one\ntwo\nthree\nfour\n");
+
+  grpc::ClientContext context;
+  v1::LogsRequest tail;
+  tail.set_job(id);
+  tail.set_tail(2);
+  const auto reader = jobs_->Logs(&context, tail);
+  std::string last;
+  for (v1::LogLine line; reader->Read(&line);) {
+    last += line.data();
+  }
+  reader->Finish();
+  EXPECT_EQ(last, "three\nfour\n");
+}
+
+}  // namespace
+}  // namespace heddle::test
