@@ -231,8 +231,8 @@ class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
 
 // ---- logs ----
 
-// Reads files on the file pool; while following it looks again every 200 ms, which ends with the
-// job and one more look at everything.
+// Reads files on the file pool; while following it looks again every 200 ms, which ends once the
+// job is done and looks find nothing new.
 class LogFeed : public std::enable_shared_from_this<LogFeed> {
  public:
   using Writer = StreamWriter<v1::LogLine>;
@@ -255,20 +255,23 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
   void Look() {
     const bool last = !request_.follow() || JobDone(*core_, job_);
     core_->PostFileWork([self = shared_from_this(), last] {
-      const bool sent = self->SendNew();
+      const bool sent = self->SendNew(!self->request_.follow());
       if (!self->writer_->open()) {
         return;
       }
-      if (last && (!self->request_.follow() || !sent)) {
+      self->quiet_looks_ = last && !sent ? self->quiet_looks_ + 1 : 0;
+      if (last && (!self->request_.follow() || self->quiet_looks_ == kQuietLooks)) {
+        (void)self->SendNew(/*unfinished_too=*/true);
         self->writer_->Close(grpc::Status::OK);
         return;
       }
-      self->core_->PostAfter(kLookMs, [self] { self->Look(); });
+      self->core_->PostAfter(last ? kLastLookMs : kLookMs, [self] { self->Look(); });
     });
   }
 
-  // Whole lines that are new; true if there were any.
-  bool SendNew() {
+  // Whole lines that are new, and what follows the last of them if nothing more can come; true if
+  // there was any.
+  bool SendNew(bool unfinished_too) {
     std::vector<LogFile> files = logs_->List(job_);
     uint32_t attempt = request_.attempt();
     if (attempt == 0 && !request_.follow()) {
@@ -282,12 +285,12 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
           (request_.has_rank() && file.rank != static_cast<uint32_t>(request_.rank()))) {
         continue;
       }
-      any = SendFile(file) || any;
+      any = SendFile(file, unfinished_too) || any;
     }
     return any;
   }
 
-  bool SendFile(const LogFile& file) {
+  bool SendFile(const LogFile& file, bool unfinished_too) {
     const auto [place, first] = offsets_.try_emplace({file.attempt, file.rank}, 0);
     if (first && request_.has_tail()) {
       place->second = TailOffset(file);
@@ -304,9 +307,9 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
         SendLine(file, place->second + used, piece->substr(used, end + 1 - used));
         used = end + 1;
       }
-      const bool whole_rest = used == 0 && (piece->size() == kLogPieceBytes || !request_.follow());
-      if (whole_rest || (!request_.follow() && place->second + piece->size() >= file.bytes &&
-                         used < piece->size())) {
+      const bool whole_rest = used == 0 && (piece->size() == kLogPieceBytes || unfinished_too);
+      if (whole_rest ||
+          (unfinished_too && place->second + piece->size() >= file.bytes && used < piece->size())) {
         SendLine(file, place->second + used, piece->substr(used));
         used = piece->size();
       }
@@ -349,12 +352,16 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
   }
 
   static constexpr int64_t kLookMs = 200;
+  // A worker ships a rank's last words a moment after it reported the end.
+  static constexpr int64_t kLastLookMs = 100;
+  static constexpr int kQuietLooks = 2;
   Core* const core_;
   LogFiles* const logs_;
   const std::shared_ptr<Writer> writer_;
   const v1::LogsRequest request_;
   JobId job_;
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> offsets_;  // file pool only, one look at a time
+  int quiet_looks_ = 0;                                        // likewise: since the job is done
 };
 
 }  // namespace
