@@ -25,6 +25,7 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
   static SessionStream* Start(Core* core) {
     std::shared_ptr<SessionStream> stream(new SessionStream(core));
     stream->self_ = stream;
+    stream->weak_self_ = stream;
     stream->StartRead(&stream->incoming_);
     return stream.get();
   }
@@ -65,8 +66,7 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
     if (worker_.empty()) {
       worker_ = message.worker_id();
       session_ = message.session();
-      const std::weak_ptr<SessionStream> weak = weak_self_ = Weak();
-      core_->AttachWorker(worker_, session_, [weak](const v1::CoordMsg& out) {
+      core_->AttachWorker(worker_, session_, [weak = weak_self_](const v1::CoordMsg& out) {
         if (const std::shared_ptr<SessionStream> stream = weak.lock(); stream != nullptr) {
           stream->Send(out);
         }
@@ -84,11 +84,6 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
     if (!worker_.empty()) {
       core_->DetachWorker(worker_, session_);
     }
-  }
-
-  std::weak_ptr<SessionStream> Weak() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return self_;
   }
 
   void Send(const v1::CoordMsg& message) {
@@ -135,9 +130,9 @@ class SessionStream final : public grpc::ServerBidiReactor<v1::WorkerMsg, v1::Co
 
   static constexpr size_t kQueueMax = 65536;
   Core* const core_;
-  std::string worker_;    // state thread
-  uint64_t session_ = 0;  // state thread
-  std::weak_ptr<SessionStream> weak_self_;
+  std::string worker_;                      // state thread
+  uint64_t session_ = 0;                    // state thread
+  std::weak_ptr<SessionStream> weak_self_;  // never written after Start, unlike self_
   v1::WorkerMsg incoming_;
   std::mutex mutex_;
   std::deque<v1::CoordMsg> queue_;  // guarded by mutex_
