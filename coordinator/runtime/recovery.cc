@@ -192,6 +192,13 @@ void Coordinator::TryReopen() {
   if (!opened.ok()) {
     HEDDLE_ERROR("the store cannot be reopened yet", {"error", opened});
     poisoned_ = true;
+    return;
+  }
+  // What workers said meanwhile was refused without a word: they register anew and say it again.
+  for (const auto& [worker, stream] : streams_) {
+    SendTo(worker, [](v1::CoordMsg* message) {
+      message->mutable_stale()->set_reason("the coordinator opened its store again");
+    });
   }
 }
 
