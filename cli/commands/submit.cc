@@ -174,7 +174,9 @@ StatusOr<int> Run(SubmitState state, const CommandContext& context) {
     return result;
   }
   RETURN_IF_ERROR(stopped);
-  PrintText(Str("checkpoints and logs are kept in ", folder, "\n"));
+  if (!context.json()) {
+    PrintText(Str("checkpoints and logs are kept in ", folder, "\n"));
+  }
   return result;
 }
 
