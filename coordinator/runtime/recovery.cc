@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/asio/post.hpp>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
 
 #include "base/log/log.h"
@@ -88,6 +89,12 @@ Status Coordinator::ClaimTerm() {
   const std::string mine = Str(folder, "/", log_->term());
   if (mkdir(mine.c_str(), 0700) != 0) {
     return FromErrno("cannot claim the term with", mine);
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().filename() != Str(log_->term())) {  // only the highest one counts
+      std::error_code ignored;
+      std::filesystem::remove(entry.path(), ignored);
+    }
   }
   return OkStatus();
 }

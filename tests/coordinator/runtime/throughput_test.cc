@@ -74,7 +74,7 @@ void Next(Load* load, int client) {
 
 TEST(CoordinatorThroughput, DurableSubmitsPerSecond) {
   CoordinatorProcess process;
-  ASSERT_OK(process.Start({"--log-level", "warn"}));
+  ASSERT_OK(process.Start());
   const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
   Load load;
   load.jobs = jobs.get();
