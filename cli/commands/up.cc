@@ -25,6 +25,13 @@ StatusOr<int> Up(const UpState& state, const CommandContext& context) {
       std::filesystem::absolute(state.state.empty() ? Str(context.home, "/local") : state.state)
           .lexically_normal()
           .string();
+  // `down` finds a cluster by the context alone: the former one must not get lost.
+  if (const StatusOr<LocalContext> former = ReadContext(context.home);
+      former.ok() && !former->state.empty() && former->state != folder &&
+      !FindDaemons("heddle-coordinator", former->state).empty()) {
+    return FailedPrecondition(Str("a local cluster runs in ", former->state,
+                                  ": end it with `heddle down`, or set another HEDDLE_HOME"));
+  }
   const LocalClusterOptions options{
       .state = folder, .program_dir = context.program_dir, .workers = state.workers};
   ASSIGN_OR_RETURN(const std::string address, StartLocalCluster(options));
@@ -48,9 +55,8 @@ StatusOr<int> Down(const CommandContext& context) {
     return FailedPrecondition("the context names no local cluster");
   }
   RETURN_IF_ERROR(StopLocalCluster({.state = local->state, .program_dir = context.program_dir}));
-  if (!context.json()) {
-    PrintText(Str("stopped; state stays in ", local->state, "\n"));
-  }
+  PrintText(context.json() ? Str("{\"state\":", settings::JsonQuote(local->state), "}\n")
+                           : Str("stopped; state stays in ", local->state, "\n"));
   return 0;
 }
 
