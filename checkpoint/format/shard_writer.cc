@@ -60,7 +60,7 @@ Status SyncFolder(const std::string& path) {
     return FromErrno("open folder", path);
   }
   if (fsync(fd) != 0) {
-    const Status failed = FromErrno("fsync folder", path);
+    Status failed = FromErrno("fsync folder", path);
     close(fd);
     return failed;
   }

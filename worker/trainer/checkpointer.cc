@@ -35,7 +35,7 @@ Checkpointer::~Checkpointer() {
 
 bool Checkpointer::busy() const {
   const std::lock_guard<std::mutex> lock(mutex_);
-  return phase_ != SavePhase::kIdle || thread_in_save_;
+  return Busy();
 }
 
 bool Checkpointer::Dropped() const {
@@ -80,6 +80,7 @@ Status Checkpointer::Stage(const std::vector<checkpoint::LocalRange>& ranges,
     state_ = state;
     drop_ = false;
     phase_ = SavePhase::kStaged;
+    handed_over_ = true;
   }
   changed_.notify_all();
   return OkStatus();
@@ -87,8 +88,7 @@ Status Checkpointer::Stage(const std::vector<checkpoint::LocalRange>& ranges,
 
 void Checkpointer::Fill(Agreement* agreement) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const bool busy = phase_ != SavePhase::kIdle || thread_in_save_;
-  (*agreement)[Slot::kSaveBusy] = busy ? 1 : 0;
+  (*agreement)[Slot::kSaveBusy] = Busy() ? 1 : 0;
   (*agreement)[Slot::kSaveFailed] = phase_ == SavePhase::kFailed ? 1 : 0;
   (*agreement)[Slot::kSaveApproved] = phase_ == SavePhase::kApproved ? 1 : 0;
   (*agreement)[Slot::kFenced] = fenced_ ? 1 : 0;
@@ -116,10 +116,12 @@ void Checkpointer::Run() {
   while (true) {
     {
       std::unique_lock<std::mutex> lock(mutex_);
-      changed_.wait(lock, [this] { return quit_ || phase_ == SavePhase::kStaged; });
+      // Not the phase: all ranks may have agreed to write before this thread woke up.
+      changed_.wait(lock, [this] { return quit_ || handed_over_; });
       if (quit_) {
         return;
       }
+      handed_over_ = false;
       thread_in_save_ = true;
     }
     const Status saved = SaveOnce();
@@ -144,6 +146,9 @@ void Checkpointer::Run() {
 
 Status Checkpointer::SaveOnce() {
   const uint64_t step = state_.step();
+  if (Dropped()) {
+    return Cancelled("dropped by all ranks");
+  }
   if (snapshot_.non_finite() > 0) {
     return FailedPrecondition(Str(snapshot_.non_finite(), " values are not finite, the first in ",
                                   snapshot_.first_non_finite()));

@@ -74,6 +74,8 @@ class Checkpointer {
  private:
   enum class SavePhase { kIdle, kStaged, kApproved, kWriting, kSealed, kFailed };
 
+  // REQUIRES: mutex_ held.
+  bool Busy() const { return phase_ != SavePhase::kIdle || handed_over_ || thread_in_save_; }
   void Run();
   Status SaveOnce();
   Status AskAdmission(uint64_t step);
@@ -95,6 +97,7 @@ class Checkpointer {
   bool drop_ = false;  // all ranks gave the save up
   bool quit_ = false;
   bool fenced_ = false;
+  bool handed_over_ = false;  // a staged save that the thread has not taken yet
   bool thread_in_save_ = false;
   bool sealed_last_ = false;  // of the thread: its seal completed the checkpoint
   heddle::v1::TrainState state_;

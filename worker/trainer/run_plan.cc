@@ -8,11 +8,12 @@
 #include <cstdio>
 #include <vector>
 
+#include "base/settings/settings.h"
+
 namespace heddle::trainer {
 
 namespace {
 
-using heddle::v1::ParallelConfig;
 using heddle::v1::RunConfig;
 using heddle::v1::TrainingConfig;
 
@@ -30,40 +31,18 @@ std::string HashOf(const RunConfig& config) {
   return text.data();
 }
 
-// Settings of the schema whose code is not in this build: refused by name, never ignored.
-void RefuseWhatIsNotHere(const RunConfig& config, std::vector<std::string>* problems) {
-  const TrainingConfig& training = config.training();
-  const ParallelConfig& parallel = config.parallel();
-  const auto refuse = [&](bool wrong, const char* what) {
-    if (wrong) {
-      problems->push_back(Str(what, " is not in this build"));
-    }
-  };
-  refuse(config.kind() != RunConfig::KIND_TRAIN, "kind: a kind other than train");
-  refuse(training.precision() == TrainingConfig::PRECISION_FP8, "training.precision: fp8");
-  refuse(training.moments() != TrainingConfig::MOMENTS_FP32, "training.moments: bf16");
-  refuse(training.gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE,
-         "training.gradient_checkpointing: selective");
-  refuse(training.nan_policy() == TrainingConfig::NAN_POLICY_ROLLBACK,
-         "training.nan_policy: rollback");
-  refuse(training.accumulation() == TrainingConfig::ACCUMULATION_SYNC_EACH ||
-             training.accumulation() == TrainingConfig::ACCUMULATION_LAYER_MAJOR,
-         "training.accumulation: a mode other than auto and sync_last");
-  refuse(parallel.shard() != ParallelConfig::SHARD_NONE, "parallel.shard: optimizer and full");
-  refuse(parallel.expert() != 1, "parallel.expert: more than 1");
-  refuse(parallel.backend() == ParallelConfig::BACKEND_MPI, "parallel.backend: mpi");
-  refuse(parallel.reduce_dtype() != ParallelConfig::REDUCE_DTYPE_FP32,
-         "parallel.reduce_dtype: bf16");
-  refuse(config.memory().expert_offloading().enabled(), "memory.expert_offloading");
-  refuse(config.model().dropout() > 0, "model.dropout");
-}
-
 }  // namespace
 
 StatusOr<RunPlan> PlanRun(const RunConfig& config) {
   const TrainingConfig& training = config.training();
   std::vector<std::string> problems;
-  RefuseWhatIsNotHere(config, &problems);
+  // The server has checked this; a rank never trains with a setting it would ignore (S27).
+  if (const Status implemented = settings::CheckImplemented(config); !implemented.ok()) {
+    problems.push_back(Message(implemented));
+  }
+  if (config.kind() != RunConfig::KIND_TRAIN) {
+    problems.push_back("kind: a trainer runs jobs of kind train only");
+  }
 
   RunPlan plan;
   plan.max_steps = training.max_steps();

@@ -1,6 +1,6 @@
 // What a run consists of, derived from its configuration before anything is loaded: batch
 // arithmetic (training-runtime.md 7.4), precision, optimizer, policies; and the refusal of settings
-// that this build would not honour (architecture S41).
+// that this version would not honour (architecture S41), by the one table of base/settings.
 #pragma once
 
 #include <cstdint>

@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <fstream>
+#include <iostream>
 #include <sstream>
 
 #include "base/ids/ids.h"
@@ -33,6 +34,15 @@ void WriteAll(int fd, const std::string& bytes) {
     }
     done += static_cast<size_t>(sent);
   }
+}
+
+// What the shared page tells of a rank that hangs.
+std::string WhereIs(control::RankPage& page) {
+  const control::Progress progress = page.ReadProgress();
+  const uint64_t head = page.ring_head().load();
+  const control::CollectiveEntry& entry = page.ring()[head % control::kRingEntries];
+  return Str("step ", progress.step, ", phase ", progress.phase, ", collective ", head, " (op ",
+             entry.op, ", ", entry.count, " elements) ", entry.ended_ns == 0 ? "open" : "done");
 }
 
 template <typename Message>
@@ -279,6 +289,8 @@ std::vector<FakeRankEnd> FakeAttempt::Wait(int seconds) {
   std::unique_lock<std::mutex> lock(mutex_);
   if (!changed_.wait_for(lock, std::chrono::seconds(seconds), [this] { return AllEnded(); })) {
     for (const Rank& rank : ranks_) {
+      std::cout << "still there: " << WhereIs(*rank.page) << "\n"
+                << Log(static_cast<uint32_t>(&rank - ranks_.data())) << "\n";
       if (!rank.end.has_value()) {
         kill(rank.pid, SIGKILL);
       }
