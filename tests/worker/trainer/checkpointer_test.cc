@@ -1,0 +1,154 @@
+// The order of a save's events against each other, without processes.
+#include "worker/trainer/checkpointer.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "tests/checkpoint/temp_dir.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::trainer {
+namespace {
+
+using heddle::v1::CheckpointReply;
+
+// Answers at once: open is admitted, a seal completes the checkpoint.
+class InstantControl : public RankControl {
+ public:
+  StatusOr<heddle::v1::RankSpec> Hello(const heddle::v1::RankHello&) override {
+    return heddle::v1::RankSpec();
+  }
+  StatusOr<heddle::v1::StartRank> Ready(const heddle::v1::RankReady&) override {
+    return heddle::v1::StartRank();
+  }
+  Status Joined(const heddle::v1::RankJoined&) override { return OkStatus(); }
+  StatusOr<heddle::v1::RendezvousReply> Rendezvous(const heddle::v1::RendezvousRequest&) override {
+    return heddle::v1::RendezvousReply();
+  }
+  void Report(const heddle::v1::RankProgress&) override {}
+  void ReportDamage(const heddle::v1::DamageReport&) override {}
+  StatusOr<CheckpointReply> Open(heddle::v1::OpenCheckpoint open) override {
+    return Reply(open.step(), heddle::v1::CHECKPOINT_VERDICT_OK);
+  }
+  StatusOr<CheckpointReply> Seal(heddle::v1::SealShard seal) override {
+    ++seals;
+    return Reply(seal.step(), heddle::v1::CHECKPOINT_VERDICT_COMMITTED);
+  }
+  StatusOr<CheckpointReply> AwaitCommit(uint64_t) override { return DeadlineExceeded("not yet"); }
+  std::optional<heddle::v1::StopRank> StopRequest() override { return std::nullopt; }
+  Status WritePermit() override { return OkStatus(); }
+  void NoteProgress(uint64_t, Phase) override {}
+  control::RankPage* page() override { return nullptr; }
+  void Exit(const heddle::v1::RankExit&) override {}
+
+  std::atomic<int> seals = 0;
+
+ private:
+  static CheckpointReply Reply(uint64_t step, heddle::v1::CheckpointVerdict verdict) {
+    CheckpointReply reply;
+    reply.set_step(step);
+    reply.set_verdict(verdict);
+    return reply;
+  }
+};
+
+class CheckpointerTest : public testing::Test {
+ protected:
+  CheckpointerOptions OptionsOf(uint32_t rank) {
+    CheckpointerOptions options;
+    options.root = root_.path();
+    options.attempt_dir = "j-1/f1";
+    options.fence = 1;
+    options.rank = rank;
+    options.world_size = 2;
+    heddle::v1::TensorInfo info;
+    info.set_id(1);
+    info.set_name("w");
+    info.add_shape(static_cast<int64_t>(values_.size()));
+    info.add_classes(heddle::v1::TENSOR_CLASS_MASTER);
+    options.tensors = {info};
+    return options;
+  }
+
+  Status Stage(Checkpointer* checkpointer, uint64_t step) {
+    heddle::v1::TrainState state;
+    state.set_step(step);
+    return checkpointer->Stage({{.tensor = 1, .count = values_.size(), .data = values_.data()}},
+                               state);
+  }
+
+  static bool WaitUntilIdle(const Checkpointer& checkpointer) {
+    for (int i = 0; i < 5000 && checkpointer.busy(); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return !checkpointer.busy();
+  }
+
+  checkpoint::TempDir root_;
+  SystemClock clock_;
+  InstantControl control_;
+  std::vector<float> values_ = std::vector<float>(100, 1.0f);
+};
+
+TEST_F(CheckpointerTest, AnApprovalThatComesBeforeTheThreadWakesIsNotLost) {
+  Checkpointer checkpointer(&control_, &clock_, OptionsOf(1));
+  Agreement approved;
+  approved[Slot::kSaveApproved] = 1;
+  for (uint64_t step = 1; step <= 200; ++step) {
+    ASSERT_OK(Stage(&checkpointer, step));
+    checkpointer.Apply(approved);  // at once
+    ASSERT_TRUE(WaitUntilIdle(checkpointer)) << "step " << step;
+    ASSERT_EQ(checkpointer.stats().last_committed_step, step);
+  }
+  EXPECT_EQ(control_.seals, 200);
+}
+
+TEST_F(CheckpointerTest, NothingIsWrittenBeforeTheApproval) {
+  Checkpointer checkpointer(&control_, &clock_, OptionsOf(1));
+  ASSERT_OK(Stage(&checkpointer, 1));
+  checkpointer.Apply(Agreement());
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  Agreement mine;
+  checkpointer.Fill(&mine);
+  EXPECT_TRUE(mine.Any(Slot::kSaveBusy));
+  EXPECT_FALSE(mine.Any(Slot::kSaveApproved));
+  EXPECT_EQ(control_.seals, 0);
+}
+
+TEST_F(CheckpointerTest, AFailureOfAnotherRankDropsTheSaveWhenEverItComes) {
+  Checkpointer checkpointer(&control_, &clock_, OptionsOf(1));
+  Agreement failed;
+  failed[Slot::kSaveFailed] = 1;
+  for (uint64_t step = 1; step <= 100; ++step) {
+    ASSERT_OK(Stage(&checkpointer, step));
+    if (step % 2 == 0) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    checkpointer.Apply(failed);
+    ASSERT_TRUE(WaitUntilIdle(checkpointer)) << "step " << step;
+  }
+  EXPECT_EQ(checkpointer.stats().deferred, 100u);
+  EXPECT_EQ(checkpointer.stats().committed, 0u);
+  EXPECT_EQ(control_.seals, 0);
+}
+
+TEST_F(CheckpointerTest, ValuesThatAreNotFiniteFailTheSaveNotTheStep) {
+  Checkpointer checkpointer(&control_, &clock_, OptionsOf(0));
+  values_[7] = std::numeric_limits<float>::infinity();
+  ASSERT_OK(Stage(&checkpointer, 1));
+  Agreement mine;
+  for (int i = 0; i < 5000 && !mine.Any(Slot::kSaveFailed); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    checkpointer.Fill(&mine);
+  }
+  EXPECT_TRUE(mine.Any(Slot::kSaveFailed));
+  checkpointer.Apply(mine);
+  EXPECT_TRUE(WaitUntilIdle(checkpointer));
+  EXPECT_EQ(checkpointer.stats().deferred, 1u);
+}
+
+}  // namespace
+}  // namespace heddle::trainer
