@@ -20,6 +20,8 @@ StatusOr<int> Wait(const WaitState& state, const CommandContext& context) {
   CommandContext calls = context;
   calls.timeout_ms = 0;
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(calls));
+  // A coordinator that restarts is waited for, one that was never there is an error.
+  RETURN_IF_ERROR(client->Get(state.job).status());
   const bool running = state.target == "running";
   ASSIGN_OR_RETURN(const v1::Job job,
                    WaitFor(*client, state.job, context.timeout_ms, [running](const v1::Job& now) {
