@@ -94,9 +94,10 @@ Status Serve(const Flags& flags) {
   ASSIGN_OR_RETURN(const store::StateLock lock,
                    store::StateLock::Acquire(flags.coordinator.state_dir));
   const SystemClock clock;
+  // Outlives the coordinator, whose file pool may still read for a stream that is over.
+  rpc::LogFiles logs(Str(flags.coordinator.state_dir, "/logs"));
   Coordinator coordinator(flags.coordinator, clock);
   RETURN_IF_ERROR(coordinator.Start());
-  rpc::LogFiles logs(coordinator.logs_root());
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(rpc::MakeJobsService(&coordinator, &logs));
   services.push_back(rpc::MakeCheckpointsService(&coordinator));
