@@ -16,16 +16,19 @@ namespace {
 using Context = grpc::CallbackServerContext;
 using Reactor = grpc::ServerUnaryReactor;
 
-// Computes a reply on the state thread and sends it once all that it may show is durable.
+// Sends a reply that was computed now, once all that it may show is durable (P8).
+void FinishDurably(Core* core, Reactor* reactor, const Status& status) {
+  core->AfterDurable([reactor, status](const Status& durable) {
+    reactor->Finish(net::ToGrpc(status.ok() ? durable : status));
+  });
+}
+
+// Computes a reply on the state thread.
 template <typename Compute>
 Reactor* Read(Core* core, Context* context, Compute compute) {
   Reactor* reactor = context->DefaultReactor();
-  core->Post([core, reactor, compute = std::move(compute)] {
-    const Status status = compute();
-    core->AfterDurable([reactor, status](const Status& durable) {
-      reactor->Finish(net::ToGrpc(status.ok() ? durable : status));
-    });
-  });
+  core->Post(
+      [core, reactor, compute = std::move(compute)] { FinishDurably(core, reactor, compute()); });
   return reactor;
 }
 
@@ -174,7 +177,7 @@ class NodesService final : public v1::Nodes::CallbackService {
                        if (outcome.status.ok() && node != core_->state().nodes().end()) {
                          *reply = NodeView(*core_, node->second);
                        }
-                       reactor->Finish(net::ToGrpc(outcome.status));
+                       FinishDurably(core_, reactor, outcome.status);
                      });
     });
     return reactor;
@@ -245,7 +248,7 @@ class CheckpointsService final : public v1::Checkpoints::CallbackService {
         if (const v1::CheckpointRecord* now = core_->state().checkpoint(key); now != nullptr) {
           *reply = CheckpointView(*now);
         }
-        reactor->Finish(net::ToGrpc(outcome.status));
+        FinishDurably(core_, reactor, outcome.status);
       });
     });
     return reactor;

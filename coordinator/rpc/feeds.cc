@@ -86,12 +86,14 @@ class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
     if (feed == nullptr) {
       return;
     }
+    if (!feed->writer_->open()) {
+      return;
+    }
     v1::WatchFrame beat;
     beat.set_kind(v1::WatchFrame::KIND_HEARTBEAT);
     beat.set_seq(feed->next_ - 1);
-    if (feed->writer_->Push(std::move(beat))) {
-      core->PostAfter(kBeatMs, [core, weak] { Beat(core, weak); });
-    }
+    core->AfterDurable([writer = feed->writer_, beat](const Status&) { writer->Push(beat); });
+    core->PostAfter(kBeatMs, [core, weak] { Beat(core, weak); });
   }
 
   bool OnEvent(const v1::EventRecord& event) {
@@ -118,11 +120,19 @@ class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
     if (const v1::JobRecord* job = core_->state().job(JobId{event.job()}); job != nullptr) {
       *frame.mutable_job() = JobView(*core_, *job);
     }
-    return writer_->Push(std::move(frame));
+    // The view may show a later change that is not durable yet (P8).
+    core_->AfterDurable(
+        [writer = writer_, frame = std::move(frame)](const Status& durable) mutable {
+          if (!durable.ok()) {
+            frame.clear_job();  // the event itself is durable
+          }
+          writer->Push(std::move(frame));
+        });
+    return writer_->open();
   }
 
   void End(const grpc::Status& status) {
-    writer_->Close(status);
+    core_->AfterDurable([writer = writer_, status](const Status&) { writer->Close(status); });
     self_.reset();
   }
 

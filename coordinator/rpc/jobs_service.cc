@@ -218,7 +218,10 @@ class JobsService final : public v1::Jobs::CallbackService {
       if (const v1::JobRecord* record = core_->state().job(job); record != nullptr) {
         *reply = JobView(*core_, *record);
       }
-      reactor->Finish(net::ToGrpc(outcome.status));
+      // The view may show a later change that is not durable yet (P8).
+      core_->AfterDurable([reactor, status = outcome.status](const heddle::Status& durable) {
+        reactor->Finish(net::ToGrpc(status.ok() ? durable : status));
+      });
     };
   }
 

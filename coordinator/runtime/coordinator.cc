@@ -193,12 +193,17 @@ void Coordinator::OnDurable(const StatusOr<store::CommitSeq>& result, uint64_t g
 }
 
 void Coordinator::RunReleases() {
+  if (releasing_) {
+    return;  // called by what a release runs: the loop below goes on in order
+  }
+  releasing_ = true;
   while (!releases_.empty() && releases_.front().batch <= durable_) {
     const Release release = std::move(releases_.front());
     releases_.pop_front();
     Publish(release.events);
     release.run(OkStatus());
   }
+  releasing_ = false;
 }
 
 void Coordinator::Publish(const std::vector<v1::EventRecord>& events) {

@@ -152,6 +152,7 @@ class Coordinator : public rpc::Core {
   uint64_t durable_seq_ = 0;
   uint64_t generation_ = 0;  // of the journal; answers of a poisoned one are ignored
   std::deque<Release> releases_;
+  bool releasing_ = false;
   bool poisoned_ = false;
   bool stopping_ = false;
 

@@ -148,6 +148,28 @@ TEST_F(Requests, UnknownThingsAreNotFound) {
                 StatusCode::kNotFound, "");
 }
 
+TEST(ReadOnly, NearlyFullDisksTakeNoSubmitsButReadsAndCancelsGoOn) {
+  CoordinatorProcess process;
+  ASSERT_OK(process.Start());
+  const StatusOr<std::string> id = Submit(*process.Jobs(), CommandJob("before"));
+  ASSERT_OK(id);
+  ASSERT_EQ(process.End(SIGTERM), 0);
+  ASSERT_OK(process.Start({"--read-only-below", "1024TiB"}));
+  const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
+  EXPECT_STATUS(Submit(*jobs, CommandJob("refused")), StatusCode::kResourceExhausted, "READ_ONLY");
+  EXPECT_OK(GetJob(*jobs, *id));
+  grpc::ClientContext status_context;
+  v1::StatusReply status;
+  ASSERT_OK(net::FromGrpc(process.Cluster()->Status(&status_context, {}, &status)));
+  EXPECT_TRUE(status.store().read_only());
+  grpc::ClientContext context;
+  v1::StopRequest request;
+  request.set_job(*id);
+  v1::Job reply;
+  ASSERT_OK(net::FromGrpc(jobs->Stop(&context, request, &reply)));
+  EXPECT_EQ(reply.state(), "DONE");
+}
+
 TEST(Services, EveryMethodNamesItsRole) {
   int methods = 0;
   for (const google::protobuf::FileDescriptor* file :
