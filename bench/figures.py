@@ -25,7 +25,7 @@ def device():
     with open("/proc/meminfo", encoding="utf-8") as file:
         memory = int(file.readline().split()[1]) // 1024
     isa = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags]
-    return {"cpu": model, "cores": os.cpu_count(), "isa": isa, "memory_mib": memory, "kernel": platform.release()}
+    return {"cpu": model, "cores": os.cpu_count(), "isa": isa, "memory_mib": memory, "kernel": ".".join(platform.release().split(".")[:2])}
 
 
 def commit():
