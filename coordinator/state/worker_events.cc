@@ -194,6 +194,13 @@ Status CheckRegistration(const v1::WorkerRecord* known, const v1::RegisterReques
   if (request.worker_id().empty() || request.instance().empty() || request.session() == 0) {
     return InvalidArgument("a registration needs worker_id, instance and session");
   }
+  // A registration of before the machine's restart, late in the network, would do the same.
+  if (known != nullptr &&
+      std::find(known->former_instances().begin(), known->former_instances().end(),
+                request.instance()) != known->former_instances().end()) {
+    return Aborted(Str("instance ", request.instance(), " was followed by ", known->instance(),
+                       "; if this node is right, forget it first: heddle node forget"));
+  }
   if (known != nullptr && known->instance() == request.instance() &&
       request.session() <= known->session()) {
     return Aborted(Str("session ", request.session(), " is not newer than ", known->session(),
@@ -210,6 +217,12 @@ void RecordWorker(Decision& d, const v1::RegisterRequest& request) {
   if (worker.state() == v1::WORKER_STATE_LOST && worker.lost_ms_size() >= 2 &&
       worker.lost_ms(0) > d.now().ms - d.policy().lost_twice_ms) {
     worker.set_probation_until_ms(d.now().ms + d.policy().probation_ms);
+  }
+  if (rebooted) {
+    worker.add_former_instances(worker.instance());
+    while (worker.former_instances_size() > 8) {
+      worker.mutable_former_instances()->erase(worker.mutable_former_instances()->begin());
+    }
   }
   worker.set_instance(request.instance());
   worker.set_session(request.session());

@@ -209,6 +209,22 @@ TEST(Apply, RegistrationSettlesEveryTask) {
   EXPECT_EQ(c.Do(event::WorkerRegistered{request}).status.code(), absl::StatusCode::kAborted);
 }
 
+// Found by the simulation (seed 7089).
+TEST(Apply, LateRegistrationOfBeforeARestartIsRefused) {
+  Two c;
+  v1::RegisterRequest request;
+  request.set_worker_id("a");
+  request.set_instance("boot2");
+  request.set_session(1);
+  request.mutable_capacity()->set_cpus(8);
+  EXPECT_TRUE(c.Do(event::WorkerRegistered{request}).status.ok());
+  const JobId job = c.Running();
+  request.set_instance("boot1");
+  request.set_session(1'000);
+  EXPECT_EQ(c.Do(event::WorkerRegistered{request}).status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(c.AttemptState(job), "RUNNING");
+}
+
 TEST(Apply, StaleSessionIsToldToRegisterAnew) {
   Two c;
   const JobId job = c.Running();
