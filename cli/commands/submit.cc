@@ -115,9 +115,8 @@ void PrintId(const std::string& id, const CommandContext& context) {
 StatusOr<int> Submit(const SubmitState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(const std::vector<std::string> ids, SubmitAll(state, context));
   if (state.dry_run) {
-    if (!context.json()) {
-      PrintText("the configuration is valid; nothing was submitted\n");
-    }
+    PrintText(context.json() ? "{\"valid\":true}\n"
+                             : "the configuration is valid; nothing was submitted\n");
     return 0;
   }
   int worst = 0;

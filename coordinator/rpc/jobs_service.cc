@@ -244,7 +244,9 @@ class JobsService final : public v1::Jobs::CallbackService {
   heddle::Status FinishSubmit(const v1::SubmitRequest& request, state::event::JobSubmitted* event) {
     if (core_->read_only()) {
       return ResourceExhausted(
-          "the coordinator is READ_ONLY: its disk is nearly full; free space and submit again");
+          "the coordinator is READ_ONLY: its disk is nearly full or its store failed (heddle "
+          "status, and "
+          "its log, tell which); submit again when it is LEADER");
     }
     event->id = core_->NewJobId();
     for (const std::string& after : request.after()) {
