@@ -51,7 +51,7 @@ CoordinatorProcess::~CoordinatorProcess() {
 }
 
 void CoordinatorProcess::Spawn(const std::vector<std::string>& extra) {
-  const char* bin = getenv("HEDDLE_BIN_DIR");
+  const char* bin = getenv("HEDDLE_BIN");
   std::vector<std::string> words = {
       std::string(bin == nullptr ? "build/bin" : bin) + "/heddle-coordinator", "--state", state_};
   if (std::find(extra.begin(), extra.end(), "--read-only-below") == extra.end()) {

@@ -51,7 +51,7 @@ class Daemon : public ::testing::Test {
 
   std::string state() const { return dir_.path() + "/w"; }
   static std::string Program(const std::string& name) {
-    return std::string(getenv("HEDDLE_BIN_DIR")) + "/" + name;
+    return std::string(getenv("HEDDLE_BIN")) + "/" + name;
   }
 
   void StartDaemon(std::vector<std::string> flags = {}) {
