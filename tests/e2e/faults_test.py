@@ -121,7 +121,9 @@ def corrupt_checkpoint_block(c, data):
     check(c.wait_done(job, 120)["result"] == "SUCCEEDED", "run failed")
     whole = c.series(job)
     listed = c.json("ckpt", "ls", job)["checkpoints"]
-    newest = max(listed, key=lambda k: k["step"])
+    good = sorted((k for k in listed if k["state"] == "COMMITTED"), key=lambda k: k["step"])
+    check(len(good) >= 2, f"two committed checkpoints are needed: {listed}")
+    newest, before = good[-1], good[-2]["step"]
     root = c.json("status").get("checkpoint_root") or os.path.join(c.state, "checkpoints")
     folder = os.path.join(root, newest["dir"])
     victim = next(os.path.join(folder, f) for f in sorted(os.listdir(folder)) if f.endswith(".sst"))
@@ -138,7 +140,9 @@ def corrupt_checkpoint_block(c, data):
     body = c.wait_done(job, 120)
     check(body["result"] == "SUCCEEDED", f"resume after damage ended {body}")
     series = c.series(job)
-    check(max(series) == 80 and all(series[s] == whole[s] for s in range(1, 41)), "series differ after the fall-back")
+    # From the one before on, the longer run has another learning rate; up to there the bits are the same.
+    check(max(series) == 80 and all(series[s] == whole[s] for s in range(1, before + 1)),
+          "series differ after the fall-back")
     check(all(series[s][1] == whole[s][1] for s in whole), "batches differ after the fall-back")
     flagged = [k for k in c.json("ckpt", "ls", job)["checkpoints"] if k.get("damaged")]
     check(any(k["step"] == newest["step"] for k in flagged), "the damaged checkpoint is not flagged")

@@ -16,7 +16,10 @@ def usable():
     probe = f"hdl-probe-{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", probe], stderr=subprocess.DEVNULL).returncode != 0:
         return "`ip netns add` is refused here"
+    bridge = run("ip", "-n", probe, "link", "add", "br0", "type", "bridge", check=False)
     subprocess.run(["ip", "netns", "del", probe], check=False)
+    if bridge.returncode != 0:
+        return f"no bridge in a network namespace here: {bridge.stdout.strip()}"
     return None
 
 
