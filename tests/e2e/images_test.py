@@ -123,7 +123,10 @@ class Buildah:
             skip(f"debootstrap cannot make a base image: {done.stdout.strip().splitlines()[-1:]}")
         container = self.buildah("from", "scratch")
         self.buildah("add", container, root, "/")
-        self.buildah("commit", "--rm", container, self.BASE)
+        done = subprocess.run(["buildah", "commit", "--rm", container, self.BASE], env=self.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:  # inside a chroot, whose / is no mount point
+            skip(f"buildah cannot store an image here: {done.stdout.strip()[-300:]}")
         shutil.rmtree(root)
 
     def __enter__(self):
