@@ -34,7 +34,9 @@ FakeDaemonEnd::~FakeDaemonEnd() {
   if (shim_pid() > 0) kill(shim_pid(), SIGKILL);
 }
 
-std::string FakeDaemonEnd::BinDir() { return std::string(getenv("HEDDLE_BIN")); }
+std::string FakeDaemonEnd::BinDir() {
+  return std::string(getenv("HEDDLE_BIN") == nullptr ? "build/bin" : getenv("HEDDLE_BIN"));
+}
 
 control::RankLaunch FakeDaemonEnd::Shell(uint32_t rank, const std::string& script) {
   control::RankLaunch launch;

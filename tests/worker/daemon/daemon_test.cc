@@ -51,7 +51,8 @@ class Daemon : public ::testing::Test {
 
   std::string state() const { return dir_.path() + "/w"; }
   static std::string Program(const std::string& name) {
-    return std::string(getenv("HEDDLE_BIN")) + "/" + name;
+    return std::string(getenv("HEDDLE_BIN") == nullptr ? "build/bin" : getenv("HEDDLE_BIN")) + "/" +
+           name;
   }
 
   void StartDaemon(std::vector<std::string> flags = {}) {

@@ -19,7 +19,9 @@ struct Init {
   explicit Init(const std::string& script) {
     pid = fork();
     if (pid != 0) return;
-    const std::string shim = std::string(getenv("HEDDLE_BIN")) + "/heddle-shim";
+    const std::string shim =
+        std::string(getenv("HEDDLE_BIN") == nullptr ? "build/bin" : getenv("HEDDLE_BIN")) +
+        "/heddle-shim";
     execl(shim.c_str(), shim.c_str(), "init", "--", "/bin/sh", "-c", script.c_str(), nullptr);
     _exit(126);
   }
