@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/clock/clock.h"
 #include "tests/cli/fake_cluster.h"
 
 namespace heddle::cli {
@@ -84,10 +85,12 @@ TEST_F(CommandsTest, PsPrintsEveryPage) {
 }
 
 TEST_F(CommandsTest, PsIsATable) {
+  // The age's width decides the column's: half way through a minute it is the same all day.
+  fake_.job.set_submitted_at(SystemClock().NowWallMs() - 570'000);
   const Outcome outcome = fake_.Run({"ps"});
   EXPECT_EQ(
-      outcome.out.rfind("ID     NAME    STATE              STEP    LOSS  TOK/S  RESTARTS  AGE\n"
-                        "j-7k2  demo    ACTIVE RUNNING  120/300  3.2500   5120         1  ",
+      outcome.out.rfind("ID     NAME    STATE              STEP    LOSS  TOK/S  RESTARTS    AGE\n"
+                        "j-7k2  demo    ACTIVE RUNNING  120/300  3.2500   5120         1  9m3",
                         0),
       0u)
       << outcome.out;
