@@ -188,11 +188,22 @@ int64_t FullyVisible(const ModelConfig& config, int layer) {
   return window.keys + window.sinks;
 }
 
-const TensorSpec* ModelPlan::Find(const std::string& name) const {
-  for (const TensorSpec& tensor : tensors) {
-    if (tensor.name == name) return &tensor;
+namespace {
+
+const TensorSpec* FindByName(const std::vector<TensorSpec>& specs, const std::string& name) {
+  for (const TensorSpec& spec : specs) {
+    if (spec.name == name) return &spec;
   }
   return nullptr;
+}
+
+}  // namespace
+
+const TensorSpec* ModelPlan::Find(const std::string& name) const {
+  return FindByName(tensors, name);
+}
+const TensorSpec* ModelPlan::FindBuffer(const std::string& name) const {
+  return FindByName(buffers, name);
 }
 
 StatusOr<ModelPlan> PlanModel(const ModelConfig& config) {

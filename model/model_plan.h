@@ -59,9 +59,14 @@ struct ModelPlan {
   std::vector<UnitSpec> units;      // in order of offset
   int64_t parameters = 0;           // exact count, without padding
   int64_t flat_elements = 0;        // with padding
+  // State that no gradient changes (router bias, GSA's vref): fp32, equal on all ranks, saved in
+  // checkpoints. Offsets count in a flat buffer of their own; not parameters.
+  std::vector<TensorSpec> buffers;
+  int64_t buffer_elements = 0;
 
   // The tensor of that name, or nullptr.
   const TensorSpec* Find(const std::string& name) const;
+  const TensorSpec* FindBuffer(const std::string& name) const;
 };
 
 // INVALID_ARGUMENT lists every problem of the configuration ("model.n_heads: ..."); a kind of layer

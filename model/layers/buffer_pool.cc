@@ -1,4 +1,4 @@
-#include "model/buffer_pool.h"
+#include "model/layers/buffer_pool.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -6,7 +6,7 @@
 
 #include <vector>
 
-namespace heddle::model {
+namespace heddle::layers {
 
 struct BufferPool::Buffers {
   std::vector<at::Tensor> bytes;
@@ -36,4 +36,4 @@ int64_t BufferPool::bytes() const {
   return sum;
 }
 
-}  // namespace heddle::model
+}  // namespace heddle::layers

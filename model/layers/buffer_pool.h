@@ -14,7 +14,7 @@ namespace c10 {
 enum class ScalarType : int8_t;
 }
 
-namespace heddle::model {
+namespace heddle::layers {
 
 class BufferPool {
  public:
@@ -38,4 +38,4 @@ class BufferPool {
   size_t next_ = 0;
 };
 
-}  // namespace heddle::model
+}  // namespace heddle::layers

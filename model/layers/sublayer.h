@@ -1,0 +1,141 @@
+// One half of a transformer block behind one interface: attention of any kind, or a feed-forward
+// part of any kind. A block is
+//
+//   x2 = x + attention(norm(x))      y = x2 + feed_forward(norm(x2))
+//
+// and calls Forward and Backward of its two sublayers in an explicit loop; there is no autograd
+// graph (training-runtime.md section 5). A sublayer owns views of its weights and gradients, and
+// what one forward keeps for the backward that follows it. Equations and edge cases:
+// attention-and-moe.md.
+//
+// Shapes: N packed tokens, D width. T is the compute type (bf16, fp32, fp64).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/layers/buffer_pool.h"
+#include "model/model_plan.h"
+
+namespace heddle::layers {
+
+// The packed documents of a micro-batch. Document b owns rows cu_seqlens[b] .. cu_seqlens[b+1]-1;
+// zero-length documents are legal. Borrowed for the pass.
+struct Documents {
+  std::span<const int32_t> cu_seqlens;  // [B+1]
+  std::span<const int32_t> positions;   // [N], restart at 0 in each document
+  int64_t rows() const { return static_cast<int64_t>(positions.size()); }
+  int64_t longest = 0;  // tokens of the longest document
+};
+
+// What a forward is for.
+enum class Pass {
+  kInference,  // nothing is kept, nothing is counted
+  kTrain,      // keeps what the backward needs, counts
+  kSelect,     // first forward under recomputation: keeps only selections and routing, counts
+  kRecompute   // repeats a kSelect forward with its selections; keeps, does not count again
+};
+inline bool Keeps(Pass pass) { return pass == Pass::kTrain || pass == Pass::kRecompute; }
+inline bool Counts(Pass pass) { return pass == Pass::kTrain || pass == Pass::kSelect; }
+
+// What the step decides for all layers. Equal on all ranks.
+struct StepInfo {
+  int64_t step = 0;   // 0-based, keys the router's noise
+  uint64_t seed = 0;  // training.seed
+  // 1 / global number of rows of the step: scale of the losses that are means over rows (indexer's
+  // KL, balancing, router z). 0 where no loss of a layer is wanted.
+  double row_scale = 0;
+  // Global index of the first row of this micro-batch in the step: keys the router's noise.
+  int64_t first_token = 0;
+  // Stage 1 of sparse training (attention-and-moe.md 6.3): indexers learn, attention is dense.
+  bool indexer_warmup = false;
+};
+
+// Losses of the layers themselves, already scaled by StepInfo::row_scale and their coefficient.
+// Added to by passes that count.
+struct LayerLosses {
+  double indexer = 0;  // KL of DSA and GSA
+  double balance = 0;  // MoE auxiliary loss
+  double router_z = 0;
+  double Total() const { return indexer + balance + router_z; }
+};
+
+// What a decoder's cache stores of the rows of a forward (sections 4, 5.5, 6.4, 7.4, 8). A field
+// that the kind has no use for stays undefined. All tensors have N rows and are valid until the
+// pool is released.
+struct CacheRows {
+  at::Tensor k;            // [N, J, Dk] rotated
+  at::Tensor v;            // [N, J, Dv] as attention reads it (GSA: gated)
+  at::Tensor raw_k;        // [N, J, D] before the rotation: NSA's compression
+  at::Tensor raw_v;        // [N, J, D] NSA with separate projections: of the compressed branch
+  at::Tensor window_k;     // [N, J, D] rotated, NSA kv: separate
+  at::Tensor window_v;     // [N, J, D] NSA kv: separate
+  at::Tensor index_k;      // [N, dI] DSA and GSA
+  at::Tensor latent;       // [N, dc] MLA, after its norm
+  at::Tensor rotary_k;     // [N, dr] MLA, rotated
+};
+
+struct PassContext {
+  Pass pass = Pass::kInference;
+  const Documents* documents = nullptr;
+  const StepInfo* step = nullptr;      // null: no losses, no noise, sparse stage
+  LayerLosses* losses = nullptr;       // may be null unless the pass counts
+  BufferPool* kept = nullptr;          // tensors that live until the backward
+  BufferPool* scratch = nullptr;       // tensors that live until the call returns
+  CacheRows* cache_rows = nullptr;     // not null: fill it (kInference only)
+};
+
+class Sublayer {
+ public:
+  virtual ~Sublayer() = default;
+
+  // out = residual + f(h). `out` may be `residual`; it may be undefined in kRecompute, then only
+  // what the backward needs is computed. h stays valid and unchanged until the backward.
+  virtual void Forward(const PassContext& context, const at::Tensor& h_ND,
+                       const at::Tensor& residual_ND, const at::Tensor& out_ND) = 0;
+
+  // Overwrites dh with dL/dh and adds to the gradients of the weights. `gradient` = dL/dout; the
+  // residual's share of it is the caller's. Scales of the layer's own losses come from
+  // context.step. Follows one Forward whose pass Keeps(), with the same documents.
+  virtual void Backward(const PassContext& context, const at::Tensor& h_ND,
+                        const at::Tensor& gradient_ND, const at::Tensor& dh_ND) = 0;
+
+  // Once per micro-batch before its first Forward, for work on the documents alone.
+  virtual void Begin(const Documents& /*documents*/) {}
+
+  // Sums over micro-batches and ranks that UpdateBuffers needs (expert loads, score variances):
+  // zeroed by the caller at the start of a step, added to by passes that count, reduced by the
+  // caller over ranks in place. Empty for layers without buffers.
+  virtual std::span<double> statistics() { return {}; }
+  // After the optimizer's step: changes the layer's buffers from the global statistics().
+  virtual void UpdateBuffers() {}
+};
+
+// Where a sublayer finds its tensors: views into flat buffers by the plan's names.
+struct LayerStorage {
+  const model::ModelPlan* plan = nullptr;
+  int layer = 0;
+  void* weights = nullptr;    // of the compute type
+  void* gradients = nullptr;  // of the statistics type (fp32; fp64 where the compute type is fp64)
+  float* buffers = nullptr;   // ModelPlan::buffers, always fp32
+  at::ScalarType type{};      // compute type
+
+  at::ScalarType statistics_type() const {
+    return type == at::kDouble ? at::kDouble : at::kFloat;
+  }
+  // "model.layers.{layer}." + name. REQUIRES: the plan has it.
+  at::Tensor Weight(const std::string& name) const;
+  at::Tensor Gradient(const std::string& name) const;
+  // `rows` rows of tensors that lie end to end, the first being `name` (ModelPlan invariant 2).
+  at::Tensor JoinedWeight(const std::string& name, int64_t rows) const;
+  at::Tensor JoinedGradient(const std::string& name, int64_t rows) const;
+  // fp32 buffer by name, or null if the plan has none of that name.
+  float* Buffer(const std::string& name) const;
+  bool Has(const std::string& name) const;
+};
+
+}  // namespace heddle::layers
