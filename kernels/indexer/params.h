@@ -18,18 +18,18 @@ enum class TieBreak { kOldest, kNewest };
 
 template <typename T>
 struct Scores {
-  int64_t heads = 0;                // HI
-  int64_t width = 0;                // dI
+  int64_t heads = 0;  // HI
+  int64_t width = 0;  // dI
   Activation activation = Activation::kRelu;
-  double score_scale = 1;           // GSA: 1 / sqrt(dI); DSA: 1 (its scaling is in w)
-  const T* q = nullptr;             // [N, HI, dI] contiguous
-  const T* k = nullptr;             // [N, dI] contiguous
-  const T* w = nullptr;             // [N, HI] contiguous, signed (DSA) or in (0, 1) (GSA)
-  const T* head_bias = nullptr;     // [HI] or null
-  const int32_t* first = nullptr;   // [N] first row of the document: first visible key
+  double score_scale = 1;          // GSA: 1 / sqrt(dI); DSA: 1 (its scaling is in w)
+  const T* q = nullptr;            // [N, HI, dI] contiguous
+  const T* k = nullptr;            // [N, dI] contiguous
+  const T* w = nullptr;            // [N, HI] contiguous, signed (DSA) or in (0, 1) (GSA)
+  const T* head_bias = nullptr;    // [HI] or null
+  const int32_t* first = nullptr;  // [N] first row of the document: first visible key
   // Row of k that is row t's own key; keys after it are not visible. Null: last[t] = t. Decode
   // gives one query row per sequence against a longer cache.
-  const int32_t* last = nullptr;    // [N]
+  const int32_t* last = nullptr;  // [N]
 };
 
 // Over the visible scores of a row.
@@ -54,11 +54,12 @@ struct Select {
 
 // KL(p || softmax(I / temperature)) per row, p[s] = mean over H heads of the attention
 // probabilities exp(scale q.k - lse). Keys: the selected ones, or all visible (selected null).
-// p is a constant: gradients go to the indexer only. dL/dI = row_weight (softmax - p) / temperature.
+// p is a constant: gradients go to the indexer only. dL/dI = row_weight (softmax - p) /
+// temperature.
 template <typename T>
 struct Kl {
   Scores<T> scores;
-  const int64_t* offsets = nullptr;   // null: all visible keys (stage 1)
+  const int64_t* offsets = nullptr;  // null: all visible keys (stage 1)
   const int32_t* selected = nullptr;
   double temperature = 1;
   // Attention whose probabilities are the target.
@@ -72,8 +73,8 @@ struct Kl {
   int64_t k_stride = 0;
   const T* lse = nullptr;  // [N, H] over the same keys
   // Outputs.
-  T* loss = nullptr;           // [N] KL per row, not weighted
-  T* lse_scores = nullptr;     // [N] of I / temperature: written by rows, read by keys
+  T* loss = nullptr;        // [N] KL per row, not weighted
+  T* lse_scores = nullptr;  // [N] of I / temperature: written by rows, read by keys
   // The backward; all null: loss only.
   double row_weight = 0;
   T* dq = nullptr;          // [N, HI, dI] overwritten
@@ -99,8 +100,8 @@ struct Table {
   void (*row_scores)(const Scores<T>&, int64_t row, T* out);
   void (*statistics)(const Statistics<T>&, Rows);
   void (*select)(const Select<T>&, Rows);
-  void (*kl_rows)(const Kl<T>&, Rows);       // loss, lse_scores, dq, dw, dhead_bias
-  void (*kl_keys)(const Kl<T>&, KeyTask);    // dk; after kl_rows of its rows
+  void (*kl_rows)(const Kl<T>&, Rows);     // loss, lse_scores, dq, dw, dhead_bias
+  void (*kl_keys)(const Kl<T>&, KeyTask);  // dk; after kl_rows of its rows
 };
 
 const Table<float>& FloatKernels();

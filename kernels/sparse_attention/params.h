@@ -26,10 +26,10 @@ struct KeySets {
 // The first dimension may be strided (elements); the last two are contiguous.
 template <typename T>
 struct Problem {
-  int64_t heads = 0;     // H
-  int64_t kv_heads = 0;  // J
-  int64_t key_dim = 0;   // Dk
-  int64_t value_dim = 0; // Dv
+  int64_t heads = 0;      // H
+  int64_t kv_heads = 0;   // J
+  int64_t key_dim = 0;    // Dk
+  int64_t value_dim = 0;  // Dv
   double scale = 0;
   KeySets sets;
   const T* q = nullptr;  // [N, H, Dk]

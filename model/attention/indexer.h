@@ -14,10 +14,10 @@
 namespace heddle::attention {
 
 struct IndexerInputs {
-  at::Tensor q_NHI;       // [N, HI, dI] S
-  at::Tensor k_NI;        // [N, dI] S
-  at::Tensor w_NH;        // [N, HI] S
-  at::Tensor head_bias_H; // [HI] S or undefined
+  at::Tensor q_NHI;        // [N, HI, dI] S
+  at::Tensor k_NI;         // [N, dI] S
+  at::Tensor w_NH;         // [N, HI] S
+  at::Tensor head_bias_H;  // [HI] S or undefined
   kernels::indexer::Activation activation = kernels::indexer::Activation::kRelu;
   double score_scale = 1;
 };

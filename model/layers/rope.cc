@@ -116,4 +116,28 @@ void RopeTables::Ensure(int64_t length) {
 const at::Tensor& RopeTables::cosine() const { return tables_->cosine; }
 const at::Tensor& RopeTables::sine() const { return tables_->sine; }
 
+RopeSet::RopeSet(const heddle::v1::ModelConfig& config, bool fp64) : config_(config), fp64_(fp64) {}
+RopeSet::~RopeSet() = default;
+
+const RopeTables& RopeSet::Tables(int64_t width) {
+  return Get(width, config_.rope().layout() == heddle::v1::RopeConfig::LAYOUT_INTERLEAVED);
+}
+const RopeTables& RopeSet::HalfLayout(int64_t width) { return Get(width, false); }
+
+const RopeTables& RopeSet::Get(int64_t width, bool interleaved) {
+  std::unique_ptr<RopeTables>& tables = tables_[{width, interleaved}];
+  if (tables == nullptr) {
+    RopeFrequencies frequencies = RopeFrequenciesOf(config_, width);
+    frequencies.interleaved = interleaved;
+    tables = std::make_unique<RopeTables>(std::move(frequencies), fp64_);
+    tables->Ensure(length_);
+  }
+  return *tables;
+}
+
+void RopeSet::Ensure(int64_t length) {
+  length_ = std::max(length_, length);
+  for (const auto& [key, tables] : tables_) tables->Ensure(length_);
+}
+
 }  // namespace heddle::layers

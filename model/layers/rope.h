@@ -4,7 +4,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace at {
@@ -45,6 +47,29 @@ class RopeTables {
   RopeFrequencies frequencies_;
   bool fp64_;
   std::unique_ptr<Tables> tables_;
+};
+
+// The tables that one model needs: heads, MLA's rotary part and v32's indexers rotate different
+// widths, and the indexer always uses the half layout. Layers share them. One thread.
+class RopeSet {
+ public:
+  // REQUIRES: `config` outlives the set.
+  RopeSet(const heddle::v1::ModelConfig& config, bool fp64);
+  ~RopeSet();
+
+  // In the layout of the configuration. Made at the first call, stays at its address.
+  const RopeTables& Tables(int64_t width);
+  const RopeTables& HalfLayout(int64_t width);
+  // Makes positions [0, length) available in every table, made already or later.
+  void Ensure(int64_t length);
+
+ private:
+  const RopeTables& Get(int64_t width, bool interleaved);
+
+  const heddle::v1::ModelConfig& config_;
+  bool fp64_;
+  int64_t length_ = 0;
+  std::map<std::pair<int64_t, bool>, std::unique_ptr<RopeTables>> tables_;
 };
 
 }  // namespace heddle::layers

@@ -68,25 +68,25 @@ struct LayerLosses {
 // that the kind has no use for stays undefined. All tensors have N rows and are valid until the
 // pool is released.
 struct CacheRows {
-  at::Tensor k;            // [N, J, Dk] rotated
-  at::Tensor v;            // [N, J, Dv] as attention reads it (GSA: gated)
-  at::Tensor raw_k;        // [N, J, D] before the rotation: NSA's compression
-  at::Tensor raw_v;        // [N, J, D] NSA with separate projections: of the compressed branch
-  at::Tensor window_k;     // [N, J, D] rotated, NSA kv: separate
-  at::Tensor window_v;     // [N, J, D] NSA kv: separate
-  at::Tensor index_k;      // [N, dI] DSA and GSA
-  at::Tensor latent;       // [N, dc] MLA, after its norm
-  at::Tensor rotary_k;     // [N, dr] MLA, rotated
+  at::Tensor k;         // [N, J, Dk] rotated
+  at::Tensor v;         // [N, J, Dv] as attention reads it (GSA: gated)
+  at::Tensor raw_k;     // [N, J, D] before the rotation: NSA's compression
+  at::Tensor raw_v;     // [N, J, D] NSA with separate projections: of the compressed branch
+  at::Tensor window_k;  // [N, J, D] rotated, NSA kv: separate
+  at::Tensor window_v;  // [N, J, D] NSA kv: separate
+  at::Tensor index_k;   // [N, dI] DSA and GSA
+  at::Tensor latent;    // [N, dc] MLA, after its norm
+  at::Tensor rotary_k;  // [N, dr] MLA, rotated
 };
 
 struct PassContext {
   Pass pass = Pass::kInference;
   const Documents* documents = nullptr;
-  const StepInfo* step = nullptr;      // null: no losses, no noise, sparse stage
-  LayerLosses* losses = nullptr;       // may be null unless the pass counts
-  BufferPool* kept = nullptr;          // tensors that live until the backward
-  BufferPool* scratch = nullptr;       // tensors that live until the call returns
-  CacheRows* cache_rows = nullptr;     // not null: fill it (kInference only)
+  const StepInfo* step = nullptr;   // null: no losses, no noise, sparse stage
+  LayerLosses* losses = nullptr;    // may be null unless the pass counts
+  BufferPool* kept = nullptr;       // tensors that live until the backward
+  BufferPool* scratch = nullptr;    // tensors that live until the call returns
+  CacheRows* cache_rows = nullptr;  // not null: fill it (kInference only)
 };
 
 class Sublayer {
@@ -124,9 +124,7 @@ struct LayerStorage {
   float* buffers = nullptr;   // ModelPlan::buffers, always fp32
   at::ScalarType type{};      // compute type
 
-  at::ScalarType statistics_type() const {
-    return type == at::kDouble ? at::kDouble : at::kFloat;
-  }
+  at::ScalarType statistics_type() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
   // "model.layers.{layer}." + name. REQUIRES: the plan has it.
   at::Tensor Weight(const std::string& name) const;
   at::Tensor Gradient(const std::string& name) const;
