@@ -95,8 +95,14 @@ class Sublayer {
   virtual void UpdateBuffers() {}
 };
 
+inline at::ScalarType StatisticsType(at::ScalarType compute_type) {
+  return compute_type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // Where a sublayer finds its tensors: views into flat buffers by the plan's names.
 struct LayerStorage {
+  static constexpr int kNoLayer = -1;  // names are whole names
+
   const model::ModelPlan* plan = nullptr;
   int layer = 0;
   void* weights = nullptr;    // of the compute type
