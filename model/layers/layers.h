@@ -28,16 +28,14 @@ void RmsNormBackward(const at::Tensor& x_ND, const at::Tensor& gain_D, const at:
                      const at::Tensor& dy_ND, const at::Tensor& residual_ND,
                      const at::Tensor& dx_ND, const at::Tensor& dgain_D);
 
-// y = layernorm(x) gain + bias; mean and rstd [N] S are for the backward.
+// y = layernorm(x) gain + bias, rstd [N] S is for the backward.
 void LayerNorm(const at::Tensor& x_ND, const at::Tensor& gain_D, const at::Tensor& bias_D,
-               double eps, const at::Tensor& y_ND, const at::Tensor& mean_N,
-               const at::Tensor& rstd_N);
-// dx = residual + backward of LayerNorm; dx may be dy or residual. dgain and dbias [D] S are added
-// to. `residual` may be undefined.
-void LayerNormBackward(const at::Tensor& x_ND, const at::Tensor& gain_D, const at::Tensor& mean_N,
-                       const at::Tensor& rstd_N, const at::Tensor& dy_ND,
-                       const at::Tensor& residual_ND, const at::Tensor& dx_ND,
-                       const at::Tensor& dgain_D, const at::Tensor& dbias_D);
+               double eps, const at::Tensor& y_ND, const at::Tensor& rstd_N);
+// As RmsNormBackward; dgain and dbias [D] S are added to.
+void LayerNormBackward(const at::Tensor& x_ND, const at::Tensor& gain_D, const at::Tensor& rstd_N,
+                       const at::Tensor& dy_ND, const at::Tensor& residual_ND,
+                       const at::Tensor& dx_ND, const at::Tensor& dgain_D,
+                       const at::Tensor& dbias_D);
 
 struct RopeArgs {
   int64_t heads = 0;
