@@ -81,6 +81,75 @@ void RmsNormBackwardT(const RmsNormBackward& p, RowRange rows) {
   }
 }
 
+// x - mean; lanes beyond the row's end are 0.
+template <typename T>
+inline F16 Deviation(const T* x, int64_t lanes, float mean) {
+  F16 v = LoadN(x, lanes) - mean;
+  for (int64_t j = lanes; j < kLanes; ++j) v[j] = 0.0f;
+  return v;
+}
+
+template <typename T>
+void LayerNormForwardT(const LayerNormForward& p, RowRange rows) {
+  const T* gain = static_cast<const T*>(p.gain);
+  const T* bias = static_cast<const T*>(p.bias);
+  const float width = static_cast<float>(p.width);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * p.width;
+    T* y = static_cast<T*>(p.y) + row * p.width;
+    F16 sums{};
+    ForVectors(p.width, [&](int64_t i, int64_t n) { sums += LoadN(x + i, n); });
+    const float mean = Sum(sums) / width;
+    F16 squares{};
+    ForVectors(p.width, [&](int64_t i, int64_t n) {
+      const F16 v = Deviation(x + i, n, mean);
+      squares += v * v;
+    });
+    const float rstd = 1.0f / std::sqrt(Sum(squares) / width + static_cast<float>(p.eps));
+    static_cast<float*>(p.mean)[row] = mean;
+    static_cast<float*>(p.rstd)[row] = rstd;
+    ForVectors(p.width, [&](int64_t i, int64_t n) {
+      StoreN((LoadN(x + i, n) - mean) * rstd * LoadN(gain + i, n) + LoadN(bias + i, n), y + i, n);
+    });
+  }
+}
+
+template <typename T>
+void LayerNormBackwardT(const LayerNormBackward& p, RowRange rows) {
+  const T* gain = static_cast<const T*>(p.gain);
+  float* dgain = static_cast<float*>(p.dgain);
+  float* dbias = static_cast<float*>(p.dbias);
+  const float width = static_cast<float>(p.width);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const T* x = static_cast<const T*>(p.x) + row * p.width;
+    const T* dy = static_cast<const T*>(p.dy) + row * p.width;
+    const T* residual =
+        p.residual == nullptr ? nullptr : static_cast<const T*>(p.residual) + row * p.width;
+    T* dx = static_cast<T*>(p.dx) + row * p.width;
+    const float mean = static_cast<const float*>(p.mean)[row];
+    const float rstd = static_cast<const float*>(p.rstd)[row];
+    F16 sums{};
+    F16 dots{};
+    ForVectors(p.width, [&](int64_t i, int64_t n) {
+      const F16 g = LoadN(dy + i, n) * LoadN(gain + i, n);
+      sums += g;
+      dots += g * Deviation(x + i, n, mean);
+    });
+    // Means over the row of gain dy, and of gain dy times xhat.
+    const float a = Sum(sums) / width;
+    const float b = Sum(dots) * rstd / width;
+    ForVectors(p.width, [&](int64_t i, int64_t n) {
+      const F16 xhat = (LoadN(x + i, n) - mean) * rstd;
+      const F16 g = LoadN(dy + i, n);
+      F16 out = rstd * (g * LoadN(gain + i, n) - a - xhat * b);
+      if (residual != nullptr) out += LoadN(residual + i, n);
+      StoreN(LoadN(dgain + i, n) + g * xhat, dgain + i, n);
+      StoreN(LoadN(dbias + i, n) + g, dbias + i, n);
+      StoreN(out, dx + i, n);
+    });
+  }
+}
+
 template <typename T>
 void RopeHalfHead(const Rope& p, const T* from, T* to, const float* cosine, const float* sine) {
   const int64_t half = p.head_dim / 2;
@@ -243,9 +312,10 @@ void ConvertT(const Convert& p, RowRange elements) {
 
 template <typename T>
 constexpr Table MakeTable() {
-  return Table{RmsNormForwardT<T>,    RmsNormBackwardT<T>, RopeT<T>,
-               SwigluForwardT<T>,     SwigluBackwardT<T>,  CrossEntropyT<T>,
-               EmbeddingBackwardT<T>, AccumulateT<T>,      ConvertT<T>};
+  return Table{RmsNormForwardT<T>,    RmsNormBackwardT<T>,  RopeT<T>,
+               SwigluForwardT<T>,     SwigluBackwardT<T>,   CrossEntropyT<T>,
+               EmbeddingBackwardT<T>, AccumulateT<T>,       ConvertT<T>,
+               LayerNormForwardT<T>,  LayerNormBackwardT<T>};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Row-wise operations of a transformer block, fused so that each tensor is read and written once:
-// RMSNorm, RoPE, SwiGLU, cross-entropy, embedding gradient, conversions. Plain pointers and shapes;
-// a call works on rows [row_begin, row_end) on the calling thread, the caller splits rows over
-// threads. Results of a row do not depend on the split.
+// RMSNorm, LayerNorm, RoPE, SwiGLU, cross-entropy, embedding gradient, conversions. Plain pointers
+// and shapes; a call works on rows [row_begin, row_end) on the calling thread, the caller splits
+// rows over threads. Results of a row do not depend on the split.
 //
 // T = element type of the table (f32, bf16 as uint16_t bits, f64). S = type of statistics and sums:
 // float for f32 and bf16, double for f64. Source: attention-and-moe.md sections 1.1, 2, 3.
@@ -36,6 +36,34 @@ struct RmsNormBackward {
   const void* residual = nullptr;  // [rows, width] T, nullable
   void* dx = nullptr;              // [rows, width] T, may alias dy or residual
   void* dgain = nullptr;           // [width] S, added to
+};
+
+// y = (x - mean) * rstd * gain + bias, rstd = 1 / sqrt(variance + eps); mean and rstd are kept for
+// the backward. Population variance.
+struct LayerNormForward {
+  int64_t width = 0;
+  double eps = 0;
+  const void* x = nullptr;     // [rows, width] T
+  const void* gain = nullptr;  // [width] T
+  const void* bias = nullptr;  // [width] T
+  void* y = nullptr;           // [rows, width] T
+  void* mean = nullptr;        // [rows] S
+  void* rstd = nullptr;        // [rows] S
+};
+
+// dx = residual + d(layernorm)/dx . dy; dgain, dbias += the sums over the rows of this call, in row
+// order.
+struct LayerNormBackward {
+  int64_t width = 0;
+  const void* x = nullptr;         // [rows, width] T
+  const void* gain = nullptr;      // [width] T
+  const void* mean = nullptr;      // [rows] S
+  const void* rstd = nullptr;      // [rows] S
+  const void* dy = nullptr;        // [rows, width] T
+  const void* residual = nullptr;  // [rows, width] T, nullable
+  void* dx = nullptr;              // [rows, width] T, may alias dy or residual
+  void* dgain = nullptr;           // [width] S, added to
+  void* dbias = nullptr;           // [width] S, added to
 };
 
 // Rotates `heads` heads of a row; `inverse` rotates back (the backward). In place when to == from.
@@ -113,6 +141,8 @@ struct Table {
   void (*embedding_backward)(const EmbeddingBackward&, RowRange columns);
   void (*accumulate)(const Accumulate&, RowRange elements);
   void (*convert)(const Convert&, RowRange elements);
+  void (*layer_norm_forward)(const LayerNormForward&, RowRange);
+  void (*layer_norm_backward)(const LayerNormBackward&, RowRange);
 };
 
 enum class Element { kFloat32, kBFloat16, kFloat64 };

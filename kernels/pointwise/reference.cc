@@ -46,6 +46,47 @@ void RmsNormBackwardRef(const RmsNormBackward& p, RowRange rows) {
   }
 }
 
+void LayerNormForwardRef(const LayerNormForward& p, RowRange rows) {
+  const double width = static_cast<double>(p.width);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const double* x = In(p.x, row * p.width);
+    double mean = 0;
+    for (int64_t i = 0; i < p.width; ++i) mean += x[i] / width;
+    double variance = 0;
+    for (int64_t i = 0; i < p.width; ++i) variance += (x[i] - mean) * (x[i] - mean) / width;
+    const double rstd = 1.0 / std::sqrt(variance + p.eps);
+    *Out(p.mean, row) = mean;
+    *Out(p.rstd, row) = rstd;
+    for (int64_t i = 0; i < p.width; ++i) {
+      *Out(p.y, row * p.width + i) = (x[i] - mean) * rstd * *In(p.gain, i) + *In(p.bias, i);
+    }
+  }
+}
+
+void LayerNormBackwardRef(const LayerNormBackward& p, RowRange rows) {
+  const double width = static_cast<double>(p.width);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t base = row * p.width;
+    const double mean = *In(p.mean, row);
+    const double rstd = *In(p.rstd, row);
+    double a = 0;  // means over the row of gain dy, and of gain dy xhat
+    double b = 0;
+    for (int64_t i = 0; i < p.width; ++i) {
+      const double g = *In(p.dy, base + i) * *In(p.gain, i);
+      a += g / width;
+      b += g * (*In(p.x, base + i) - mean) * rstd / width;
+    }
+    for (int64_t i = 0; i < p.width; ++i) {
+      const double xhat = (*In(p.x, base + i) - mean) * rstd;
+      const double dy = *In(p.dy, base + i);
+      const double residual = p.residual == nullptr ? 0.0 : *In(p.residual, base + i);
+      *Out(p.dgain, i) += dy * xhat;
+      *Out(p.dbias, i) += dy;
+      *Out(p.dx, base + i) = residual + rstd * (dy * *In(p.gain, i) - a - xhat * b);
+    }
+  }
+}
+
 void RopeRef(const Rope& p, RowRange rows) {
   const int64_t half = p.head_dim / 2;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
@@ -134,8 +175,9 @@ void ConvertRef(const Convert& p, RowRange elements) {
 
 }  // namespace
 
-const Table kReferenceFloat64 = {RmsNormForwardRef,    RmsNormBackwardRef, RopeRef,
-                                 SwigluForwardRef,     SwigluBackwardRef,  CrossEntropyRef,
-                                 EmbeddingBackwardRef, AccumulateRef,      ConvertRef};
+const Table kReferenceFloat64 = {RmsNormForwardRef,    RmsNormBackwardRef,  RopeRef,
+                                 SwigluForwardRef,     SwigluBackwardRef,   CrossEntropyRef,
+                                 EmbeddingBackwardRef, AccumulateRef,       ConvertRef,
+                                 LayerNormForwardRef,  LayerNormBackwardRef};
 
 }  // namespace heddle::kernels::pointwise

@@ -114,10 +114,69 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tens
   }
 }
 
+void LayerNorm(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& bias, double eps,
+               const at::Tensor& y, const at::Tensor& mean, const at::Tensor& rstd) {
+  HEDDLE_CHECK(x.dim() == 2 && x.is_contiguous());
+  CheckMatrix(y, x.size(0), x.size(1), x.scalar_type());
+  CheckVector(gain, x.size(1), x.scalar_type());
+  CheckVector(bias, x.size(1), x.scalar_type());
+  CheckVector(mean, x.size(0), StatisticsType(x));
+  CheckVector(rstd, x.size(0), StatisticsType(x));
+  const pw::LayerNormForward p{x.size(1),       eps,          x.data_ptr(),    gain.data_ptr(),
+                               bias.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.layer_norm_forward(p, rows); });
+}
+
+void LayerNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& mean,
+                       const at::Tensor& rstd, const at::Tensor& dy, const at::Tensor& residual,
+                       const at::Tensor& dx, const at::Tensor& dgain, const at::Tensor& dbias) {
+  const int64_t n = x.size(0);
+  const int64_t width = x.size(1);
+  const at::ScalarType statistics = StatisticsType(x);
+  HEDDLE_CHECK(x.dim() == 2 && x.is_contiguous());
+  CheckMatrix(dy, n, width, x.scalar_type());
+  CheckMatrix(dx, n, width, x.scalar_type());
+  if (residual.defined()) CheckMatrix(residual, n, width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(mean, n, statistics);
+  CheckVector(rstd, n, statistics);
+  CheckVector(dgain, width, statistics);
+  CheckVector(dbias, width, statistics);
+  const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
+  const at::Tensor partial = at::zeros({blocks, 2 * width}, dgain.options());
+  pw::LayerNormBackward p;
+  p.width = width;
+  p.x = x.data_ptr();
+  p.gain = gain.data_ptr();
+  p.mean = mean.data_ptr();
+  p.rstd = rstd.data_ptr();
+  p.dy = dy.data_ptr();
+  p.residual = residual.defined() ? residual.data_ptr() : nullptr;
+  p.dx = dx.data_ptr();
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  char* sums = static_cast<char*>(partial.data_ptr());
+  const int64_t half_row = width * partial.element_size();
+  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      pw::LayerNormBackward q = p;
+      q.dgain = sums + 2 * block * half_row;
+      q.dbias = sums + (2 * block + 1) * half_row;
+      kernels.layer_norm_backward(q, {block * kRowBlock, std::min(n, (block + 1) * kRowBlock)});
+    }
+  });
+  const pw::Table& sum = pw::Kernels(ElementOf(dgain));
+  for (int64_t block = 0; block < blocks; ++block) {
+    sum.accumulate({sums + 2 * block * half_row, dgain.data_ptr()}, {0, width});
+    sum.accumulate({sums + (2 * block + 1) * half_row, dbias.data_ptr()}, {0, width});
+  }
+}
+
 void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor& rows) {
   HEDDLE_CHECK(rows.dim() == 2 && rows.stride(1) == 1);
   HEDDLE_CHECK(static_cast<int64_t>(args.positions.size()) == rows.size(0));
-  HEDDLE_CHECK(args.heads * args.head_dim <= rows.size(1));
+  const int64_t head_stride = args.head_stride > 0 ? args.head_stride : args.head_dim;
+  HEDDLE_CHECK((args.heads - 1) * head_stride + args.head_dim <= rows.size(1));
   HEDDLE_CHECK(tables.cosine().scalar_type() == StatisticsType(rows));
   pw::Rope p;
   p.heads = args.heads;
@@ -130,7 +189,7 @@ void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor&
   p.from = rows.data_ptr();
   p.to = rows.data_ptr();
   p.from_row = p.to_row = rows.stride(0);
-  p.from_head = p.to_head = args.head_dim;
+  p.from_head = p.to_head = head_stride;
   const pw::Table& kernels = pw::Kernels(ElementOf(rows));
   ForRows(rows.size(0), [&](pw::RowRange range) { kernels.rope(p, range); });
 }

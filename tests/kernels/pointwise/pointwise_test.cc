@@ -116,6 +116,81 @@ TEST_F(Pointwise, RmsNormForwardAndBackward) {
   }
 }
 
+TEST_F(Pointwise, LayerNormForwardAndBackward) {
+  for (const int64_t width : kWidths) {
+    const size_t count = static_cast<size_t>(kRows * width);
+    const size_t columns = static_cast<size_t>(width);
+    const auto x = Values(kRows * width, 0.1), dy = Values(kRows * width, 0.7);
+    const auto gain = Values(width, 1.3), bias = Values(width, 0.4);
+    const auto residual = Values(kRows * width, 2.2);
+    // A width of one has no variance: its rows are the bias.
+    const double eps = width == 1 ? 1.0 : 1e-5;
+    std::vector<double> y(count), mean(kRows), rstd(kRows), dx(count);
+    std::vector<double> dgain(columns, 0.5), dbias(columns, -0.25);
+    reference_.layer_norm_forward(
+        {width, eps, x.data(), gain.data(), bias.data(), y.data(), mean.data(), rstd.data()},
+        {0, kRows});
+    reference_.layer_norm_backward(
+        {width, x.data(), gain.data(), mean.data(), rstd.data(), dy.data(), residual.data(),
+         dx.data(), dgain.data(), dbias.data()},
+        {0, kRows});
+    ForTables([&](const Table& table, Element e, double tolerance) {
+      Typed tx(e, x), tg(e, gain), tb(e, bias), tdy(e, dy), tr(e, residual), ty(e, y), tdx(e, dx);
+      std::vector<float> tmean(kRows), trstd(kRows), tdgain(columns, 0.5f);
+      std::vector<float> tdbias(columns, -0.25f);
+      const LayerNormForward f{width,     eps,       tx.data(),    tg.data(),
+                               tb.data(), ty.data(), tmean.data(), trstd.data()};
+      table.layer_norm_forward(f, {0, 2});
+      table.layer_norm_forward(f, {2, kRows});
+      ExpectClose(ty, y, count, tolerance);
+      ExpectClose(tmean, mean, kRows, 1e-6);
+      ExpectClose(trstd, rstd, kRows, 1e-5);
+      table.layer_norm_backward({width, tx.data(), tg.data(), tmean.data(), trstd.data(),
+                                 tdy.data(), tr.data(), tdx.data(), tdgain.data(), tdbias.data()},
+                                {0, kRows});
+      ExpectClose(tdx, dx, count, tolerance);
+      ExpectClose(tdgain, dgain, columns, 1e-4);
+      ExpectClose(tdbias, dbias, columns, 1e-4);
+    });
+  }
+}
+
+// The reference's own gradients, by central differences.
+TEST_F(Pointwise, LayerNormReferenceHasItsGradient) {
+  const int64_t width = 7;
+  auto x = Values(width, 0.1), gain = Values(width, 1.3), bias = Values(width, 0.4);
+  const auto dy = Values(width, 0.7);
+  const auto loss = [&] {
+    std::vector<double> y(static_cast<size_t>(width));
+    double mean = 0, rstd = 0, sum = 0;
+    reference_.layer_norm_forward(
+        {width, 1e-5, x.data(), gain.data(), bias.data(), y.data(), &mean, &rstd}, {0, 1});
+    for (size_t i = 0; i < y.size(); ++i) sum += y[i] * dy[i];
+    return sum;
+  };
+  std::vector<double> y(7), dx(7), dgain(7), dbias(7);
+  double mean = 0, rstd = 0;
+  reference_.layer_norm_forward(
+      {width, 1e-5, x.data(), gain.data(), bias.data(), y.data(), &mean, &rstd}, {0, 1});
+  reference_.layer_norm_backward({width, x.data(), gain.data(), &mean, &rstd, dy.data(), nullptr,
+                                  dx.data(), dgain.data(), dbias.data()},
+                                 {0, 1});
+  const auto check = [&](std::vector<double>* values, const std::vector<double>& gradient) {
+    for (size_t i = 0; i < values->size(); ++i) {
+      const double kept = (*values)[i];
+      (*values)[i] = kept + 1e-6;
+      const double up = loss();
+      (*values)[i] = kept - 1e-6;
+      const double down = loss();
+      (*values)[i] = kept;
+      EXPECT_NEAR((up - down) / 2e-6, gradient[i], 1e-7) << "element " << i;
+    }
+  };
+  check(&x, dx);
+  check(&gain, dgain);
+  check(&bias, dbias);
+}
+
 TEST_F(Pointwise, RopeBothLayoutsAndTheirInverse) {
   for (const bool interleaved : {false, true}) {
     for (const int64_t dim : {2, 6, 32, 36}) {
