@@ -67,9 +67,9 @@ class DsaIndexer final : public TokenIndexer {
   at::Tensor norm_mean_;
   at::Tensor norm_rstd_;
   // From KeepGradients to AddGradients.
-  at::Tensor dq_;         // [N, HI dI] T
-  at::Tensor dk_;         // [N, dI] T
-  at::Tensor dw_;         // [N, HI] T
+  at::Tensor dq_;          // [N, HI dI] T
+  at::Tensor dk_;          // [N, dI] T
+  at::Tensor dw_;          // [N, HI] T
   at::Tensor dnorm_gain_;  // [dI] S
   at::Tensor dnorm_bias_;
 };

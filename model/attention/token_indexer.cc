@@ -79,10 +79,9 @@ ScoreStatistics MeasureCached(const IndexerInputs& inputs) {
   WithType(inputs.q_NHI, [&](auto zero) {
     using T = decltype(zero);
     const CachedScores<T> cached(inputs);
-    KernelsOf(zero).statistics(
-        {cached.scores, s.mean_N.data_ptr<T>(), s.variance_N.data_ptr<T>(),
-         s.maximum_N.data_ptr<T>(), s.entropy_N.data_ptr<T>()},
-        {0, 1});
+    KernelsOf(zero).statistics({cached.scores, s.mean_N.data_ptr<T>(), s.variance_N.data_ptr<T>(),
+                                s.maximum_N.data_ptr<T>(), s.entropy_N.data_ptr<T>()},
+                               {0, 1});
   });
   return s;
 }
