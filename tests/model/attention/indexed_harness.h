@@ -91,7 +91,8 @@ inline std::vector<NamedShape> GsaTensors(const heddle::v1::ModelConfig& config)
   AddIndexer(gsa.n_indexer_heads(), gsa.d_indexer(), d, &tensors);
   tensors.push_back({"self_attn.indexer.weights_proj.bias", {gsa.n_indexer_heads()}});
   tensors.push_back({"self_attn.indexer.bias", {gsa.n_indexer_heads()}});
-  const int64_t width = gsa.gate_form() == heddle::v1::GsaConfig::GATE_FORM_PER_HEAD ? 1 : heads.dim;
+  const int64_t width =
+      gsa.gate_form() == heddle::v1::GsaConfig::GATE_FORM_PER_HEAD ? 1 : heads.dim;
   const auto gate = [&](const std::string& name, int64_t columns) {
     tensors.push_back({"self_attn." + name + ".weight", {columns, d}});
     tensors.push_back({"self_attn." + name + ".bias", {columns}});
@@ -127,10 +128,8 @@ inline IndexedFixture MakeIndexed(const heddle::v1::ModelConfig& config,
                                  f.shared.get());
   } else {
     f.harness = std::make_unique<LayerHarness>(
-        config, type, GsaTensors(config),
-        std::vector<NamedShape>{{"self_attn.indexer.vref", {1}}});
-    f.layer =
-        attention::MakeGsa(f.harness->config(), f.harness->storage(), f.harness->ropes());
+        config, type, GsaTensors(config), std::vector<NamedShape>{{"self_attn.indexer.vref", {1}}});
+    f.layer = attention::MakeGsa(f.harness->config(), f.harness->storage(), f.harness->ropes());
   }
   f.harness->ropes()->Ensure(64);
   f.harness->Randomize(seed);
@@ -155,8 +154,8 @@ inline std::vector<std::vector<int32_t>> SelectedKeys(const attention::Selection
     for (int64_t i = sets.offsets[static_cast<size_t>(t)];
          i < sets.offsets[static_cast<size_t>(t) + 1]; ++i) {
       const int32_t first = sets.first[static_cast<size_t>(i)];
-      const int64_t end = std::min<int64_t>(int64_t{first} + sets.width,
-                                            sets.end[static_cast<size_t>(t)]);
+      const int64_t end =
+          std::min<int64_t>(int64_t{first} + sets.width, sets.end[static_cast<size_t>(t)]);
       for (int32_t s = first; s < end; ++s) keys.push_back(s - start);
     }
     rows.push_back(keys);
@@ -183,11 +182,10 @@ inline at::Tensor DecodeAll(attention::IndexedLayer* layer, const at::Tensor& h,
     k.narrow(0, t, 1).copy_(rows.k_NJD);
     v.narrow(0, t, 1).copy_(rows.v_NJD);
     index_k.narrow(0, t, 1).copy_(rows.index.key_NI);
-    const attention::IndexedCache cache{k.narrow(0, 0, t + 1), v.narrow(0, 0, t + 1),
-                                        {index_k.narrow(0, 0, t + 1)}};
+    const attention::IndexedCache cache{
+        k.narrow(0, 0, t + 1), v.narrow(0, 0, t + 1), {index_k.narrow(0, 0, t + 1)}};
     const std::vector<int32_t> keys = layer->indexer().SelectCached(rows.index, 0, cache.index);
-    const at::Tensor o =
-        at::zeros({1, rows.q_NHD.size(1), rows.q_NHD.size(2)}, h.options());
+    const at::Tensor o = at::zeros({1, rows.q_NHD.size(1), rows.q_NHD.size(2)}, h.options());
     layer->Attend(rows, 0, cache, keys, o);
     layer->Output(rows, o, at::zeros(row.sizes(), h.options()), out.narrow(0, t, 1));
     if (selected != nullptr) selected->push_back(keys);
