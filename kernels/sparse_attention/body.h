@@ -1,15 +1,8 @@
-// Bodies of sparse attention, compiled once per instruction set; generic.cc also for double.
-//
-// Algorithm, per (row, key head), the query heads of its group together:
-//   forward:          for each tile of kTile keys of the row's set: S = q K^T, running maximum and
-//                     sum, out = out corr + P V; then out / sum, lse = maximum + ln sum
-//   backward_queries: delta = g.o; for each tile: S, dP = g V^T, dS = scale P (dP - delta),
-//                     dq += dS K
-//   backward_keys:    for each row that sees keys of the task: S, dP, dS; dv += P^T g, dk += dS^T q
-// A tile is the next kTile keys of the set, wherever they lie: neither the row range nor other
-// documents change it. Every score is one chain of products in order of the width and one lane sum,
-// whatever block it is computed in, so both passes of the backward see the bits of the forward.
-//
+// Bodies of sparse attention, compiled once per instruction set; generic.cc also for double. The
+// algorithm is drawn in README.md. A tile is the next kTile keys of the row's set, wherever they
+// lie: neither the row range nor other documents change it. Every score is one chain of products in
+// order of the width and one lane sum, whatever block it is computed in, so both passes of the
+// backward see the bits of the forward.
 // Memory map: 64 rows of K or V of width 128 are 32 KiB and pass through L1 once per group; scores
 // of 16 heads x 64 keys are 4 KiB on the stack; out, dq, dk, dv are accumulated in place.
 // Included by generic.cc, avx2.cc and avx512.cc only.
