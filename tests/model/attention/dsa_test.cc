@@ -28,7 +28,7 @@ using model_test::LayerHarness;
 using model_test::MakeIndexed;
 using model_test::MaxDifference;
 using model_test::RandomTensor;
-using model_test::Run;
+using model_test::RunLayer;
 using model_test::RunOptions;
 using model_test::RunResult;
 using model_test::SameBits;
@@ -69,7 +69,8 @@ TEST(Dsa, GoldenSelectionAndOutputOfTopSix) {
   const TestDocuments document({model_test::kInjectedRows});
   const at::Tensor h = model_test::InjectedInput();
   golden.harness->ZeroGradients();
-  const RunResult r = Run(golden.layer.get(), document, h, model_test::InjectedOutputGradient());
+  const RunResult r =
+      RunLayer(golden.layer.get(), document, h, model_test::InjectedOutputGradient());
   const auto keys = SelectedKeys(*golden.layer->selection(), document);
   EXPECT_EQ(keys[10], (std::vector<int32_t>{0, 3, 6, 7, 9, 10}));
   EXPECT_EQ(keys[20], (std::vector<int32_t>{2, 5, 8, 12, 15, 19}));
@@ -102,8 +103,8 @@ TEST(Dsa, GoldenScoresKlAndIndexerGradients) {
   RunOptions options;
   options.step.row_scale = 1.0 / model_test::kInjectedRows;
   const at::Tensor none = at::zeros(h.sizes(), h.options());
-  EXPECT_NEAR(Run(golden.layer.get(), document, h, none, options).losses.indexer, 0.1203683115346,
-              1e-12);
+  EXPECT_NEAR(RunLayer(golden.layer.get(), document, h, none, options).losses.indexer,
+              0.1203683115346, 1e-12);
   const auto squares = [&](const char* name) {
     const at::Tensor gradient = golden.harness->Gradient(name);
     return model_test::Summarize(ToVector(gradient.narrow(1, 0, 12))).sum_of_squares;
@@ -112,8 +113,8 @@ TEST(Dsa, GoldenScoresKlAndIndexerGradients) {
   EXPECT_NEAR(squares("self_attn.indexer.k_proj.weight"), 3.116860841e-04, 1e-12);
   EXPECT_NEAR(squares("self_attn.indexer.weights_proj.weight"), 1.754011332e-06, 1e-14);
   options.step.indexer_warmup = true;
-  EXPECT_NEAR(Run(golden.layer.get(), document, h, none, options).losses.indexer, 0.1258681289903,
-              1e-12);
+  EXPECT_NEAR(RunLayer(golden.layer.get(), document, h, none, options).losses.indexer,
+              0.1258681289903, 1e-12);
 }
 
 // ---- Section 13 ---------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ TEST(Dsa, D1X1EverythingVisibleFitsIntoTheSelectionIsDense) {
     std::vector<RunResult> runs;
     for (layers::Sublayer* layer : {dense.get(), static_cast<layers::Sublayer*>(f.layer.get())}) {
       f.harness->ZeroGradients();
-      runs.push_back(Run(layer, documents, h, dout));
+      runs.push_back(RunLayer(layer, documents, h, dout));
       gradients.push_back(f.harness->gradients().clone());
     }
     EXPECT_TRUE(f.layer->selection()->dense);
@@ -166,7 +167,7 @@ TEST(Dsa, D2SelectionsHaveMinOfKAndVisibleKeysAndNoFutureOrForeignOne) {
     const IndexedFixture f = MakeIndexed(model_test::DsaConfig(profile, 7));
     const TestDocuments documents({25, 0, 1, 7, 8, 40});
     const at::Tensor h = RandomTensor({documents.rows(), kWidth}, 64);
-    Run(f.layer.get(), documents, h, h);
+    RunLayer(f.layer.get(), documents, h, h);
     const KeySets& sets = f.layer->selection()->sets;
     EXPECT_FALSE(f.layer->selection()->dense);
     EXPECT_EQ(sets.width, 1);
@@ -194,7 +195,7 @@ TEST(Dsa, EqualScoresAreBrokenTowardsTheOldestOrTheNewestKey) {
     f.harness->Weight("self_attn.indexer.weights_proj.weight").zero_();
     const TestDocuments documents({12, 9});
     const at::Tensor h = RandomTensor({21, kWidth}, 65);
-    Run(f.layer.get(), documents, h, h);
+    RunLayer(f.layer.get(), documents, h, h);
     const auto keys = SelectedKeys(*f.layer->selection(), documents);
     EXPECT_EQ(keys[11],
               newest ? (std::vector<int32_t>{8, 9, 10, 11}) : (std::vector<int32_t>{0, 1, 2, 3}));
@@ -208,13 +209,13 @@ TEST(Dsa, D6ScalingAllHeadWeightsKeepsTheSelection) {
     const IndexedFixture f = MakeIndexed(model_test::DsaConfig(profile, 5));
     const TestDocuments documents({40});
     const at::Tensor h = RandomTensor({40, kWidth}, 66);
-    Run(f.layer.get(), documents, h, h);
+    RunLayer(f.layer.get(), documents, h, h);
     const auto before = SelectedKeys(*f.layer->selection(), documents);
     f.harness->Weight("self_attn.indexer.weights_proj.weight").mul_(7.5);
-    Run(f.layer.get(), documents, h, h);
+    RunLayer(f.layer.get(), documents, h, h);
     EXPECT_EQ(SelectedKeys(*f.layer->selection(), documents), before);
     f.harness->Weight("self_attn.indexer.weights_proj.weight").mul_(-1);
-    Run(f.layer.get(), documents, h, h);
+    RunLayer(f.layer.get(), documents, h, h);
     EXPECT_NE(SelectedKeys(*f.layer->selection(), documents), before);
   }
 }
@@ -293,19 +294,19 @@ TEST(Dsa, LayersThatShareASelectionFollowTheOneThatMadeIt) {
   const at::Tensor h = RandomTensor({29, kWidth}, 69);
   RunOptions options;
   options.step.row_scale = 0.1;
-  Run(full.layer.get(), documents, h, h, options);
-  const RunResult once = Run(sharing.get(), documents, h, h, options);
+  RunLayer(full.layer.get(), documents, h, h, options);
+  const RunResult once = RunLayer(sharing.get(), documents, h, h, options);
   EXPECT_EQ(once.losses.indexer, 0);
   EXPECT_EQ(full.layer->selection(), sharing->selection());
 
   // Recomputed after another batch went through the first layer: its own selection is kept.
-  Run(full.layer.get(), documents, h, h, options);
+  RunLayer(full.layer.get(), documents, h, h, options);
   options.recompute = true;
   options.between = [&] {
     const TestDocuments other({29});
-    Run(full.layer.get(), other, h.flip(0), h);
+    RunLayer(full.layer.get(), other, h.flip(0), h);
   };
-  const RunResult again = Run(sharing.get(), documents, h, h, options);
+  const RunResult again = RunLayer(sharing.get(), documents, h, h, options);
   EXPECT_TRUE(SameBits(once.out, again.out));
   EXPECT_TRUE(SameBits(once.dh, again.dh));
 }
@@ -406,7 +407,7 @@ Recall MeasureRecall(IndexedLayer* layer, const at::Tensor& h) {
   const TestDocuments document({kPlantedLength});
   layers::BufferPool pool;
   const IndexedRows rows = layer->Project(document.positions(), h, &pool);
-  Run(layer, document, h, h);
+  RunLayer(layer, document, h, h);
   const auto keys = SelectedKeys(*layer->selection(), document);
   const std::vector<double> q = ToVector(rows.q_NHD), k = ToVector(rows.k_NJD);
   Recall recall;
@@ -449,8 +450,8 @@ TEST(Dsa, D8WarmupTeachesTheIndexerToFindThePlantedKeys) {
       options.step.row_scale = 1.0 / kPlantedLength;
       options.step.indexer_warmup = true;
       f.harness->ZeroGradients();
-      last_loss = Run(f.layer.get(), TestDocuments({kPlantedLength}), h,
-                      at::zeros(h.sizes(), h.options()), options)
+      last_loss = RunLayer(f.layer.get(), TestDocuments({kPlantedLength}), h,
+                           at::zeros(h.sizes(), h.options()), options)
                       .losses.indexer;
       if (step == 0) first_loss = last_loss;
       adam.Step();

@@ -115,7 +115,7 @@ struct IndexedFixture {
   std::unique_ptr<attention::SharedSelection> shared;
   std::unique_ptr<attention::IndexedLayer> layer;
 
-  float* vref() { return harness->storage().Buffer("self_attn.indexer.vref"); }
+  float* vref() const { return harness->storage().Buffer("self_attn.indexer.vref"); }
 };
 
 inline IndexedFixture MakeIndexed(const heddle::v1::ModelConfig& config,

@@ -26,7 +26,7 @@ using model_test::IsTrainedByKl;
 using model_test::MakeIndexed;
 using model_test::MaxDifference;
 using model_test::RandomTensor;
-using model_test::Run;
+using model_test::RunLayer;
 using model_test::RunOptions;
 using model_test::RunResult;
 using model_test::SameBits;
@@ -105,11 +105,11 @@ TEST(IndexedLayer, C2C4C9PackedDocumentsOfAnyLengthEqualEachAlone) {
         douts.push_back(RandomTensor({length, kWidth}, 200 + static_cast<uint64_t>(length)));
       }
       f.harness->ZeroGradients();
-      const RunResult together = Run(f.layer.get(), packed, at::cat(hs), at::cat(douts));
+      const RunResult together = RunLayer(f.layer.get(), packed, at::cat(hs), at::cat(douts));
       const at::Tensor gradients = f.harness->gradients().clone();
       f.harness->ZeroGradients();
       for (size_t b = 0; b < order.size(); ++b) {
-        const RunResult alone = Run(f.layer.get(), TestDocuments({order[b]}), hs[b], douts[b]);
+        const RunResult alone = RunLayer(f.layer.get(), TestDocuments({order[b]}), hs[b], douts[b]);
         const auto rows = [&](const at::Tensor& t) {
           return t.narrow(0, packed.cu()[b], order[b]);
         };
@@ -127,7 +127,7 @@ TEST(IndexedLayer, C3DecodingTokenByTokenEqualsPrefill) {
     const at::Tensor h = RandomTensor({24, kWidth}, 12);
     const TestDocuments document({24});
     RunOptions options;
-    const RunResult prefill = Run(f.layer.get(), document, h, h, options);
+    const RunResult prefill = RunLayer(f.layer.get(), document, h, h, options);
     const std::vector<std::vector<int32_t>> expected =
         SelectedKeys(*f.layer->selection(), document);
     std::vector<std::vector<int32_t>> selected;
@@ -164,7 +164,7 @@ TEST(IndexedLayer, C5RunsRepeatBitForBitOnAnyNumberOfThreads) {
       for (const int count : {threads, threads, 1}) {
         at::set_num_threads(count);
         f.harness->ZeroGradients();
-        const RunResult r = Run(f.layer.get(), documents, h, dout, Training(1.0 / 108));
+        const RunResult r = RunLayer(f.layer.get(), documents, h, dout, Training(1.0 / 108));
         outs.push_back(r.out);
         dhs.push_back(r.dh);
         gradients.push_back(f.harness->gradients().clone());
@@ -259,7 +259,7 @@ class GradientCheck {
     EXPECT_GT(r.losses.indexer, 0) << name_;
     EXPECT_TRUE(AllZero(r.dh)) << name_ << " D4";
     const auto loss = [&] {
-      return Run(f_.layer.get(), documents_, h_, weights_of_out_, options).losses.indexer;
+      return RunLayer(f_.layer.get(), documents_, h_, weights_of_out_, options).losses.indexer;
     };
     for (const std::string& tensor : f_.harness->names()) {
       const at::Tensor gradient = f_.harness->Gradient(tensor).clone();
@@ -277,13 +277,13 @@ class GradientCheck {
  private:
   RunResult Analytic(const at::Tensor& dout, const RunOptions& options) {
     f_.harness->ZeroGradients();
-    return Run(f_.layer.get(), documents_, h_, dout, options);
+    return RunLayer(f_.layer.get(), documents_, h_, dout, options);
   }
 
   double MainLoss(RunOptions options) {
     options.backward = true;  // an inference has no stage 1
     const std::vector<double> out =
-        ToVector(Run(f_.layer.get(), documents_, h_, weights_of_out_, options).out);
+        ToVector(RunLayer(f_.layer.get(), documents_, h_, weights_of_out_, options).out);
     const std::vector<double> weights = ToVector(weights_of_out_);
     double sum = 0;
     for (size_t i = 0; i < out.size(); ++i) sum += out[i] * weights[i];
@@ -343,14 +343,14 @@ TEST(IndexedLayer, C10RecomputationChangesNoBit) {
         const at::Tensor h = RandomTensor({53, kWidth}, 31, 1.0, type);
         const at::Tensor dout = RandomTensor({53, kWidth}, 32, 1.0, type);
         f.harness->ZeroGradients();
-        const RunResult once = Run(f.layer.get(), documents, h, dout, Training(0.02, warmup));
+        const RunResult once = RunLayer(f.layer.get(), documents, h, dout, Training(0.02, warmup));
         const at::Tensor gradients = f.harness->gradients().clone();
         const std::vector<double> counted(f.layer->statistics().begin(),
                                           f.layer->statistics().end());
         std::ranges::fill(f.layer->statistics(), 0.0);
         f.harness->ZeroGradients();
         const RunResult again =
-            Run(f.layer.get(), documents, h, dout, Training(0.02, warmup, /*recompute=*/true));
+            RunLayer(f.layer.get(), documents, h, dout, Training(0.02, warmup, /*recompute=*/true));
         EXPECT_TRUE(SameBits(once.out, again.out)) << variant.name;
         EXPECT_TRUE(SameBits(once.dh, again.dh)) << variant.name;
         EXPECT_TRUE(SameBits(gradients, f.harness->gradients())) << variant.name;
@@ -367,7 +367,7 @@ TEST(IndexedLayer, D10RecomputationUsesTheSavedSelection) {
     const TestDocuments documents({30});
     const at::Tensor h = RandomTensor({30, kWidth}, 33);
     const at::Tensor dout = RandomTensor({30, kWidth}, 34);
-    const RunResult once = Run(f.layer.get(), documents, h, dout, Training(0));
+    const RunResult once = RunLayer(f.layer.get(), documents, h, dout, Training(0));
     const auto keys = SelectedKeys(*f.layer->selection(), documents);
     // Other indexer weights would select other keys: the recomputation must not look at them.
     RunOptions options = Training(0, false, /*recompute=*/true);
@@ -376,7 +376,7 @@ TEST(IndexedLayer, D10RecomputationUsesTheSavedSelection) {
         if (IsIndexer(name)) f.harness->Weight(name).mul_(-1.5);
       }
     };
-    const RunResult again = Run(f.layer.get(), documents, h, dout, options);
+    const RunResult again = RunLayer(f.layer.get(), documents, h, dout, options);
     EXPECT_EQ(SelectedKeys(*f.layer->selection(), documents), keys) << variant.name;
     EXPECT_TRUE(SameBits(once.dh, again.dh)) << variant.name;
     Infer(f.layer.get(), documents, h);
@@ -391,8 +391,8 @@ TEST(IndexedLayer, D5WarmupIsDenseAndTrainsNothingButTheIndexer) {
     const TestDocuments documents({30, 8});
     const at::Tensor h = RandomTensor({38, kWidth}, 35);
     f.harness->ZeroGradients();
-    const RunResult r =
-        Run(f.layer.get(), documents, h, at::zeros(h.sizes(), h.options()), Training(0.1, true));
+    const RunResult r = RunLayer(f.layer.get(), documents, h, at::zeros(h.sizes(), h.options()),
+                                 Training(0.1, true));
     EXPECT_TRUE(f.layer->selection()->dense);
     EXPECT_EQ(f.layer->selection()->sets.pairs(), 30 * 31 / 2 + 8 * 9 / 2);
     EXPECT_TRUE(AllZero(r.dh));
@@ -413,7 +413,7 @@ TEST(IndexedLayer, TheKlLeavesTheMainGradientsAlone) {
       std::vector<std::vector<at::Tensor>> gradients;
       for (const double row_scale : {0.0, 0.4}) {
         f.harness->ZeroGradients();
-        runs.push_back(Run(f.layer.get(), documents, h, dout, Training(row_scale, warmup)));
+        runs.push_back(RunLayer(f.layer.get(), documents, h, dout, Training(row_scale, warmup)));
         gradients.emplace_back();
         for (const std::string& name : f.harness->names()) {
           if (!IsIndexer(name)) gradients.back().push_back(f.harness->Gradient(name).clone());
@@ -438,7 +438,8 @@ TEST(IndexedLayer, KlWeightAndRowScaleScaleLossAndGradients) {
       if (attention->has_gsa()) attention->mutable_gsa()->set_kl_weight(weight);
       const IndexedFixture f = Build(variant);
       const at::Tensor h = RandomTensor({30, kWidth}, 38);
-      losses.push_back(Run(f.layer.get(), TestDocuments({30}), h, h, Training(0.5)).losses.indexer);
+      losses.push_back(
+          RunLayer(f.layer.get(), TestDocuments({30}), h, h, Training(0.5)).losses.indexer);
       gradients.push_back(f.harness->Gradient("self_attn.indexer.k_proj.weight").clone());
     }
     EXPECT_EQ(losses[0], 0);
@@ -462,7 +463,8 @@ TEST(IndexedLayer, Fp32AndBf16FollowFp64) {
       const auto rounded = [&](uint64_t seed) {
         return RandomTensor({43, kWidth}, seed).to(at::kBFloat16).to(type);
       };
-      RunResult r = Run(f.layer.get(), documents, rounded(41), rounded(42), Training(0.1, true));
+      RunResult r =
+          RunLayer(f.layer.get(), documents, rounded(41), rounded(42), Training(0.1, true));
       return std::tuple(r.out, r.dh, f.harness->gradients().clone(), r.losses.indexer);
     };
     const auto [out, dh, gradients, loss] = run(at::kDouble);
@@ -509,7 +511,7 @@ TEST(IndexedLayer, K5MemoryGrowsLinearlyWithTheLength) {
       const at::Tensor h = RandomTensor({length, 32}, 51, 1.0, at::kFloat);
       ResetPeak();
       const int64_t before = PeakBytes();
-      Run(f.layer.get(), TestDocuments({length}), h, h, Training(1.0 / length));
+      RunLayer(f.layer.get(), TestDocuments({length}), h, h, Training(1.0 / length));
       peaks.push_back(PeakBytes() - before);
     }
     std::printf("%s peak bytes at L 1024, 4096, 8192: %lld %lld %lld\n", gsa ? "gsa" : "dsa",

@@ -195,8 +195,9 @@ struct RunResult {
 };
 
 // Forward and backward of one micro-batch; dout is dL/dout. The residual is 0.
-inline RunResult Run(layers::Sublayer* layer, const TestDocuments& documents, const at::Tensor& h,
-                     const at::Tensor& dout, const RunOptions& options = {}) {
+inline RunResult RunLayer(layers::Sublayer* layer, const TestDocuments& documents,
+                          const at::Tensor& h, const at::Tensor& dout,
+                          const RunOptions& options = {}) {
   layers::BufferPool kept, scratch;
   const layers::Documents view = documents.view();
   RunResult result;
@@ -235,7 +236,7 @@ inline at::Tensor Infer(layers::Sublayer* layer, const TestDocuments& documents,
                         const at::Tensor& h) {
   RunOptions options;
   options.backward = false;
-  return Run(layer, documents, h, at::Tensor(), options).out;
+  return RunLayer(layer, documents, h, at::Tensor(), options).out;
 }
 
 // Cache rows of an inference over the documents, copied.
