@@ -133,13 +133,12 @@ void DequantizeF32(const Dequantize<float>& p, Rows rows) {
   const int64_t groups = p.layout.groups();
   const bool e4m3 = p.layout.format == Format::kE4m3;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t from = p.index == nullptr ? row : p.index[row];
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = g * p.layout.group;
       const int64_t rest = p.layout.columns - first;
       const int64_t width = rest < p.layout.group ? rest : p.layout.group;
-      const float scale = p.scales[from * groups + g];
-      const uint8_t* codes = p.codes + from * p.layout.columns + first;
+      const float scale = p.scales[row * groups + g];
+      const uint8_t* codes = p.codes + row * p.layout.columns + first;
       float* out = p.out + row * p.layout.columns + first;
       if (e4m3) {
         for (int64_t i = 0; i < width; ++i) out[i] = kDecode.value[codes[i]] * scale;

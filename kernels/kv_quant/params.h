@@ -40,9 +40,8 @@ struct Quantize {
 template <typename T>
 struct Dequantize {
   Layout layout;
-  const uint8_t* codes = nullptr;  // [any, columns]
-  const float* scales = nullptr;   // [any, groups]
-  const int32_t* index = nullptr;  // [rows] row to read for each row written; null: the same
+  const uint8_t* codes = nullptr;  // [rows, columns]
+  const float* scales = nullptr;   // [rows, groups]
   T* out = nullptr;                // [rows, columns] contiguous
 };
 

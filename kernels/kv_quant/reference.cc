@@ -79,13 +79,12 @@ void QuantizeReference(const Quantize<double>& p, Rows rows) {
 void DequantizeReference(const Dequantize<double>& p, Rows rows) {
   const int64_t columns = p.layout.columns;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t from = p.index == nullptr ? row : p.index[row];
     for (int64_t i = 0; i < columns; ++i) {
-      const uint8_t code = p.codes[from * columns + i];
+      const uint8_t code = p.codes[row * columns + i];
       const double value = p.layout.format == Format::kE4m3
                                ? static_cast<double>(E4m3Value(code))
                                : static_cast<double>(static_cast<int8_t>(code));
-      const float scale = p.scales[from * p.layout.groups() + i / p.layout.group];
+      const float scale = p.scales[row * p.layout.groups() + i / p.layout.group];
       p.out[row * columns + i] = value * static_cast<double>(scale);
     }
   }
