@@ -62,7 +62,8 @@ std::vector<Verb> ModelVerbs() {
       Make({"model", "export"}, "DIR|CKPT --out HF_DIR: write a Hugging Face folder"),
       Make({"generate"},
            "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
-           "[--top-p P] [--seed S]")};
+           "[--top-p P] [--seed S] [memory.kv_cache.quantization=fp8]; repeat --prompt for a "
+           "batch")};
 }
 
 }  // namespace heddle::cli

@@ -81,9 +81,12 @@ void Declare(CLI::App* app, Options* options) {
   heddle::tool::GenerateVerbOptions* g = &options->generate;
   AddSource(generate, &g->source);
   AddOutput(generate, options);
-  generate->add_option("overrides", g->overrides, "memory.kv_cache.quantization=none");
-  generate->add_option("--prompt", g->prompt, "Text");
-  generate->add_option("--ids", g->ids, "Token ids 1,2,3")->delimiter(',');
+  generate->add_option("overrides", g->overrides, "memory.kv_cache.quantization=fp8 ...");
+  // One value per occurrence, so that an override may follow.
+  generate->add_option("--prompt", g->prompts, "Text; repeat it for a batch")
+      ->allow_extra_args(false);
+  generate->add_option("--ids", g->ids, "Token ids 1,2,3; repeat it for a batch")
+      ->allow_extra_args(false);
   generate->add_option("--max-new-tokens", g->max_new_tokens, "Tokens to add");
   generate->add_option("--temperature", g->temperature, "0: greedy");
   generate->add_option("--top-k", g->top_k, "0: all");

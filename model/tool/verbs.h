@@ -35,16 +35,18 @@ Status RunLogits(const LogitsOptions& options);
 
 struct GenerateVerbOptions {
   SourceOptions source;
-  std::string prompt;
-  std::vector<int64_t> ids;
+  std::vector<std::string> prompts;  // several: one batch
+  std::vector<std::string> ids;      // the same as "1,2,3"
   int64_t max_new_tokens = 64;
   double temperature = 0.0;
   int64_t top_k = 0;
   double top_p = 1.0;
   uint64_t seed = 0;
-  std::vector<std::string> overrides;  // memory.kv_cache.quantization=none
+  // memory.kv_cache.quantization=fp8 ..., over what a checkpoint's run says.
+  std::vector<std::string> overrides;
   bool json = false;
 };
+// Sampled draws of prompt i depend on (seed, i, position) only.
 Status RunGenerate(const GenerateVerbOptions& options);
 
 struct ExportVerbOptions {
