@@ -151,10 +151,14 @@ class NsaModel {
     storage_.gradients = gradients_.data_ptr();
     storage_.type = type;
     layer_ = MakeNsa(config_, storage_, &ropes_);
-    // Large enough that gates, probabilities and selections differ from row to row.
+    // Large enough that gates, probabilities and selections differ from row to row, small enough
+    // that no softmax saturates.
     for (const model::TensorSpec& spec : plan_.tensors) {
       at::Tensor weight = storage_.Weight(spec.name.substr(std::string("model.layers.0.").size()));
-      weight.copy_(RandomTensor(weight.sizes(), static_cast<uint64_t>(spec.offset + 1), 0.35));
+      const double scale = spec.elements > sizes.kv_heads * sizes.kernel_size * sizes.dim
+                               ? 1.2 / std::sqrt(static_cast<double>(spec.shape[1]))
+                               : 0.35;
+      weight.copy_(RandomTensor(weight.sizes(), static_cast<uint64_t>(spec.offset + 1), scale));
     }
   }
 

