@@ -2,7 +2,7 @@
 
 #include <ATen/ops/from_blob.h>
 
-#include "base/status/status.h"
+#include "heddle/v1/config.pb.h"
 #include "model/layers/layers.h"
 
 namespace heddle::model {
@@ -37,6 +37,22 @@ at::Tensor ViewTensor(const ModelPlan& plan, const std::string& name, void* flat
   return at::from_blob(data, spec->shape, at::TensorOptions().dtype(type));
 }
 
+Status CheckBlocks(const heddle::v1::ModelConfig& config) {
+  using heddle::v1::ModelConfig;
+  bool known = config.ffn() == ModelConfig::FFN_SWIGLU &&
+               config.norm() == ModelConfig::NORM_RMSNORM && config.moe().n_experts() == 0 &&
+               !config.attention().qkv_bias();
+  for (int layer = 0; layer < config.n_layers(); ++layer) {
+    const heddle::v1::AttentionKind kind = LayerKind(config, layer);
+    known = known &&
+            (kind == heddle::v1::ATTENTION_KIND_DENSE || kind == heddle::v1::ATTENTION_KIND_SWA);
+  }
+  return known ? OkStatus()
+               : InvalidArgument(
+                     "model: blocks of dense and swa attention with swiglu and rmsnorm "
+                     "are all that is composed here");
+}
+
 BlockTensors ViewBlock(const ModelPlan& plan, int layer, void* flat, at::ScalarType type) {
   const std::string prefix = Str("model.layers.", layer, ".");
   const auto rows = [&](const char* name) { return plan.Find(prefix + name)->shape[0]; };
@@ -61,7 +77,7 @@ HeadViews SplitHeads(const Heads& heads, const at::Tensor& qkv) {
 }
 
 void BlockForward(const BlockTensors& w, const BlockContext& context, const at::Tensor& x,
-                  const at::Tensor& y, bool keep, BufferPool* pool, BlockSaved* s) {
+                  const at::Tensor& y, bool keep, layers::BufferPool* pool, BlockSaved* s) {
   const int64_t n = x.size(0);
   const int64_t d = x.size(1);
   const at::ScalarType type = x.scalar_type();
@@ -95,7 +111,7 @@ void BlockForward(const BlockTensors& w, const BlockContext& context, const at::
 }
 
 void BlockBackward(const BlockTensors& w, const BlockTensors& dw, const BlockContext& context,
-                   BlockSaved* s, BufferPool* scratch, const at::Tensor& gradient) {
+                   BlockSaved* s, layers::BufferPool* scratch, const at::Tensor& gradient) {
   const int64_t n = gradient.size(0);
   const int64_t d = gradient.size(1);
   const at::ScalarType type = gradient.scalar_type();

@@ -14,8 +14,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "base/status/status.h"
 #include "model/attention/attention.h"
-#include "model/buffer_pool.h"
+#include "model/layers/buffer_pool.h"
 #include "model/layers/rope.h"
 #include "model/model_plan.h"
 
@@ -35,6 +36,9 @@ BlockTensors ViewBlock(const ModelPlan& plan, int layer, void* flat, at::ScalarT
 // A view of one tensor of the plan. REQUIRES: the name exists.
 at::Tensor ViewTensor(const ModelPlan& plan, const std::string& name, void* flat,
                       at::ScalarType type);
+
+// INVALID_ARGUMENT names what the functions below do not compute.
+Status CheckBlocks(const heddle::v1::ModelConfig& config);
 
 struct BlockContext {
   Heads heads;
@@ -69,11 +73,11 @@ HeadViews SplitHeads(const Heads& heads, const at::Tensor& qkv_NC);
 // Writes y, or, if y is undefined, stops at what the backward needs (recomputation). `keep`: a
 // backward will follow, so the attention saves what it needs.
 void BlockForward(const BlockTensors& weights, const BlockContext& context, const at::Tensor& x_ND,
-                  const at::Tensor& y_ND, bool keep, BufferPool* pool, BlockSaved* saved);
+                  const at::Tensor& y_ND, bool keep, layers::BufferPool* pool, BlockSaved* saved);
 
 // gradient_ND: dL/dy on entry, dL/dx on return. Adds to `gradients`, overwrites `saved`.
 void BlockBackward(const BlockTensors& weights, const BlockTensors& gradients,
-                   const BlockContext& context, BlockSaved* saved, BufferPool* scratch,
+                   const BlockContext& context, BlockSaved* saved, layers::BufferPool* scratch,
                    const at::Tensor& gradient_ND);
 
 }  // namespace heddle::model

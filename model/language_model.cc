@@ -11,7 +11,7 @@
 #include "heddle/v1/config.pb.h"
 #include "model/attention/attention.h"
 #include "model/block.h"
-#include "model/buffer_pool.h"
+#include "model/layers/buffer_pool.h"
 #include "model/layers/layers.h"
 #include "model/layers/rope.h"
 #include "model/packed_batch.h"
@@ -77,8 +77,8 @@ class LanguageModelImpl : public LanguageModel {
   std::vector<BlockTensors> weights_;
   std::vector<BlockTensors> gradients_;
 
-  BufferPool kept_;
-  BufferPool scratch_;
+  layers::BufferPool kept_;
+  layers::BufferPool scratch_;
   std::vector<at::Tensor> inputs_;  // inputs_[l] of block l, inputs_[layers_] of the head
   std::vector<BlockSaved> saved_;
 };
@@ -284,6 +284,7 @@ StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
 StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
     const heddle::v1::ModelConfig& config, ParameterStore* store, LanguageModelOptions options) {
   ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config));
+  RETURN_IF_ERROR(CheckBlocks(config));
   if (plan.flat_elements != store->plan().flat_elements ||
       plan.tensors.size() != store->plan().tensors.size()) {
     return InvalidArgument("parameters: the store was made for another model");

@@ -11,7 +11,7 @@
 #include "heddle/v1/config.pb.h"
 #include "model/attention/attention.h"
 #include "model/block.h"
-#include "model/buffer_pool.h"
+#include "model/layers/buffer_pool.h"
 #include "model/inference/kv_cache.h"
 #include "model/layers/layers.h"
 #include "model/layers/rope.h"
@@ -59,7 +59,7 @@ class DecoderImpl : public Decoder {
   at::Tensor head_VD_;
   std::vector<BlockTensors> weights_;
   std::vector<std::unique_ptr<KvCache>> caches_;
-  model::BufferPool pool_;
+  layers::BufferPool pool_;
   int64_t length_ = 0;
 };
 
@@ -206,6 +206,7 @@ StatusOr<std::vector<float>> DecoderImpl::Feed(std::span<const int64_t> ids) {
 StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const heddle::v1::ModelConfig& config,
                                                    model::ParameterStore* store) {
   ASSIGN_OR_RETURN(const model::ModelPlan plan, model::PlanModel(config));
+  RETURN_IF_ERROR(model::CheckBlocks(config));
   if (plan.flat_elements != store->plan().flat_elements) {
     return InvalidArgument("parameters: the store was made for another model");
   }
