@@ -1,14 +1,8 @@
-// The selection in float, compiled once per instruction set. One (row, key head) at a time:
-//
-//   1. Tiles of 16 windows; for each head of the group 16 dot products of D / 16 vectors, folded
-//      into one vector of 16 logits by a tree of shuffles; exp; summed over heads in registers.
-//      Every window takes the same sequence of instructions wherever it stands in its tile, so its
-//      probability has the same bits in prefill, decode, recomputation and any batch.
-//   2. The probabilities, in the order of windows, go to the one or two blocks they overlap.
-//   3. One pass over the blocks that are not forced keeps the best in order.
-//
-// Memory map: a tile of keys (16 x D floats) stays in L1 for the heads of the group; one row of
-// probabilities, one of scores. Included by generic.cc, avx2.cc and avx512.cc only.
+// The selection in float, compiled once per instruction set; one (row, key head) at a time. Memory
+// map: a tile of keys (16 x D floats) stays in L1 for the heads of the group; one row of
+// probabilities, one of scores. Every window takes the same sequence of instructions wherever it
+// stands in its tile, so its probability has the same bits in prefill, decode, recomputation and
+// any batch. Included by generic.cc, avx2.cc and avx512.cc only.
 #pragma once
 
 #include "kernels/block_selection/params.h"
@@ -47,6 +41,8 @@ inline F16 SumEach(const F16 v[kLanes]) {
 }
 
 // --- Probabilities ------------------------------------------------------------------------------
+// Tiles of 16 windows; for each head of the group 16 dot products of D / 16 vectors, folded into
+// one vector of logits by a tree of shuffles; exp; the sum over heads stays in a register.
 
 // Dot products of a query with 16 keys.
 inline F16 Logits(const float* query, const float* const key[kLanes], int64_t dim) {
@@ -88,6 +84,7 @@ inline void WindowProbabilities(const Selection<float>& p, int64_t row, int64_t 
 }
 
 // --- Scores -------------------------------------------------------------------------------------
+// Probabilities, in the order of windows, go to the one or two blocks that they overlap.
 
 inline void BlockScores(const Shape& s, const float* probability, int64_t windows, int64_t blocks,
                         float* score) {
@@ -112,6 +109,7 @@ inline bool IsNan(float x) { return x != x; }
 inline bool Better(float a, float b) { return IsNan(b) ? !IsNan(a) : a > b; }
 
 // --- The best blocks ----------------------------------------------------------------------------
+// One pass over the blocks that are not forced keeps the best of them in order.
 
 // best_* hold the `room` best of blocks [begin, end), best first, lower block first among equals.
 inline void KeepBest(const float* score, int64_t begin, int64_t end, int64_t room,
