@@ -44,9 +44,9 @@ def override_unknown(c, data):
     refused(c.heddle("submit", path, "training.max_step=3", ok=False), 2, "training.max_step", "training.max_steps")
 
 
-def unsupported_kind_is_refused(c, data):
+def unsupported_option_is_refused(c, data):
     path = write_config(c, data, name="bad4")
-    refused(c.heddle("submit", path, "model.attention.kind=nsa", ok=False), 2, "nsa")
+    refused(c.heddle("submit", path, "model.dropout=0.1", ok=False), 2, "dropout")
 
 
 def yaml_bomb(c, data):
