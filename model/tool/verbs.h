@@ -49,6 +49,17 @@ struct GenerateVerbOptions {
 // Sampled draws of prompt i depend on (seed, i, position) only.
 Status RunGenerate(const GenerateVerbOptions& options);
 
+struct RecallOptions {
+  SourceOptions source;
+  std::string data;  // packed data set
+  int64_t tokens = 4096;
+  int64_t sequence_length = 1024;  // longer documents are cut
+  uint64_t seed = 0;               // of the random selections
+  bool json = false;
+};
+// Attention mass on the keys that the model's indexers select, beside random selections.
+Status RunRecall(const RecallOptions& options);
+
 struct ExportVerbOptions {
   SourceOptions source;
   std::string out;

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -27,7 +30,16 @@ inline std::vector<NamedConfig> EveryKind() {
 
 // Largest difference of two tensors of one shape.
 inline double Worst(const at::Tensor& a, const at::Tensor& b) {
-  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+  EXPECT_EQ(a.sizes(), b.sizes());
+  const at::Tensor x = a.to(at::kDouble).contiguous();
+  const at::Tensor y = b.to(at::kDouble).contiguous();
+  double worst = 0;
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    const double difference = std::abs(x.data_ptr<double>()[i] - y.data_ptr<double>()[i]);
+    // A NaN on either side is the worst of all.
+    worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+  }
+  return worst;
 }
 
 // Feeds one sequence; returns its logits [V].

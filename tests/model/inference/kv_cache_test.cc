@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/attention/reference.h"
+#include "model/attention/gqa_layer.h"
 #include "model/inference/decode_attention.h"
 #include "model/store_views.h"
 #include "tests/model/golden.h"
@@ -261,7 +262,7 @@ TEST(Decoder, F5ASwitchBetweenTwoTokensLosesNothing) {
     for (size_t t = 0; t < 40; ++t) {
       const at::Tensor one = FeedOne(always.get(), a, std::span(batch.ids).subspan(t, 1));
       const at::Tensor other = FeedOne(later.get(), b, std::span(batch.ids).subspan(t, 1));
-      if (t >= 25) ASSERT_EQ(Worst(one, other), 0.0) << t;
+      ASSERT_LE(Worst(one, other), t < 25 ? 0.05 : 0.0) << t;
     }
   }
 }
