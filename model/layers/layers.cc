@@ -63,10 +63,60 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tens
   AddBlockSums(sums, 0, dgain);
 }
 
+void LayerNorm(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& bias, double eps,
+               const at::Tensor& y, const at::Tensor& rstd) {
+  const int64_t width = x.size(1);
+  CheckMatrix(x, x.size(0), width, gain.scalar_type());
+  CheckMatrix(y, x.size(0), width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(bias, width, x.scalar_type());
+  CheckVector(rstd, x.size(0), StatisticsTypeOf(x));
+  const pw::LayerNormForward p{width,           eps,          x.data_ptr(),   gain.data_ptr(),
+                               bias.data_ptr(), y.data_ptr(), rstd.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.layer_norm_forward(p, rows); });
+}
+
+void LayerNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& rstd,
+                       const at::Tensor& dy, const at::Tensor& residual, const at::Tensor& dx,
+                       const at::Tensor& dgain, const at::Tensor& dbias) {
+  const int64_t n = x.size(0);
+  const int64_t width = x.size(1);
+  const at::ScalarType statistics = StatisticsTypeOf(x);
+  CheckMatrix(x, n, width, gain.scalar_type());
+  CheckMatrix(dy, n, width, x.scalar_type());
+  CheckMatrix(dx, n, width, x.scalar_type());
+  if (residual.defined()) CheckMatrix(residual, n, width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(rstd, n, statistics);
+  CheckVector(dgain, width, statistics);
+  CheckVector(dbias, width, statistics);
+  pw::LayerNormBackward p;
+  p.width = width;
+  p.x = x.data_ptr();
+  p.gain = gain.data_ptr();
+  p.rstd = rstd.data_ptr();
+  p.dy = dy.data_ptr();
+  p.residual = residual.defined() ? residual.data_ptr() : nullptr;
+  p.dx = dx.data_ptr();
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  const int64_t bias_at = width * rstd.element_size();
+  const at::Tensor sums =
+      BlockSums(n, 2 * width, statistics, [&](pw::RowRange rows, void* block_sums) {
+        pw::LayerNormBackward q = p;
+        q.dgain = block_sums;
+        q.dbias = static_cast<char*>(block_sums) + bias_at;
+        kernels.layer_norm_backward(q, rows);
+      });
+  AddBlockSums(sums, 0, dgain);
+  AddBlockSums(sums, width, dbias);
+}
+
 void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor& rows) {
   HEDDLE_CHECK(rows.dim() == 2 && rows.stride(1) == 1);
   HEDDLE_CHECK(static_cast<int64_t>(args.positions.size()) == rows.size(0));
-  HEDDLE_CHECK(args.heads * args.head_dim <= rows.size(1));
+  const int64_t head_stride = args.head_stride > 0 ? args.head_stride : args.head_dim;
+  HEDDLE_CHECK((args.heads - 1) * head_stride + args.head_dim <= rows.size(1));
   HEDDLE_CHECK(tables.cosine().scalar_type() == StatisticsTypeOf(rows));
   pw::Rope p;
   p.heads = args.heads;
@@ -79,7 +129,7 @@ void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor&
   p.from = rows.data_ptr();
   p.to = rows.data_ptr();
   p.from_row = p.to_row = rows.stride(0);
-  p.from_head = p.to_head = args.head_dim;
+  p.from_head = p.to_head = head_stride;
   const pw::Table& kernels = pw::Kernels(ElementOf(rows));
   ForRows(rows.size(0), [&](pw::RowRange range) { kernels.rope(p, range); });
 }

@@ -44,23 +44,19 @@ void Norm::Forward(const at::Tensor& x, const at::Tensor& y, const at::Tensor& s
     RmsNorm(x, gain_D_, eps_, y, saved);
     return;
   }
+  if (kind_ == NormKind::kLayer) {
+    LayerNorm(x, gain_D_, bias_D_, eps_, y, saved);
+    return;
+  }
   CheckMatrix(x, x.size(0), width, gain_D_.scalar_type());
   CheckMatrix(y, x.size(0), width, x.scalar_type());
   CheckVector(gain_D_, width, x.scalar_type());
   CheckVector(bias_D_, width, x.scalar_type());
+  const pw::DytForward p{
+      width,       x.data_ptr(), alpha_1_.data_ptr(), gain_D_.data_ptr(), bias_D_.data_ptr(),
+      y.data_ptr()};
   const pw::Table& kernels = pw::Kernels(ElementOf(x));
-  if (kind_ == NormKind::kDyt) {
-    const pw::DytForward p{
-        width,       x.data_ptr(), alpha_1_.data_ptr(), gain_D_.data_ptr(), bias_D_.data_ptr(),
-        y.data_ptr()};
-    ForRows(x.size(0), [&](pw::RowRange rows) { kernels.dyt_forward(p, rows); });
-    return;
-  }
-  CheckVector(saved, x.size(0), StatisticsTypeOf(x));
-  const pw::LayerNormForward p{
-      width,           eps_, x.data_ptr(), gain_D_.data_ptr(), bias_D_.data_ptr(), y.data_ptr(),
-      saved.data_ptr()};
-  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.layer_norm_forward(p, rows); });
+  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.dyt_forward(p, rows); });
 }
 
 void Norm::Backward(const at::Tensor& x, const at::Tensor& saved, const at::Tensor& dy,
@@ -69,40 +65,15 @@ void Norm::Backward(const at::Tensor& x, const at::Tensor& saved, const at::Tens
     RmsNormBackward(x, gain_D_, saved, dy, residual, dx, gain_gradient_D_);
     return;
   }
+  if (kind_ == NormKind::kLayer) {
+    LayerNormBackward(x, gain_D_, saved, dy, residual, dx, gain_gradient_D_, bias_gradient_D_);
+    return;
+  }
   CheckMatrix(x, x.size(0), gain_D_.numel(), gain_D_.scalar_type());
   CheckMatrix(dy, x.size(0), x.size(1), x.scalar_type());
   CheckMatrix(dx, x.size(0), x.size(1), x.scalar_type());
   if (residual.defined()) CheckMatrix(residual, x.size(0), x.size(1), x.scalar_type());
-  if (kind_ == NormKind::kLayer) {
-    LayerNormBackward(x, saved, dy, residual, dx);
-  } else {
-    DytBackward(x, dy, residual, dx);
-  }
-}
-
-void Norm::LayerNormBackward(const at::Tensor& x, const at::Tensor& saved, const at::Tensor& dy,
-                             const at::Tensor& residual, const at::Tensor& dx) const {
-  const int64_t width = x.size(1);
-  CheckVector(saved, x.size(0), StatisticsTypeOf(x));
-  pw::LayerNormBackward p;
-  p.width = width;
-  p.x = x.data_ptr();
-  p.gain = gain_D_.data_ptr();
-  p.rstd = saved.data_ptr();
-  p.dy = dy.data_ptr();
-  p.residual = residual.defined() ? residual.data_ptr() : nullptr;
-  p.dx = dx.data_ptr();
-  const pw::Table& kernels = pw::Kernels(ElementOf(x));
-  const int64_t bias_at = width * saved.element_size();
-  const at::Tensor sums = BlockSums(x.size(0), 2 * width, saved.scalar_type(),
-                                    [&](pw::RowRange rows, void* block_sums) {
-                                      pw::LayerNormBackward q = p;
-                                      q.dgain = block_sums;
-                                      q.dbias = static_cast<char*>(block_sums) + bias_at;
-                                      kernels.layer_norm_backward(q, rows);
-                                    });
-  AddBlockSums(sums, 0, gain_gradient_D_);
-  AddBlockSums(sums, width, bias_gradient_D_);
+  DytBackward(x, dy, residual, dx);
 }
 
 void Norm::DytBackward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& residual,

@@ -39,8 +39,6 @@ class Norm {
                 const at::Tensor& residual_ND, const at::Tensor& dx_ND) const;
 
  private:
-  void LayerNormBackward(const at::Tensor& x, const at::Tensor& saved, const at::Tensor& dy,
-                         const at::Tensor& residual, const at::Tensor& dx) const;
   void DytBackward(const at::Tensor& x, const at::Tensor& dy, const at::Tensor& residual,
                    const at::Tensor& dx) const;
 

@@ -156,12 +156,14 @@ TEST(ModelPlan, NamesEveryProblemAtOnce) {
   ModelConfig config = TinyDense();
   config.set_n_kv_heads(3);
   config.set_head_dim(33);
-  config.set_norm(ModelConfig::NORM_LAYERNORM);
-  config.mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_NSA);
+  config.set_dropout(0.1);
+  config.set_norm_eps(0);
+  config.mutable_attention()->mutable_nsa()->set_topk(2);
   const Status status = PlanModel(config).status();
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   for (const char* key :
-       {"model.n_kv_heads", "model.head_dim", "model.norm", "model.attention.kind"}) {
+       {"model.n_kv_heads", "model.head_dim", "model.dropout", "model.norm_eps",
+        "model.attention.nsa.topk"}) {
     EXPECT_NE(Message(status).find(key), std::string::npos) << key << " in " << status;
   }
 }
