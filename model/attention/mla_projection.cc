@@ -15,6 +15,9 @@ namespace {
 using layers::BufferPool;
 using layers::LayerStorage;
 
+constexpr char kQueryNorm[] = "self_attn.q_a_layernorm";
+constexpr char kLatentNorm[] = "self_attn.kv_a_layernorm";
+
 MlaMatrices View(const MlaShape& shape, const std::function<at::Tensor(const std::string&)>& view) {
   MlaMatrices m;
   if (shape.query_latent > 0) {
@@ -31,11 +34,10 @@ MlaMatrices View(const MlaShape& shape, const std::function<at::Tensor(const std
   return m;
 }
 
-// The plan gives LayerNorm a bias (mla.latent_norm).
-layers::Norm MakeNorm(const MlaShape& shape, const LayerStorage& storage, const std::string& name) {
-  const bool layernorm = storage.Has(name + ".bias");
-  return layers::Norm(layernorm ? layers::NormKind::kLayer : layers::NormKind::kRms, shape.norm_eps,
-                      storage, name);
+layers::NormKind LatentNormKind(const heddle::v1::ModelConfig& config) {
+  return config.attention().mla().latent_norm() == heddle::v1::MlaConfig::LATENT_NORM_LAYERNORM
+             ? layers::NormKind::kLayer
+             : layers::NormKind::kRms;
 }
 
 // dx += dy W.
@@ -66,9 +68,9 @@ MlaProjection::MlaProjection(const heddle::v1::ModelConfig& config, const LayerS
       shape_(MlaShapeOf(config, tables_)),
       weights_(View(shape_, [&](const std::string& name) { return storage.Weight(name); })),
       gradients_(View(shape_, [&](const std::string& name) { return storage.Gradient(name); })),
-      latent_norm_(MakeNorm(shape_, storage, "self_attn.kv_a_layernorm")) {
+      latent_norm_(LatentNormKind(config), shape_.norm_eps, storage, kLatentNorm) {
   if (shape_.query_latent > 0) {
-    query_norm_ = MakeNorm(shape_, storage, "self_attn.q_a_layernorm");
+    query_norm_.emplace(layers::NormKind::kRms, shape_.norm_eps, storage, kQueryNorm);
   }
 }
 
