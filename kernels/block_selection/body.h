@@ -1,14 +1,8 @@
-// The selection in float, compiled once per instruction set. One (row, key head) at a time:
-//
-//   1. Tiles of 16 windows; for each head of the group 16 dot products of D / 16 vectors, folded
-//      into one vector of 16 logits by a tree of shuffles; exp; summed over heads in registers.
-//      Every window takes the same sequence of instructions wherever it stands in its tile, so its
-//      probability has the same bits in prefill, decode, recomputation and any batch.
-//   2. The probabilities, in the order of windows, go to the one or two blocks they overlap.
-//   3. One pass over the blocks that are not forced keeps the best in order.
-//
-// Memory map: a tile of keys (16 x D floats) stays in L1 for the heads of the group; one row of
-// probabilities, one of scores. Included by generic.cc, avx2.cc and avx512.cc only.
+// The selection in float, compiled once per instruction set; one (row, key head) at a time. Memory
+// map: a tile of keys (16 x D floats) stays in L1 for the heads of the group; one row of
+// probabilities, one of scores. Every window takes the same sequence of instructions wherever it
+// stands in its tile, so its probability has the same bits in prefill, decode, recomputation and
+// any batch. Included by generic.cc, avx2.cc and avx512.cc only.
 #pragma once
 
 #include "kernels/block_selection/params.h"
@@ -19,6 +13,9 @@ namespace {  // NOLINT: ISA file (architecture.md T12)
 
 // --- Sixteen sums at once -----------------------------------------------------------------------
 
+// Lane i of the result is the lane sum of v[i], in the order of Sum(): lanes i and i + 8, then 4, 2
+// and 1 apart.
+#ifdef __AVX512F__
 // Lanes of a and b folded to half as many partial sums, a's first.
 inline F16 Fold8(F16 a, F16 b) {
   const I16 low = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
@@ -36,8 +33,6 @@ inline F16 Fold1(F16 a, F16 b) {
   const I16 low = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + 1);
 }
-
-// Lane i of the result is the lane sum of v[i].
 inline F16 SumEach(const F16 v[kLanes]) {
   F16 eight[8];
   for (int i = 0; i < 8; ++i) eight[i] = Fold8(v[2 * i], v[2 * i + 1]);
@@ -45,21 +40,44 @@ inline F16 SumEach(const F16 v[kLanes]) {
   for (int i = 0; i < 4; ++i) four[i] = Fold4(eight[2 * i], eight[2 * i + 1]);
   return Fold1(Fold2(four[0], four[1]), Fold2(four[2], four[3]));
 }
+#else
+inline F16 SumEach(const F16 v[kLanes]) {
+  float sums[kLanes];
+  for (int i = 0; i < kLanes; ++i) sums[i] = Sum(v[i]);
+  return Load(sums);
+}
+#endif
 
 // --- Probabilities ------------------------------------------------------------------------------
+// Tiles of 16 windows; for each head of the group 16 dot products of D / 16 vectors, folded into
+// one vector of logits by a tree of shuffles; exp; the sum over heads stays in a register.
 
-// Dot products of a query with 16 keys.
-inline F16 Logits(const float* query, const float* const key[kLanes], int64_t dim) {
-  F16 sums[kLanes] = {};
+// Keys whose sums stay in registers together. Sums of keys are independent: the number changes
+// speed, not bits.
+#ifdef __AVX512F__
+constexpr int64_t kKeysAtOnce = 8;
+#else
+constexpr int64_t kKeysAtOnce = 4;
+#endif
+
+inline void PartialDots(const float* query, const float* const* key, int64_t dim, F16* sums) {
+  F16 own[kKeysAtOnce] = {};
   int64_t d = 0;
   for (; d + kLanes <= dim; d += kLanes) {
     const F16 q = Load(query + d);
-    for (int i = 0; i < kLanes; ++i) sums[i] += q * Load(key[i] + d);
+    for (int64_t i = 0; i < kKeysAtOnce; ++i) own[i] += q * Load(key[i] + d);
   }
   if (d < dim) {
     const F16 q = LoadPart(query + d, dim - d);
-    for (int i = 0; i < kLanes; ++i) sums[i] += q * LoadPart(key[i] + d, dim - d);
+    for (int64_t i = 0; i < kKeysAtOnce; ++i) own[i] += q * LoadPart(key[i] + d, dim - d);
   }
+  for (int64_t i = 0; i < kKeysAtOnce; ++i) sums[i] = own[i];
+}
+
+// Dot products of a query with 16 keys.
+inline F16 Logits(const float* query, const float* const key[kLanes], int64_t dim) {
+  F16 sums[kLanes];
+  for (int64_t i = 0; i < kLanes; i += kKeysAtOnce) PartialDots(query, key + i, dim, sums + i);
   return SumEach(sums);
 }
 
@@ -88,6 +106,7 @@ inline void WindowProbabilities(const Selection<float>& p, int64_t row, int64_t 
 }
 
 // --- Scores -------------------------------------------------------------------------------------
+// Probabilities, in the order of windows, go to the one or two blocks that they overlap.
 
 inline void BlockScores(const Shape& s, const float* probability, int64_t windows, int64_t blocks,
                         float* score) {
@@ -112,6 +131,7 @@ inline bool IsNan(float x) { return x != x; }
 inline bool Better(float a, float b) { return IsNan(b) ? !IsNan(a) : a > b; }
 
 // --- The best blocks ----------------------------------------------------------------------------
+// One pass over the blocks that are not forced keeps the best of them in order.
 
 // best_* hold the `room` best of blocks [begin, end), best first, lower block first among equals.
 inline void KeepBest(const float* score, int64_t begin, int64_t end, int64_t room,

@@ -2,13 +2,6 @@
 // keys, and the n best blocks of each (row, key head). No gradient. Source: attention-and-moe.md
 // sections 1 (tie-break) and 5.1 (block scores, selection).
 //
-//   P[j] = sum over the heads h of group g of exp(scale q[t,h].kc[j] - lse[t,h]), j visible to t
-//   score[i] = sum_j P[j] a[j,i],  a[j,i] = |[j r, j r + l) intersect [i B, (i+1) B)| / r
-//
-// Window j is visible iff t >= j r + l - 1. Candidates are blocks i <= cur = floor(t / B). Forced:
-// i < init_blocks or i > cur - local_blocks; then the best scores, lower index first among equals;
-// NaN ranks below every number, +0 equals -0. min(n, cur + 1) blocks are chosen.
-//
 // N rows of queries, M rows of compressed keys, H query heads, J key heads (J divides H, G = H /
 // J), D width. T is float or double.
 #pragma once
@@ -44,6 +37,14 @@ static inline int64_t ChosenBlocks(const Shape& shape, int64_t position) {
   return candidates < shape.topk ? candidates : shape.topk;
 }
 
+// Of row t and key head g, over the windows j that t sees (t >= j r + l - 1):
+//
+//   P[j] = sum over the heads h of the group of exp(scale q[t,h].kc[j] - lse[t,h])
+//   score[i] = sum_j P[j] a[j,i],  a[j,i] = |[j r, j r + l) intersect [i B, (i+1) B)| / r
+//
+// Candidates are blocks i <= cur = floor(t / B). Forced ones (i < init_blocks, i > cur -
+// local_blocks) come first, then the best scores, the lower block first among equals; NaN ranks
+// below every number, +0 equals -0. min(n, cur + 1) blocks are chosen.
 template <typename T>
 struct Selection {
   Shape shape;

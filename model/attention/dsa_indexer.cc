@@ -80,10 +80,9 @@ IndexRows DsaIndexer::Project(std::span<const int32_t> positions, const at::Tens
   if (v32_) {
     raw_k_ = k;
     k = pool->Take({n, width_}, statistics);
-    norm_mean_ = pool->Take({n}, statistics);
     norm_rstd_ = pool->Take({n}, statistics);
     layers::LayerNorm(raw_k_, norm_gain_.weight.to(statistics), norm_bias_.weight.to(statistics),
-                      kNormEps, k, norm_mean_, norm_rstd_);
+                      kNormEps, k, norm_rstd_);
     Rotate(positions, heads_, /*inverse=*/false, q);
     Rotate(positions, 1, /*inverse=*/false, k);
     w.mul_(weight_scale_);
@@ -125,8 +124,8 @@ void DsaIndexer::KeepGradients(const layers::PassContext& context,
     gradients.dw_NH.mul_(weight_scale_);
     dnorm_gain_ = at::zeros({width_}, dk.options());
     dnorm_bias_ = at::zeros({width_}, dk.options());
-    layers::LayerNormBackward(raw_k_, norm_gain_.weight.to(dk.scalar_type()), norm_mean_,
-                              norm_rstd_, dk, at::Tensor(), dk, dnorm_gain_, dnorm_bias_);
+    layers::LayerNormBackward(raw_k_, norm_gain_.weight.to(dk.scalar_type()), norm_rstd_, dk,
+                              at::Tensor(), dk, dnorm_gain_, dnorm_bias_);
   }
   const auto keep = [&](const at::Tensor& gradient) {
     at::Tensor kept = context.kept->Take({n, gradient.size(1)}, type);

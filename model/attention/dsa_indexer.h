@@ -62,9 +62,8 @@ class DsaIndexer final : public TokenIndexer {
   Matrix norm_gain_;  // v32
   Matrix norm_bias_;
 
-  // From Project to KeepGradients: k before its norm, in S, and the norm's statistics.
+  // From Project to KeepGradients: k before its norm, in S, and the norm's reciprocal deviation.
   at::Tensor raw_k_;
-  at::Tensor norm_mean_;
   at::Tensor norm_rstd_;
   // From KeepGradients to AddGradients.
   at::Tensor dq_;          // [N, HI dI] T

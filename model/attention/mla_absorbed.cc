@@ -6,25 +6,12 @@
 #include <tuple>
 
 #include "base/status/status.h"
-#include "heddle/v1/config.pb.h"
 #include "model/layers/layers.h"
-#include "model/layers/rope.h"
 
 namespace heddle::attention {
-namespace {
-
-MlaProjection MakeProjection(const heddle::v1::ModelConfig& config,
-                             const layers::LayerStorage& storage, layers::RopeSet* ropes) {
-  const layers::RopeTables& tables = ropes->Tables(config.attention().mla().qk_rope_head_dim());
-  const MlaShape shape = MlaShapeOf(config, tables);
-  return MlaProjection(shape, MlaWeights(shape, storage), tables);
-}
-
-}  // namespace
-
 AbsorbedMla::AbsorbedMla(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage,
                          layers::RopeSet* ropes)
-    : projection_(MakeProjection(config, storage, ropes)) {
+    : projection_(config, storage, ropes) {
   const MlaShape& s = shape();
   const at::Tensor by_head = projection_.weights().kv.view({s.heads, s.nope + s.value, s.latent});
   key_up_HNC_ = by_head.narrow(1, 0, s.nope);

@@ -49,9 +49,7 @@ class MlaCore {
 std::unique_ptr<MlaCore> MakeDenseMlaCore(const MlaShape& shape);
 
 // The layer around a core.
-std::unique_ptr<layers::Sublayer> MakeMlaLayer(const MlaShape& shape,
-                                               const layers::LayerStorage& storage,
-                                               const layers::RopeTables& tables,
+std::unique_ptr<layers::Sublayer> MakeMlaLayer(MlaProjection projection,
                                                std::unique_ptr<MlaCore> core);
 
 }  // namespace heddle::attention

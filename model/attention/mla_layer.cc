@@ -5,12 +5,10 @@
 #include <utility>
 
 #include "base/status/status.h"
-#include "heddle/v1/config.pb.h"
 #include "model/attention/mla_core.h"
 #include "model/attention/mla_projection.h"
 #include "model/attention/row_copy.h"
 #include "model/layers/layers.h"
-#include "model/layers/rope.h"
 
 namespace heddle::attention {
 namespace {
@@ -20,12 +18,8 @@ using layers::PassContext;
 
 class MlaLayer : public layers::Sublayer {
  public:
-  MlaLayer(const MlaShape& shape, const layers::LayerStorage& storage,
-           const layers::RopeTables& tables, std::unique_ptr<MlaCore> core)
-      : shape_(shape),
-        projection_(shape, MlaWeights(shape, storage), tables),
-        gradients_(MlaGradients(shape, storage)),
-        core_(std::move(core)) {}
+  MlaLayer(MlaProjection projection, std::unique_ptr<MlaCore> core)
+      : projection_(std::move(projection)), shape_(projection_.shape()), core_(std::move(core)) {}
 
   void Begin(const layers::Documents& documents) override { core_->Begin(documents); }
   void Forward(const PassContext& context, const at::Tensor& h, const at::Tensor& residual,
@@ -40,9 +34,8 @@ class MlaLayer : public layers::Sublayer {
   // The attention's output as Wo takes it, [N, H dv].
   at::Tensor CompactOutput(BufferPool* scratch) const;
 
-  MlaShape shape_;
   MlaProjection projection_;
-  MlaTensors gradients_;
+  const MlaShape& shape_;
   std::unique_ptr<MlaCore> core_;
 
   // From a forward that keeps to its backward.
@@ -126,7 +119,7 @@ void MlaLayer::Backward(const PassContext& context, const at::Tensor& h, const a
   at::Tensor dout = scratch->Take({n, heads, shape_.value}, type);
   const at::Tensor dout_columns = dout.view({n, shape_.value_columns()});
   layers::LinearInputGradient(gradient, projection_.weights().out, dout_columns);
-  layers::LinearWeightGradient(gradient, CompactOutput(scratch), gradients_.out);
+  layers::LinearWeightGradient(gradient, CompactOutput(scratch), projection_.gradients().out);
   if (heads_.out_NHE.size(2) != shape_.value) {
     const at::Tensor padded = scratch->Take({n, heads, heads_.out_NHE.size(2)}, type);
     CopyPadded(dout, padded);
@@ -150,30 +143,28 @@ void MlaLayer::Backward(const PassContext& context, const at::Tensor& h, const a
   CopyHeads(d.v_NHE.narrow(2, 0, shape_.value), dup.narrow(2, shape_.nope, shape_.value));
   const at::Tensor dup_columns = dup.view({n, shape_.kv_columns()});
   down.dlatent_NC = scratch->Take({n, shape_.latent}, type);
-  layers::LinearWeightGradient(dup_columns, projected_.latent_NC, gradients_.kv);
+  layers::LinearWeightGradient(dup_columns, projected_.latent_NC, projection_.gradients().kv);
   layers::LinearInputGradient(dup_columns, projection_.weights().kv, down.dlatent_NC);
   // One rotated key part serves all heads: its gradient is their sum.
   down.dkr_NR = scratch->Take({n, shape_.rotary}, type);
   at::sum_out(down.dkr_NR, d.k_NHK.narrow(2, shape_.nope, shape_.rotary), {1});
-  projection_.Backward(projected_, h, context.documents->positions, down, gradients_, scratch, dh);
+  projection_.Backward(projected_, h, context.documents->positions, down, scratch, dh);
   scratch->Release(mark);
 }
 
 }  // namespace
 
-std::unique_ptr<layers::Sublayer> MakeMlaLayer(const MlaShape& shape,
-                                               const layers::LayerStorage& storage,
-                                               const layers::RopeTables& tables,
+std::unique_ptr<layers::Sublayer> MakeMlaLayer(MlaProjection projection,
                                                std::unique_ptr<MlaCore> core) {
-  return std::make_unique<MlaLayer>(shape, storage, tables, std::move(core));
+  return std::make_unique<MlaLayer>(std::move(projection), std::move(core));
 }
 
 std::unique_ptr<layers::Sublayer> MakeMla(const heddle::v1::ModelConfig& config,
                                           const layers::LayerStorage& storage,
                                           layers::RopeSet* ropes) {
-  const layers::RopeTables& tables = ropes->Tables(config.attention().mla().qk_rope_head_dim());
-  const MlaShape shape = MlaShapeOf(config, tables);
-  return MakeMlaLayer(shape, storage, tables, MakeDenseMlaCore(shape));
+  MlaProjection projection(config, storage, ropes);
+  const MlaShape shape = projection.shape();
+  return MakeMlaLayer(std::move(projection), MakeDenseMlaCore(shape));
 }
 
 }  // namespace heddle::attention

@@ -15,26 +15,29 @@ namespace {
 using layers::BufferPool;
 using layers::LayerStorage;
 
-MlaTensors View(const MlaShape& shape, const LayerStorage& storage,
-                const std::function<at::Tensor(const std::string&)>& view) {
-  MlaTensors t;
+constexpr char kQueryNorm[] = "self_attn.q_a_layernorm";
+constexpr char kLatentNorm[] = "self_attn.kv_a_layernorm";
+
+MlaMatrices View(const MlaShape& shape, const std::function<at::Tensor(const std::string&)>& view) {
+  MlaMatrices m;
   if (shape.query_latent > 0) {
-    t.query_down = view("self_attn.q_a_proj.weight");
-    t.query_norm = view("self_attn.q_a_layernorm.weight");
-    t.query = view("self_attn.q_b_proj.weight");
+    m.query_down = view("self_attn.q_a_proj.weight");
+    m.query = view("self_attn.q_b_proj.weight");
   } else {
-    t.query = view("self_attn.q_proj.weight");
+    m.query = view("self_attn.q_proj.weight");
   }
   const at::Tensor down = view("self_attn.kv_a_proj_with_mqa.weight");
-  t.latent = down.narrow(0, 0, shape.latent);
-  t.rotary = down.narrow(0, shape.latent, shape.rotary);
-  t.latent_norm = view("self_attn.kv_a_layernorm.weight");
-  if (storage.Has("self_attn.kv_a_layernorm.bias")) {
-    t.latent_norm_bias = view("self_attn.kv_a_layernorm.bias");
-  }
-  t.kv = view("self_attn.kv_b_proj.weight");
-  t.out = view("self_attn.o_proj.weight");
-  return t;
+  m.latent = down.narrow(0, 0, shape.latent);
+  m.rotary = down.narrow(0, shape.latent, shape.rotary);
+  m.kv = view("self_attn.kv_b_proj.weight");
+  m.out = view("self_attn.o_proj.weight");
+  return m;
+}
+
+layers::NormKind LatentNormKind(const heddle::v1::ModelConfig& config) {
+  return config.attention().mla().latent_norm() == heddle::v1::MlaConfig::LATENT_NORM_LAYERNORM
+             ? layers::NormKind::kLayer
+             : layers::NormKind::kRms;
 }
 
 // dx += dy W.
@@ -59,16 +62,17 @@ MlaShape MlaShapeOf(const heddle::v1::ModelConfig& config, const layers::RopeTab
   return shape;
 }
 
-MlaTensors MlaWeights(const MlaShape& shape, const LayerStorage& storage) {
-  return View(shape, storage, [&](const std::string& name) { return storage.Weight(name); });
+MlaProjection::MlaProjection(const heddle::v1::ModelConfig& config, const LayerStorage& storage,
+                             layers::RopeSet* ropes)
+    : tables_(ropes->Tables(config.attention().mla().qk_rope_head_dim())),
+      shape_(MlaShapeOf(config, tables_)),
+      weights_(View(shape_, [&](const std::string& name) { return storage.Weight(name); })),
+      gradients_(View(shape_, [&](const std::string& name) { return storage.Gradient(name); })),
+      latent_norm_(LatentNormKind(config), shape_.norm_eps, storage, kLatentNorm) {
+  if (shape_.query_latent > 0) {
+    query_norm_.emplace(layers::NormKind::kRms, shape_.norm_eps, storage, kQueryNorm);
+  }
 }
-MlaTensors MlaGradients(const MlaShape& shape, const LayerStorage& storage) {
-  return View(shape, storage, [&](const std::string& name) { return storage.Gradient(name); });
-}
-
-MlaProjection::MlaProjection(const MlaShape& shape, MlaTensors weights,
-                             const layers::RopeTables& tables)
-    : shape_(shape), weights_(std::move(weights)), tables_(tables) {}
 
 void MlaProjection::Rotate(const at::Tensor& q, const at::Tensor& kr,
                            std::span<const int32_t> positions, bool inverse) const {
@@ -94,8 +98,7 @@ MlaProjected MlaProjection::Forward(const at::Tensor& h, std::span<const int32_t
     p.query_rstd_N = pool->Take({n}, statistics);
     p.query_latent_NQ = pool->Take({n, shape_.query_latent}, type);
     layers::Linear(h, weights_.query_down, p.query_down_NQ);
-    layers::RmsNorm(p.query_down_NQ, weights_.query_norm, shape_.norm_eps, p.query_latent_NQ,
-                    p.query_rstd_N);
+    query_norm_->Forward(p.query_down_NQ, p.query_latent_NQ, p.query_rstd_N);
     layers::Linear(p.query_latent_NQ, weights_.query, q);
   } else {
     layers::Linear(h, weights_.query, q);
@@ -106,49 +109,34 @@ MlaProjected MlaProjection::Forward(const at::Tensor& h, std::span<const int32_t
   p.kr_NR = cached->Take({n, shape_.rotary}, type);
   layers::Linear(h, weights_.latent, p.latent_down_NC);
   layers::Linear(h, weights_.rotary, p.kr_NR);
-  if (weights_.latent_norm_bias.defined()) {
-    p.latent_mean_N = pool->Take({n}, statistics);
-    layers::LayerNorm(p.latent_down_NC, weights_.latent_norm, weights_.latent_norm_bias,
-                      shape_.norm_eps, p.latent_NC, p.latent_mean_N, p.latent_rstd_N);
-  } else {
-    layers::RmsNorm(p.latent_down_NC, weights_.latent_norm, shape_.norm_eps, p.latent_NC,
-                    p.latent_rstd_N);
-  }
+  latent_norm_.Forward(p.latent_down_NC, p.latent_NC, p.latent_rstd_N);
   Rotate(p.q_NHK, p.kr_NR, positions, /*inverse=*/false);
   return p;
 }
 
 void MlaProjection::Backward(const MlaProjected& p, const at::Tensor& h,
                              std::span<const int32_t> positions, const Gradients& d,
-                             const MlaTensors& gradients, BufferPool* scratch,
-                             const at::Tensor& dh) const {
+                             BufferPool* scratch, const at::Tensor& dh) const {
   const int64_t n = h.size(0);
   Rotate(d.dq_NHK, d.dkr_NR, positions, /*inverse=*/true);
   const at::Tensor dq = d.dq_NHK.view({n, shape_.query_columns()});
   if (shape_.query_latent > 0) {
     const size_t mark = scratch->Mark();
     const at::Tensor dlatent = scratch->Take({n, shape_.query_latent}, h.scalar_type());
-    layers::LinearWeightGradient(dq, p.query_latent_NQ, gradients.query);
+    layers::LinearWeightGradient(dq, p.query_latent_NQ, gradients_.query);
     layers::LinearInputGradient(dq, weights_.query, dlatent);
-    layers::RmsNormBackward(p.query_down_NQ, weights_.query_norm, p.query_rstd_N, dlatent,
-                            at::Tensor(), dlatent, gradients.query_norm);
-    layers::LinearWeightGradient(dlatent, h, gradients.query_down);
+    query_norm_->Backward(p.query_down_NQ, p.query_rstd_N, dlatent, at::Tensor(), dlatent);
+    layers::LinearWeightGradient(dlatent, h, gradients_.query_down);
     layers::LinearInputGradient(dlatent, weights_.query_down, dh);
     scratch->Release(mark);
   } else {
-    layers::LinearWeightGradient(dq, h, gradients.query);
+    layers::LinearWeightGradient(dq, h, gradients_.query);
     layers::LinearInputGradient(dq, weights_.query, dh);
   }
-  if (weights_.latent_norm_bias.defined()) {
-    layers::LayerNormBackward(p.latent_down_NC, weights_.latent_norm, p.latent_mean_N,
-                              p.latent_rstd_N, d.dlatent_NC, at::Tensor(), d.dlatent_NC,
-                              gradients.latent_norm, gradients.latent_norm_bias);
-  } else {
-    layers::RmsNormBackward(p.latent_down_NC, weights_.latent_norm, p.latent_rstd_N, d.dlatent_NC,
-                            at::Tensor(), d.dlatent_NC, gradients.latent_norm);
-  }
-  layers::LinearWeightGradient(d.dlatent_NC, h, gradients.latent);
-  layers::LinearWeightGradient(d.dkr_NR, h, gradients.rotary);
+  latent_norm_.Backward(p.latent_down_NC, p.latent_rstd_N, d.dlatent_NC, at::Tensor(),
+                        d.dlatent_NC);
+  layers::LinearWeightGradient(d.dlatent_NC, h, gradients_.latent);
+  layers::LinearWeightGradient(d.dkr_NR, h, gradients_.rotary);
   AddInputGradient(d.dlatent_NC, weights_.latent, dh);
   AddInputGradient(d.dkr_NR, weights_.rotary, dh);
 }

@@ -10,10 +10,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include <ATen/core/Tensor.h>
 
+#include "model/layers/norm.h"
 #include "model/layers/sublayer.h"
 
 namespace heddle::v1 {
@@ -43,20 +45,15 @@ struct MlaShape {
 };
 MlaShape MlaShapeOf(const heddle::v1::ModelConfig& config, const layers::RopeTables& tables);
 
-// Views of a layer's weights, or of their gradients. Linear weights are [out, in].
-struct MlaTensors {
-  at::Tensor query;             // [H K, D], or [H K, Q] where there is a query latent
-  at::Tensor query_down;        // [Q, D], undefined without
-  at::Tensor query_norm;        // [Q], undefined without
-  at::Tensor latent;            // [C, D]: the first rows of kv_a_proj_with_mqa
-  at::Tensor rotary;            // [R, D]: its last rows
-  at::Tensor latent_norm;       // [C]
-  at::Tensor latent_norm_bias;  // [C], undefined for RMSNorm
-  at::Tensor kv;                // [H (dn + dv), C]: per head Uk^T above Uv^T
-  at::Tensor out;               // [D, H dv]
+// Matrices of a layer, or their gradients. [out, in].
+struct MlaMatrices {
+  at::Tensor query;       // [H K, D], or [H K, Q] where there is a query latent
+  at::Tensor query_down;  // [Q, D], undefined without
+  at::Tensor latent;      // [C, D]: the first rows of kv_a_proj_with_mqa
+  at::Tensor rotary;      // [R, D]: its last rows
+  at::Tensor kv;          // [H (dn + dv), C]: per head Uk^T above Uv^T
+  at::Tensor out;         // [D, H dv]
 };
-MlaTensors MlaWeights(const MlaShape& shape, const layers::LayerStorage& storage);
-MlaTensors MlaGradients(const MlaShape& shape, const layers::LayerStorage& storage);
 
 struct MlaProjected {
   at::Tensor query_down_NQ;  // before its norm; undefined without a query latent, like the next two
@@ -64,7 +61,6 @@ struct MlaProjected {
   at::Tensor query_latent_NQ;  // after its norm
   at::Tensor q_NHK;            // rotated
   at::Tensor latent_down_NC;   // before its norm
-  at::Tensor latent_mean_N;    // undefined for RMSNorm
   at::Tensor latent_rstd_N;
   at::Tensor latent_NC;  // c, after its norm
   at::Tensor kr_NR;      // rotated
@@ -72,34 +68,40 @@ struct MlaProjected {
 
 class MlaProjection {
  public:
-  // REQUIRES: `tables` rotates shape.rotary columns and outlives this.
-  MlaProjection(const MlaShape& shape, MlaTensors weights, const layers::RopeTables& tables);
+  // `ropes` outlives this.
+  MlaProjection(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage,
+                layers::RopeSet* ropes);
 
   const MlaShape& shape() const { return shape_; }
-  const MlaTensors& weights() const { return weights_; }
+  const MlaMatrices& weights() const { return weights_; }
+  const MlaMatrices& gradients() const { return gradients_; }
 
   // c and kr come from `cached`, the rest from `pool`; the two may be one.
   MlaProjected Forward(const at::Tensor& h_ND, std::span<const int32_t> positions,
                        layers::BufferPool* pool, layers::BufferPool* cached) const;
 
   // Gradients of q (rotated), c (after its norm) and kr (rotated; the sum over heads) to dh, which
-  // is overwritten, and to `gradients`, which are added to. Overwrites its three inputs.
+  // is overwritten, and to the gradients of weights, which are added to. Overwrites its three
+  // inputs.
   struct Gradients {
     at::Tensor dq_NHK;
     at::Tensor dlatent_NC;
     at::Tensor dkr_NR;
   };
   void Backward(const MlaProjected& projected, const at::Tensor& h_ND,
-                std::span<const int32_t> positions, const Gradients& d, const MlaTensors& gradients,
-                layers::BufferPool* scratch, const at::Tensor& dh_ND) const;
+                std::span<const int32_t> positions, const Gradients& d, layers::BufferPool* scratch,
+                const at::Tensor& dh_ND) const;
 
  private:
   void Rotate(const at::Tensor& q_NHK, const at::Tensor& kr_NR, std::span<const int32_t> positions,
               bool inverse) const;
 
-  MlaShape shape_;
-  MlaTensors weights_;
   const layers::RopeTables& tables_;
+  MlaShape shape_;
+  MlaMatrices weights_;
+  MlaMatrices gradients_;
+  std::optional<layers::Norm> query_norm_;
+  layers::Norm latent_norm_;
 };
 
 }  // namespace heddle::attention

@@ -6,10 +6,6 @@
 //
 // kv: shared gives all branches the same k, v; with kv: separate, k_proj and v_proj feed the
 // compressed branch alone, and the others have projections of their own.
-//
-// A decoder makes NsaWeights from the same storage and runs, per step: Project, then CompressRows
-// over OneWindow when l raw rows are there, then AttendCompressed, SelectBlocks, AttendTokens,
-// CombineBranches and Output (nsa_branches.h, nsa_gates.h).
 #pragma once
 
 #include <memory>
@@ -45,6 +41,9 @@ struct NsaParameters {
   at::Tensor o_DC;     // [d, H D]
 };
 
+// The layer's parameters and what they do. A decoder makes one from the same storage and runs, per
+// step: Project; CompressRows over OneWindow where l raw rows are there; AttendCompressed,
+// SelectBlocks, AttendTokens, CombineBranches (nsa_branches.h, nsa_gates.h); Output.
 class NsaWeights {
  public:
   // REQUIRES: PlanModel(config) made the storage's plan; `ropes` outlives this.

@@ -71,8 +71,8 @@ void LayerNorm(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& bi
   CheckVector(gain, width, x.scalar_type());
   CheckVector(bias, width, x.scalar_type());
   CheckVector(rstd, x.size(0), StatisticsTypeOf(x));
-  const pw::LayerNormForward p{
-      width, eps, x.data_ptr(), gain.data_ptr(), bias.data_ptr(), y.data_ptr(), rstd.data_ptr()};
+  const pw::LayerNormForward p{width,           eps,          x.data_ptr(),   gain.data_ptr(),
+                               bias.data_ptr(), y.data_ptr(), rstd.data_ptr()};
   const pw::Table& kernels = pw::Kernels(ElementOf(x));
   ForRows(x.size(0), [&](pw::RowRange rows) { kernels.layer_norm_forward(p, rows); });
 }

@@ -107,7 +107,13 @@ struct Selected {
 
 template <typename T>
 Selected Compute(const Table<T>& table, const Problem& p, int64_t rows_per_call = 1 << 20) {
-  const std::vector<T> q(p.q.begin(), p.q.end());
+  // Rows of a joined projection: strided, and no multiple of a vector apart.
+  const int64_t q_row = p.shape.heads * p.shape.dim;
+  const int64_t q_stride = q_row + 3;
+  std::vector<T> q(static_cast<size_t>(p.rows() * q_stride), T(1e9));
+  for (int64_t row = 0; row < p.rows(); ++row) {
+    std::copy_n(p.q.begin() + row * q_row, q_row, q.begin() + row * q_stride);
+  }
   const std::vector<T> kc(p.kc.begin(), p.kc.end());
   const std::vector<T> lse(p.lse.begin(), p.lse.end());
   std::vector<T> scores(static_cast<size_t>(p.rows() * p.shape.kv_heads * p.score_blocks));
@@ -116,7 +122,7 @@ Selected Compute(const Table<T>& table, const Problem& p, int64_t rows_per_call 
   Selection<T> selection;
   selection.shape = p.shape;
   selection.q = q.data();
-  selection.q_stride = p.shape.heads * p.shape.dim;
+  selection.q_stride = q_stride;
   selection.kc = kc.data();
   selection.lse = lse.data();
   selection.position = p.position.data();
