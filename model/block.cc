@@ -1,13 +1,23 @@
 #include "model/block.h"
 
 #include "heddle/v1/config.pb.h"
+#include "model/moe/moe_layer.h"
 
 namespace heddle::model {
+namespace {
+
+std::unique_ptr<layers::Sublayer> MakeHalf(const heddle::v1::ModelConfig& config,
+                                           const layers::LayerStorage& storage) {
+  if (LayerHasExperts(config, storage.layer)) return moe::MakeMoe(config, storage);
+  return layers::MakeFeedForward(config, storage);
+}
+
+}  // namespace
 
 Block::Block(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage)
     : input_norm_(config, storage, "input_layernorm"),
       post_norm_(config, storage, "post_attention_layernorm"),
-      feed_forward_(layers::MakeFeedForward(config, storage)) {}
+      feed_forward_(MakeHalf(config, storage)) {}
 
 void Block::Forward(const layers::PassContext& context, layers::Sublayer* attention,
                     const at::Tensor& x, const at::Tensor& y) {

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -39,13 +40,15 @@ StatusOr<std::unique_ptr<ParameterStore>> ParameterStore::Create(ModelPlan plan,
                                                                  Precision precision) {
   const size_t elements = static_cast<size_t>(plan.flat_elements);
   const size_t wide = precision == Precision::kFp64 ? sizeof(double) : sizeof(float);
+  const size_t buffer_bytes = static_cast<size_t>(plan.buffer_elements) * sizeof(float);
   std::unique_ptr<ParameterStore> store(new ParameterStore(std::move(plan), precision));
+  store->buffers_ = std::make_unique<Buffer>(buffer_bytes);
   store->master_ = std::make_unique<Buffer>(elements * wide);
   store->gradients_ = std::make_unique<Buffer>(elements * wide);
   const bool bf16 = precision == Precision::kBf16;
   if (bf16) store->compute_ = std::make_unique<Buffer>(elements * sizeof(uint16_t));
   if (store->master_->data == nullptr || store->gradients_->data == nullptr ||
-      (bf16 && store->compute_->data == nullptr)) {
+      store->buffers_->data == nullptr || (bf16 && store->compute_->data == nullptr)) {
     return ResourceExhausted(Str("parameters: no memory for ", elements, " elements"));
   }
   return store;
@@ -72,6 +75,18 @@ std::span<float> ParameterStore::master(const TensorSpec& tensor) {
   return master().subspan(static_cast<size_t>(tensor.offset), static_cast<size_t>(tensor.elements));
 }
 
+std::span<float> ParameterStore::buffers() {
+  return {static_cast<float*>(buffers_->data), static_cast<size_t>(plan_.buffer_elements)};
+}
+std::span<const float> ParameterStore::buffers() const {
+  return {static_cast<const float*>(buffers_->data), static_cast<size_t>(plan_.buffer_elements)};
+}
+std::span<float> ParameterStore::buffer(const TensorSpec& buffer) {
+  HEDDLE_CHECK(buffer.offset + buffer.elements <= plan_.buffer_elements);
+  return buffers().subspan(static_cast<size_t>(buffer.offset),
+                           static_cast<size_t>(buffer.elements));
+}
+
 void ParameterStore::ZeroGradients() { std::memset(gradients_->data, 0, gradients_->bytes); }
 
 void ParameterStore::RefreshComputeWeights() {
@@ -95,29 +110,46 @@ void* ParameterStore::master_data() { return master_->data; }
 namespace {
 
 template <typename T>
-void InitTensor(uint64_t seed, const TensorSpec& tensor, T* values) {
-  if (tensor.init == InitKind::kOnes) {
-    for (int64_t i = 0; i < tensor.elements; ++i) values[i] = T{1};
-    return;
-  }
+void Fill(uint64_t seed, const TensorSpec& tensor, T* values) {
   const Rng rng = Rng(seed, "model.init").Child(tensor.name);
-  at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      values[i] = static_cast<T>(tensor.init_stddev * rng.NormalAt(static_cast<uint64_t>(i)));
+  const int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
+  const auto value = [&](int64_t i) {
+    const uint64_t position = static_cast<uint64_t>(i);
+    switch (tensor.init) {
+      case InitKind::kOnes:
+        return 1.0;
+      case InitKind::kConstant:
+        return tensor.init_value;
+      case InitKind::kUniform:
+        return tensor.init_value * (2.0 * rng.UniformAt(position) - 1.0);
+      case InitKind::kDiagonal:
+        return i / columns % columns == i % columns ? tensor.init_value : 0.0;
+      case InitKind::kNormal:
+      case InitKind::kResidualOut:
+        break;
     }
+    return tensor.init_stddev * rng.NormalAt(position);
+  };
+  at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) values[i] = static_cast<T>(value(i));
   });
 }
 
 }  // namespace
 
+void InitTensor(uint64_t seed, const TensorSpec& tensor, ParameterStore* store) {
+  Fill(seed, tensor, store->master(tensor).data());
+}
+
 void InitParameters(uint64_t seed, ParameterStore* store) {
   for (const TensorSpec& tensor : store->plan().tensors) {
     if (store->precision() == Precision::kFp64) {
-      InitTensor(seed, tensor, static_cast<double*>(store->master_data()) + tensor.offset);
+      Fill(seed, tensor, static_cast<double*>(store->master_data()) + tensor.offset);
     } else {
-      InitTensor(seed, tensor, static_cast<float*>(store->master_data()) + tensor.offset);
+      Fill(seed, tensor, static_cast<float*>(store->master_data()) + tensor.offset);
     }
   }
+  std::fill(store->buffers().begin(), store->buffers().end(), 0.0f);
   store->RefreshComputeWeights();
 }
 

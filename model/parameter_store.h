@@ -1,6 +1,6 @@
 // The flat buffers of a model: fp32 master weights, the bf16 compute copy and fp32 gradients, all
-// with the layout of ModelPlan. The optimizer works on whole ranges of them, the language model
-// reads views. Torch-free and free of threads of its own.
+// with the layout of ModelPlan, and the fp32 state that no gradient changes. The optimizer works on
+// whole ranges of them, the language model reads views. Torch-free and free of threads of its own.
 #pragma once
 
 #include <cstddef>
@@ -42,6 +42,12 @@ class ParameterStore {
   // Range of one tensor in master(). REQUIRES: tensor belongs to plan().
   std::span<float> master(const TensorSpec& tensor);
 
+  // State of ModelPlan::buffers, [plan().buffer_elements] fp32 in every precision.
+  std::span<float> buffers();
+  std::span<const float> buffers() const;
+  // Range of one buffer. REQUIRES: buffer belongs to plan().buffers.
+  std::span<float> buffer(const TensorSpec& buffer);
+
   void ZeroGradients();
   // master -> compute weights, round to nearest even. No effect unless kBf16.
   void RefreshComputeWeights();
@@ -60,10 +66,15 @@ class ParameterStore {
   std::unique_ptr<Buffer> master_;
   std::unique_ptr<Buffer> compute_;
   std::unique_ptr<Buffer> gradients_;
+  std::unique_ptr<Buffer> buffers_;
 };
 
-// Fills the master weights (and the compute copy). Every value is a pure function of (seed, tensor
-// name, element index): independent of ranks, threads and layout (training-runtime.md 13.1).
+// Fills the master weights (and the compute copy) and zeroes the buffers. Every value is a pure
+// function of (seed, tensor name, element index): independent of ranks, threads and layout
+// (training-runtime.md 13.1).
 void InitParameters(uint64_t seed, ParameterStore* store);
+// One tensor of the master weights in the same way; the compute copy is the caller's. REQUIRES: not
+// kFp64, `tensor` belongs to the store's plan.
+void InitTensor(uint64_t seed, const TensorSpec& tensor, ParameterStore* store);
 
 }  // namespace heddle::model

@@ -20,6 +20,8 @@ using PbMessage = google::protobuf::Message;
 
 constexpr size_t kTextBytesMax = 4096;
 constexpr size_t kNameBytesMax = 128;
+// As model/model_plan: a model must not have more names than this.
+constexpr double kTensorsMax = 262'144;
 
 bool IsNameChar(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
@@ -215,23 +217,43 @@ class FieldChecker {
                            : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
   }
 
+  // Whether layers of this kind read an MLA latent instead of heads of head_dim.
+  bool Latent(v1::AttentionKind kind) const {
+    const v1::DsaConfig& dsa = config_.model().attention().dsa();
+    return kind == v1::ATTENTION_KIND_MLA ||
+           (kind == v1::ATTENTION_KIND_DSA && dsa.core() == v1::DsaConfig::CORE_MLA);
+  }
+
+  // Whether a layer has heads of head_dim.
+  bool AnyHeads() const {
+    const v1::AttentionConfig& attention = config_.model().attention();
+    const auto& pattern = attention.pattern();
+    return pattern.empty() ? !Latent(attention.kind())
+                           : std::any_of(pattern.begin(), pattern.end(), [this](int kind) {
+                               return !Latent(static_cast<v1::AttentionKind>(kind));
+                             });
+  }
+
   void Heads() {
     const v1::ModelConfig& model = config_.model();
     const int32_t kv = model.n_kv_heads() > 0 ? model.n_kv_heads() : model.n_heads();
     if (model.n_heads() < 1 || kv < 1) {
       return;  // reported as a range
     }
-    Refuse(model.n_heads() % kv != 0, "model.n_kv_heads",
-           Str("must divide model.n_heads (", model.n_heads(), " / ", kv, ")"));
-    Refuse(model.head_dim() == 0 && model.d_model() % model.n_heads() != 0, "model.head_dim",
-           Str("give it: model.n_heads (", model.n_heads(), ") does not divide model.d_model (",
-               model.d_model(), ")"));
-    const int32_t width =
-        model.head_dim() > 0 ? model.head_dim() : model.d_model() / model.n_heads();
-    Refuse(width % 2 != 0 && !Uses(v1::ATTENTION_KIND_MLA), "model.head_dim",
-           Str("the rotary width must be even (is ", width, ")"));
-    Refuse(model.attention().mla().qk_rope_head_dim() % 2 != 0,
-           "model.attention.mla.qk_rope_head_dim", "the rotary width must be even");
+    if (AnyHeads()) {
+      Refuse(model.n_heads() % kv != 0, "model.n_kv_heads",
+             Str("must divide model.n_heads (", model.n_heads(), " / ", kv, ")"));
+      Refuse(model.head_dim() == 0 && model.d_model() % model.n_heads() != 0, "model.head_dim",
+             Str("give it: model.n_heads (", model.n_heads(), ") does not divide model.d_model (",
+                 model.d_model(), ")"));
+      const int32_t width =
+          model.head_dim() > 0 ? model.head_dim() : model.d_model() / model.n_heads();
+      Refuse(width % 2 != 0, "model.head_dim",
+             Str("the rotary width must be even (is ", width, ")"));
+    }
+    const int32_t rotary = model.attention().mla().qk_rope_head_dim();
+    Refuse(rotary % 2 != 0, "model.attention.mla.qk_rope_head_dim",
+           Str("the rotary width must be even (is ", rotary, ")"));
     const v1::RopeScalingConfig& scaling = model.rope().scaling();
     Refuse(scaling.low_freq_factor() >= scaling.high_freq_factor(),
            "model.rope.scaling.low_freq_factor", "must be below high_freq_factor");
@@ -245,8 +267,9 @@ class FieldChecker {
     if (nsa.kernel_stride() < 1) {
       return;
     }
-    Refuse(nsa.topk() < nsa.init_blocks() + nsa.local_blocks(), at + "topk",
-           "must be at least init_blocks + local_blocks");
+    const int64_t forced = int64_t{nsa.init_blocks()} + nsa.local_blocks();
+    Refuse(nsa.topk() < forced, at + "topk",
+           Str("must be at least init_blocks + local_blocks (", nsa.topk(), " < ", forced, ")"));
     Refuse(nsa.kernel_size() % nsa.kernel_stride() != 0, at + "kernel_stride",
            "must divide kernel_size");
     Refuse(nsa.block_size() % nsa.kernel_stride() != 0, at + "kernel_stride",
@@ -257,29 +280,62 @@ class FieldChecker {
   void Indexers() {
     const v1::AttentionConfig& attention = config_.model().attention();
     const v1::GsaConfig& gsa = attention.gsa();
-    Refuse(gsa.k_min() > gsa.k_base(), "model.attention.gsa.k_min", "must be at most k_base");
-    Refuse(gsa.k_base() > gsa.k_max(), "model.attention.gsa.k_base", "must be at most k_max");
-    Refuse(attention.dsa().core() == v1::DsaConfig::CORE_MLA && !attention.has_mla(),
-           "model.attention.dsa.core", "mla needs the sizes of model.attention.mla");
+    if (gsa.use_adaptive_k()) {
+      Refuse(gsa.k_min() > gsa.k_base(), "model.attention.gsa.k_min",
+             Str("must be at most k_base (", gsa.k_min(), " > ", gsa.k_base(), ")"));
+      Refuse(gsa.k_base() > gsa.k_max(), "model.attention.gsa.k_base",
+             Str("must be at most k_max (", gsa.k_base(), " > ", gsa.k_max(), ")"));
+    }
+    Dsa();
     Refuse(attention.has_logit_scale() &&
                attention.logit_scale().min() > attention.logit_scale().max(),
            "model.attention.logit_scale.min", "must be at most max");
+    Refuse(attention.qkv_bias() && (Uses(v1::ATTENTION_KIND_NSA) || Uses(v1::ATTENTION_KIND_DSA) ||
+                                    Uses(v1::ATTENTION_KIND_GSA) || Uses(v1::ATTENTION_KIND_MLA)),
+           "model.attention.qkv_bias", "only dense and swa layers add biases");
+  }
+
+  void Dsa() {
+    const v1::AttentionConfig& attention = config_.model().attention();
+    const v1::DsaConfig& dsa = attention.dsa();
+    const bool latent = dsa.core() == v1::DsaConfig::CORE_MLA;
+    Refuse(latent && !attention.has_mla(), "model.attention.dsa.core",
+           "mla needs the sizes of model.attention.mla");
+    if (!Uses(v1::ATTENTION_KIND_DSA) || dsa.profile() != v1::DsaConfig::PROFILE_V32) {
+      return;
+    }
+    Refuse(!latent && dsa.d_indexer() % 4 != 0, "model.attention.dsa.d_indexer",
+           Str("profile v32 rotates half of it, and the rotary width must be even (is ",
+               dsa.d_indexer(), ")"));
+    const int32_t rotated = attention.mla().qk_rope_head_dim();
+    Refuse(latent && rotated > dsa.d_indexer(), "model.attention.dsa.d_indexer",
+           Str("must be at least the rotated qk_rope_head_dim (", dsa.d_indexer(), " < ", rotated,
+               ")"));
   }
 
   void Moe() {
     const v1::MoeConfig& moe = config_.model().moe();
-    if (moe.n_experts() == 0) {
+    const int64_t experts = moe.n_experts();
+    if (experts < 1 || moe.n_groups() < 1) {
       return;
     }
-    Refuse(moe.top_k() > moe.n_experts(), "model.moe.top_k",
-           Str("must be at most n_experts (", moe.top_k(), " > ", moe.n_experts(), ")"));
+    Refuse(moe.top_k() > experts, "model.moe.top_k",
+           Str("must be at most n_experts (", moe.top_k(), " > ", experts, ")"));
     Refuse(moe.topk_groups() > moe.n_groups(), "model.moe.topk_groups", "must be at most n_groups");
-    Refuse(moe.n_groups() > 0 && moe.n_experts() % moe.n_groups() != 0, "model.moe.n_groups",
-           "must divide n_experts");
+    Refuse(experts % moe.n_groups() != 0, "model.moe.n_groups", "must divide n_experts");
+    const int64_t reachable = experts / moe.n_groups() * moe.topk_groups();
+    Refuse(experts % moe.n_groups() == 0 && moe.top_k() <= experts && moe.top_k() > reachable,
+           "model.moe.top_k",
+           Str("topk_groups hold ", reachable, " experts, fewer than top_k (", moe.top_k(), ")"));
     for (int i = 0; i < moe.layers_size(); ++i) {
       Refuse(moe.layers(i) >= config_.model().n_layers(), Str("model.moe.layers[", i, "]"),
              "must be below model.n_layers");
     }
+    Refuse(static_cast<double>(config_.model().n_layers()) * static_cast<double>(3 * experts + 16) >
+               kTensorsMax,
+           "model.moe.n_experts",
+           Str(experts, " experts in each of ", config_.model().n_layers(),
+               " layers are more than ", static_cast<int64_t>(kTensorsMax), " tensors"));
   }
 
   void Schedule() {
@@ -346,6 +402,31 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   return "";
 }
 
+namespace {
+
+// Groups of kinds that no layer has.
+void AddUnusedGroups(const v1::AttentionConfig& attention, std::vector<std::string>& out) {
+  const auto uses = [&](v1::AttentionKind kind) {
+    const auto& pattern = attention.pattern();
+    return pattern.empty() ? attention.kind() == kind
+                           : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+  };
+  const auto check = [&](bool present, v1::AttentionKind kind, const char* name) {
+    if (present && !uses(kind)) {
+      out.push_back(Str("model.attention.", name, " has no effect: no layer is of kind ", name));
+    }
+  };
+  check(attention.has_swa(), v1::ATTENTION_KIND_SWA, "swa");
+  check(attention.has_nsa(), v1::ATTENTION_KIND_NSA, "nsa");
+  check(attention.has_dsa(), v1::ATTENTION_KIND_DSA, "dsa");
+  check(attention.has_gsa(), v1::ATTENTION_KIND_GSA, "gsa");
+  const bool latent =
+      uses(v1::ATTENTION_KIND_DSA) && attention.dsa().core() == v1::DsaConfig::CORE_MLA;
+  check(attention.has_mla() && !latent, v1::ATTENTION_KIND_MLA, "mla");
+}
+
+}  // namespace
+
 std::vector<std::string> Warnings(const v1::RunConfig& config) {
   std::vector<std::string> out;
   if (config.kind() == v1::RunConfig::KIND_COMMAND) {
@@ -366,14 +447,7 @@ std::vector<std::string> Warnings(const v1::RunConfig& config) {
   if (!config.data().eval_path().empty() && training.eval_interval() == 0) {
     out.push_back("data.eval_path has no effect without training.eval_interval");
   }
-  const v1::AttentionConfig& attention = model.attention();
-  const auto& pattern = attention.pattern();
-  const bool swa = pattern.empty() ? attention.kind() == v1::ATTENTION_KIND_SWA
-                                   : std::find(pattern.begin(), pattern.end(),
-                                               v1::ATTENTION_KIND_SWA) != pattern.end();
-  if (attention.has_swa() && !swa) {
-    out.push_back("model.attention.swa has no effect: no layer is of kind swa");
-  }
+  AddUnusedGroups(model.attention(), out);
   return out;
 }
 

@@ -127,6 +127,19 @@ void WarnIdleKeys(const Assignments& assignments, const v1::RunConfig& config,
   }
 }
 
+// Defaults that depend on other groups: the sizes of attention.mla make MLA the core of dsa layers
+// (product.md section 5).
+void FillDependentDefaults(v1::RunConfig* config) {
+  v1::AttentionConfig* attention = config->mutable_model()->mutable_attention();
+  const auto& pattern = attention->pattern();
+  const bool dsa = pattern.empty() ? attention->kind() == v1::ATTENTION_KIND_DSA
+                                   : std::find(pattern.begin(), pattern.end(),
+                                               v1::ATTENTION_KIND_DSA) != pattern.end();
+  if (dsa && attention->has_mla() && !attention->dsa().has_core()) {
+    attention->mutable_dsa()->set_core(v1::DsaConfig::CORE_MLA);
+  }
+}
+
 StatusOr<ResolvedConfig> Resolve(const std::string& path, const Value& root,
                                  const std::vector<Override>& overrides,
                                  const LoadOptions& options) {
@@ -145,6 +158,7 @@ StatusOr<ResolvedConfig> Resolve(const std::string& path, const Value& root,
     out.config.set_name(NameFromPath(path));
     out.origins["name"] = Str("name of ", path);
   }
+  FillDependentDefaults(&out.config);
   FillDefaults(&out.config);
   AddDefaultOrigins(out.config, "", out.origins);
   Problems found;
@@ -328,6 +342,7 @@ Status ApplyOverrides(const std::vector<std::string>& overrides, v1::RunConfig* 
     Bind(assignment.key, assignment.value, "", assignment.origin, &changed, problems);
     origins[key] = assignment.origin;
   }
+  FillDependentDefaults(&changed);
   FillDefaults(&changed);
   Problems found;
   CheckRanges(changed, found);

@@ -19,11 +19,13 @@ namespace {  // NOLINT: ISA file (architecture.md T12)
 
 constexpr int64_t kTile = 64;       // keys per step of the online softmax
 constexpr int64_t kHeadChunk = 16;  // query heads whose scores are held at once
-constexpr int64_t kMaxHeads = 128;  // query heads whose statistics are held at once
+// Rows whose tiles are taken in turn, and (row, query head) whose statistics are held at once.
+constexpr int64_t kRowBlock = 32;
+constexpr int64_t kStates = 512;
 // Registers of a block of products: heads x keys, heads x vectors.
 constexpr int kHeadBlock = kAccumulators == 16 ? 4 : 2;
 constexpr int kVectorBlock = kHeadBlock;
-static_assert(kTile % 16 == 0 && kHeadChunk % kHeadBlock == 0 && kMaxHeads % kHeadChunk == 0);
+static_assert(kTile % 16 == 0 && kHeadChunk % kHeadBlock == 0);
 
 template <typename T>
 constexpr T kLowest = -std::numeric_limits<T>::infinity();
@@ -34,12 +36,12 @@ inline int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// ---- Keys of a row
-// --------------------------------------------------------------------------------
+// ---- Keys of a row -----------------------------------------------------------------------------
 
 // Walks the set of (row, key head), restricted to keys [low, high), in tiles.
 class KeyWalk {
  public:
+  KeyWalk() = default;
   KeyWalk(const KeySets& sets, int64_t row, int64_t kv_head, int64_t low, int64_t high)
       : low_(low), limit_(Min(high, sets.end[row])), width_(sets.width) {
     const int64_t at = row * sets.set_heads + (sets.set_heads == 1 ? 0 : kv_head);
@@ -84,9 +86,9 @@ class KeyWalk {
  private:
   const int32_t* span_ = nullptr;
   const int32_t* last_ = nullptr;
-  int64_t low_;
-  int64_t limit_;
-  int64_t width_;
+  int64_t low_ = 0;
+  int64_t limit_ = 0;
+  int64_t width_ = 0;
   int64_t key_ = 0;  // [key_, stop_): rest of the span before span_
   int64_t stop_ = 0;
 };
@@ -108,8 +110,7 @@ Matrix<const T> ValuesOf(const Problem<T>& p, int64_t j) {
   return {p.v + j * p.value_dim, p.v_stride, p.value_dim};
 }
 
-// ---- Products
-// -------------------------------------------------------------------------------------
+// ---- Products ----------------------------------------------------------------------------------
 
 // to[h kTile + i] = a[h].b[keys[i]] for kH heads and keys [0, count), kK at a time.
 template <typename T, int kH>
@@ -287,8 +288,7 @@ void AddOuter(const Outer<T>& o) {
   });
 }
 
-// ---- Softmax
-// --------------------------------------------------------------------------------------
+// ---- Softmax -----------------------------------------------------------------------------------
 
 // Scores of one head and tile become probabilities relative to the new maximum.
 template <typename T>
@@ -347,64 +347,112 @@ inline T Dot(const T* a, const T* b, int64_t width) {
   return LaneSum(sum);
 }
 
-// ---- Rows
-// -----------------------------------------------------------------------------------------
+// ---- Rows --------------------------------------------------------------------------------------
 
-// Calls body(row, key head, first query head, heads <= kMaxHeads): a key head's rows follow each
-// other, so that its keys stay in the cache.
-template <typename T, typename Body>
-inline void ForGroups(const Problem<T>& p, Rows rows, const Body& body) {
-  const int64_t group = p.heads / p.kv_heads;
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
+// Some query heads of one key head.
+struct Heads {
+  int64_t kv_head = 0;
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+// The tiles of up to kRowBlock rows in turn: the first of every row, then the second of every row.
+// Tiles of neighbouring rows lie close to each other (in windows and prefixes they are the same
+// keys), so that K and V come from near caches. A row sees its own tiles in order all the same.
+class RowBlock {
+ public:
+  template <typename T>
+  RowBlock(const Problem<T>& p, Rows rows, int64_t kv_head) : rows_(rows) {
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      for (int64_t h = 0; h < group; h += kMaxHeads) {
-        body(row, j, j * group + h, Min(kMaxHeads, group - h));
+      walks_[row - rows.begin] =
+          KeyWalk(p.sets, row, kv_head, 0, std::numeric_limits<int64_t>::max());
+    }
+  }
+
+  // Calls body(row, keys, count).
+  template <typename Body>
+  void ForTiles(const Body& body) {
+    bool more = true;
+    while (more) {
+      more = false;
+      for (int64_t row = rows_.begin; row < rows_.end; ++row) {
+        const int64_t count = walks_[row - rows_.begin].Next(keys_);
+        if (count == 0) continue;
+        more = true;
+        body(row, keys_, count);
+      }
+    }
+  }
+
+ private:
+  Rows rows_;
+  KeyWalk walks_[kRowBlock];
+  int32_t keys_[kTile];
+};
+
+// Calls body(rows, heads) so that rows x heads.count <= kStates.
+template <typename T, typename Body>
+inline void ForBlocksOfRows(const Problem<T>& p, Rows rows, const Body& body) {
+  const int64_t group = p.heads / p.kv_heads;
+  const int64_t step = Max(1, Min(kRowBlock, kStates / group));
+  for (int64_t j = 0; j < p.kv_heads; ++j) {
+    for (int64_t row = rows.begin; row < rows.end; row += step) {
+      for (int64_t h = 0; h < group; h += kStates) {
+        body(Rows{row, Min(rows.end, row + step)},
+             Heads{j, j * group + h, Min(kStates, group - h)});
       }
     }
   }
 }
 
 template <typename T>
-void ForwardGroup(const Forward<T>& f, int64_t row, int64_t j, int64_t first, int64_t heads) {
+void ForwardBlock(const Forward<T>& f, Rows rows, Heads heads) {
   const Problem<T>& p = f.problem;
-  const T* q = p.q + row * p.q_stride + first * p.key_dim;
-  T* out = f.out + (row * p.heads + first) * p.value_dim;
-  T* lse = f.lse + row * p.heads + first;
-  T maximum[kMaxHeads];
-  T sum[kMaxHeads];
+  T maximum[kStates];
+  T sum[kStates];
   T correction[kHeadChunk];
   T scores[kHeadChunk * kTile];
-  int32_t keys[kTile];
-  std::memset(out, 0, static_cast<size_t>(heads * p.value_dim) * sizeof(T));
-  for (int64_t h = 0; h < heads; ++h) {
-    maximum[h] = kLowest<T>;
-    sum[h] = 0;
+  const auto out_of = [&](int64_t row) {
+    return f.out + (row * p.heads + heads.first) * p.value_dim;
+  };
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    std::memset(out_of(row), 0, static_cast<size_t>(heads.count * p.value_dim) * sizeof(T));
   }
-  bool any = false;
-  KeyWalk walk(p.sets, row, j, 0, std::numeric_limits<int64_t>::max());
-  while (const int64_t count = walk.Next(keys)) {
-    any = true;
-    for (int64_t h = 0; h < heads; h += kHeadChunk) {
-      const int64_t n = Min(kHeadChunk, heads - h);
-      Dots(n, q + h * p.key_dim, KeysOf(p, j), keys, count, scores);
+  for (int64_t i = 0; i < (rows.end - rows.begin) * heads.count; ++i) {
+    maximum[i] = kLowest<T>;
+    sum[i] = 0;
+  }
+  RowBlock block(p, rows, heads.kv_head);
+  block.ForTiles([&](int64_t row, const int32_t* keys, int64_t count) {
+    const T* q = p.q + row * p.q_stride + heads.first * p.key_dim;
+    const int64_t state = (row - rows.begin) * heads.count;
+    for (int64_t h = 0; h < heads.count; h += kHeadChunk) {
+      const int64_t n = Min(kHeadChunk, heads.count - h);
+      Dots(n, q + h * p.key_dim, KeysOf(p, heads.kv_head), keys, count, scores);
       for (int64_t i = 0; i < n; ++i) {
-        SoftmaxTile(scores + i * kTile, count, static_cast<T>(p.scale), maximum + h + i,
-                    sum + h + i, correction + i);
+        SoftmaxTile(scores + i * kTile, count, static_cast<T>(p.scale), maximum + state + h + i,
+                    sum + state + h + i, correction + i);
       }
-      AddWeighted<T>({n, ValuesOf(p, j), keys, count, scores, correction, out + h * p.value_dim});
+      AddWeighted<T>({n, ValuesOf(p, heads.kv_head), keys, count, scores, correction,
+                      out_of(row) + h * p.value_dim});
     }
-  }
-  for (int64_t h = 0; h < heads; ++h) {
-    lse[h] = any ? maximum[h] + std::log(sum[h]) : kLowest<T>;
-    if (any) ScaleRow(out + h * p.value_dim, p.value_dim, 1 / sum[h]);
+  });
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    for (int64_t h = 0; h < heads.count; ++h) {
+      const int64_t state = (row - rows.begin) * heads.count + h;
+      // The largest probability is 1, so the sum of a set that has keys is at least 1, or NaN.
+      const bool empty = sum[state] == 0;
+      f.lse[row * p.heads + heads.first + h] =
+          empty ? kLowest<T> : maximum[state] + std::log(sum[state]);
+      if (!empty) ScaleRow(out_of(row) + h * p.value_dim, p.value_dim, 1 / sum[state]);
+    }
   }
 }
 
 template <typename T>
 void ForwardRun(const Forward<T>& f, Rows rows) {
-  ForGroups(f.problem, rows, [&](int64_t row, int64_t j, int64_t first, int64_t heads) {
-    ForwardGroup(f, row, j, first, heads);
-  });
+  ForBlocksOfRows(f.problem, rows,
+                  [&](Rows block, const Heads& heads) { ForwardBlock(f, block, heads); });
 }
 
 // P and dS of one tile and up to kHeadChunk heads from query head `first` on.
@@ -427,34 +475,33 @@ struct Gradients {
 };
 
 template <typename T>
-void BackwardQueriesGroup(const Backward<T>& b, int64_t row, int64_t j, int64_t first,
-                          int64_t heads) {
+void BackwardQueriesBlock(const Backward<T>& b, Rows rows, Heads heads) {
   const Problem<T>& p = b.problem;
-  const int64_t at = row * p.heads + first;
-  T* dq = b.dq + at * p.key_dim;
   T ones[kHeadChunk];
-  int32_t keys[kTile];
   Gradients<T> gradients;
   for (T& one : ones) one = 1;
-  std::memset(dq, 0, static_cast<size_t>(heads * p.key_dim) * sizeof(T));
-  for (int64_t h = at; h < at + heads; ++h) {
-    b.delta[h] = Dot(b.dout + h * p.value_dim, b.out + h * p.value_dim, p.value_dim);
-  }
-  KeyWalk walk(p.sets, row, j, 0, std::numeric_limits<int64_t>::max());
-  while (const int64_t count = walk.Next(keys)) {
-    for (int64_t h = 0; h < heads; h += kHeadChunk) {
-      const int64_t n = Min(kHeadChunk, heads - h);
-      gradients.Compute(b, row, j, first + h, n, keys, count);
-      AddWeighted<T>({n, KeysOf(p, j), keys, count, gradients.d_scores, ones, dq + h * p.key_dim});
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t at = row * p.heads + heads.first;
+    std::memset(b.dq + at * p.key_dim, 0, static_cast<size_t>(heads.count * p.key_dim) * sizeof(T));
+    for (int64_t h = at; h < at + heads.count; ++h) {
+      b.delta[h] = Dot(b.dout + h * p.value_dim, b.out + h * p.value_dim, p.value_dim);
     }
   }
+  RowBlock block(p, rows, heads.kv_head);
+  block.ForTiles([&](int64_t row, const int32_t* keys, int64_t count) {
+    for (int64_t h = heads.first; h < heads.first + heads.count; h += kHeadChunk) {
+      const int64_t n = Min(kHeadChunk, heads.first + heads.count - h);
+      gradients.Compute(b, row, heads.kv_head, h, n, keys, count);
+      AddWeighted<T>({n, KeysOf(p, heads.kv_head), keys, count, gradients.d_scores, ones,
+                      b.dq + (row * p.heads + h) * p.key_dim});
+    }
+  });
 }
 
 template <typename T>
 void BackwardQueriesRun(const Backward<T>& b, Rows rows) {
-  ForGroups(b.problem, rows, [&](int64_t row, int64_t j, int64_t first, int64_t heads) {
-    BackwardQueriesGroup(b, row, j, first, heads);
-  });
+  ForBlocksOfRows(b.problem, rows,
+                  [&](Rows block, const Heads& heads) { BackwardQueriesBlock(b, block, heads); });
 }
 
 template <typename T>

@@ -131,7 +131,7 @@ inline V Larger(V a, V b) {
   return best;
 }
 
-// ---- Sums of kAccumulators vectors: out[i] = lane sum of v[i] -----------------------------------
+// ---- Sums of kAccumulators vectors: out[i] = lane sum of v[i] ----------------------------------
 
 #if defined(__AVX512F__)
 constexpr int kAccumulators = 16;

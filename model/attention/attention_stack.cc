@@ -5,7 +5,11 @@
 
 #include "base/status/status.h"
 #include "heddle/v1/config.pb.h"
+#include "model/attention/dsa_layer.h"
 #include "model/attention/gqa_layer.h"
+#include "model/attention/gsa_layer.h"
+#include "model/attention/mla_layer.h"
+#include "model/attention/nsa_layer.h"
 
 namespace heddle::attention {
 
@@ -31,6 +35,17 @@ std::unique_ptr<layers::Sublayer> AttentionStack::Make(const layers::LayerStorag
     case heddle::v1::ATTENTION_KIND_SWA:
       if (window_ == nullptr) window_ = MakeSlidingWindow(scale(), model::WindowOf(config_));
       return MakeGqa(config_, storage, &ropes_, window_.get());
+    case heddle::v1::ATTENTION_KIND_NSA:
+      return MakeNsa(config_, storage, &ropes_);
+    case heddle::v1::ATTENTION_KIND_GSA:
+      return MakeGsa(config_, storage, &ropes_);
+    case heddle::v1::ATTENTION_KIND_MLA:
+      return MakeMla(config_, storage, &ropes_);
+    case heddle::v1::ATTENTION_KIND_DSA:
+      if (model::LayerUsesLatent(config_, storage.layer)) {
+        return MakeDsaMla(config_, storage, &ropes_, &shared_);
+      }
+      return MakeDsa(config_, storage, &ropes_, &shared_);
     default:
       HEDDLE_CHECK(false, "PlanModel accepts no layer of kind ", static_cast<int>(kind));
       return nullptr;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/attention/attention.h"
+#include "model/attention/token_indexer.h"
 #include "model/layers/rope.h"
 #include "model/layers/sublayer.h"
 
@@ -35,6 +36,7 @@ class AttentionStack {
   layers::RopeSet ropes_;
   std::unique_ptr<AttentionCore> dense_;  // null: no layer needs it
   std::unique_ptr<AttentionCore> window_;
+  SharedSelection shared_;  // of DSA layers with index_share_every
   std::vector<std::unique_ptr<layers::Sublayer>> layers_;
 };
 

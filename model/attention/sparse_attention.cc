@@ -42,8 +42,7 @@ const ks::Table<S>& Kernels() {
   }
 }
 
-// ---- Checks
-// ---------------------------------------------------------------------------------------
+// ---- Checks ------------------------------------------------------------------------------------
 
 void CheckRows(const at::Tensor& t, const at::Tensor& like, const char* name) {
   HEDDLE_CHECK(t.device().is_cpu(), name, " is not on the CPU");
@@ -110,8 +109,7 @@ void CheckDocuments(const KeyDocuments& documents, int64_t rows, int64_t keys) {
   HEDDLE_CHECK(covers(documents.key_rows, keys), "documents do not cover the key rows");
 }
 
-// ---- Conversions
-// ----------------------------------------------------------------------------------
+// ---- Conversions -------------------------------------------------------------------------------
 
 // `t` in the kernel's type; rows may be strided. Copies only where the type differs.
 at::Tensor Operand(const at::Tensor& t, at::ScalarType type) {

@@ -77,6 +77,7 @@ StatusOr<ModelSource> OpenCheckpoint(const SourceOptions& options, bool with_wei
   ModelSource source;
   source.name = record.dir();
   source.config = run.model();
+  source.kv_cache = run.memory().kv_cache();
   source.tokenizer_sha256 = record.train_state().tokenizer_sha256();
   std::string data = run.data().path();
   if (data.empty() && run.data().mixture_size() > 0) data = run.data().mixture(0).path();

@@ -44,9 +44,9 @@ def override_unknown(c, data):
     refused(c.heddle("submit", path, "training.max_step=3", ok=False), 2, "training.max_step", "training.max_steps")
 
 
-def unsupported_kind_is_refused(c, data):
+def unsupported_option_is_refused(c, data):
     path = write_config(c, data, name="bad4")
-    refused(c.heddle("submit", path, "model.attention.kind=nsa", ok=False), 2, "nsa")
+    refused(c.heddle("submit", path, "model.dropout=0.1", ok=False), 2, "dropout")
 
 
 def yaml_bomb(c, data):
@@ -216,7 +216,7 @@ def command_job(c, data):
 
 
 FAULTS = [unknown_key_with_nearest_name, wrong_type_and_range_both_listed, override_unknown,
-          unsupported_kind_is_refused, yaml_bomb, config_file_missing, unknown_job, data_set_missing,
+          unsupported_option_is_refused, yaml_bomb, config_file_missing, unknown_job, data_set_missing,
           data_set_truncated, data_set_of_another_tokenizer, vocabulary_larger_than_the_model,
           corrupt_checkpoint_block, never_fits, second_coordinator_on_the_same_state, port_in_use,
           killed_shim_is_a_retry, command_job]

@@ -31,6 +31,15 @@ TEST(Checks, RulesBetweenFields) {
       {{"nsa.kernel_size=128"}, "nsa.kernel_size: must be at most block_size"},
       {{"dsa.topk=0"}, "dsa.topk: must be between 1"},
       {{"dsa.core=mla"}, "dsa.core: mla needs the sizes"},
+      {{"model.attention.kind=dsa", "dsa.d_indexer=34"}, "dsa.d_indexer: profile v32 rotates half"},
+      {{"model.attention.kind=dsa", "mla.qk_rope_head_dim=64", "dsa.d_indexer=32"},
+       "dsa.d_indexer: must be at least the rotated qk_rope_head_dim"},
+      {{"model.attention.kind=mla", "model.attention.qkv_bias=true"},
+       "qkv_bias: only dense and swa"},
+      {{"model.moe.n_experts=8", "model.moe.n_groups=4", "model.moe.top_k=3"},
+       "moe.top_k: topk_groups hold 2 experts"},
+      {{"model.moe.n_experts=65536", "model.n_layers=4096"},
+       "moe.n_experts: 65536 experts in each"},
       {{"model.moe.n_experts=2", "model.moe.top_k=3"}, "moe.top_k: must be at most n_experts"},
       {{"model.moe.n_experts=4", "model.moe.n_groups=3"}, "moe.n_groups: must divide"},
       {{"model.moe.n_experts=4", "model.moe.topk_groups=2"}, "topk_groups: must be at most"},
@@ -74,14 +83,8 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
   LoadOptions lenient = files.options;
   lenient.require_implemented = false;
   const Rule rules[] = {
-      {{"model.attention.kind=nsa"}, "model.attention.kind: nsa"},
-      {{"model.attention.kind=mla"}, "model.attention.kind: mla"},
-      {{"model.attention.pattern=[swa,gsa]"}, "model.attention.pattern: gsa"},
-      {{"dsa.topk=64"}, "the lightning indexer"},
+      {{"model.attention.kind=dsa", "dsa.index_share_every=2"}, "selections shared by layers"},
       {{"model.attention.logit_scale={}"}, "the query temperature"},
-      {{"model.moe.n_experts=4"}, "mixture of experts"},
-      {{"model.ffn=gelu"}, "model.ffn: gelu"},
-      {{"model.norm=dyt"}, "model.norm: dyt"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.optimizer=lion"}, "Lion"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
@@ -90,7 +93,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"training.nan_policy=rollback"}, "rolling back"},
       {{"training.accumulation=layer_major"}, "layer_major accumulation"},
       {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
-      {{"memory.kv_cache.quantization=fp8"}, "a quantized cache"},
       {{"parallel.shard=full"}, "sharded training"},
       {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},
       {{"parallel.backend=mpi"}, "the MPI back end"},
@@ -118,7 +120,8 @@ TEST(Warnings, NameKeysWithoutEffect) {
        {"schedule.preemptible=false", "schedule.min_runtime=1m",
         "memory.expert_offloading.resident_mb=4", "memory.kv_cache.threshold=4",
         "logging.profiling.steps=[1]", "model.moe.top_k=3", "model.rope.scaling.low_freq_factor=2",
-        "model.rope.scaling.mscale=2", "model.attention.swa.window=3", "training.max_seq_len=9000",
+        "model.rope.scaling.mscale=2", "model.attention.swa.window=3", "nsa.topk=9", "dsa.topk=9",
+        "gsa.k_base=300", "mla.kv_lora_rank=9", "training.max_seq_len=9000",
         "training.max_steps=3"}) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
     EXPECT_EQ(resolved.warnings.size(), 1u) << override;

@@ -31,8 +31,7 @@ using model_test::SwapHeads;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// ---- Documents, sets, tensors
-// --------------------------------------------------------------------
+// ---- Documents, sets, tensors ------------------------------------------------------------------
 
 struct Batch {
   std::vector<int32_t> cu = {0};
@@ -281,8 +280,7 @@ void ForCases(const Body& body) {
   }
 }
 
-// ---- Against the reference
-// -----------------------------------------------------------------------
+// ---- Against the reference ---------------------------------------------------------------------
 
 TEST(SparseAttention, EqualsTheReferenceOnPackedDocumentsInEveryType) {
   ForCases([](const Batch& batch, const Widths& w, std::mt19937* random) {
@@ -407,8 +405,7 @@ TEST(SparseAttention, C8GradientsAreThoseOfTheForward) {
   }
 }
 
-// ---- Laws
-// ----------------------------------------------------------------------------------------
+// ---- Laws --------------------------------------------------------------------------------------
 
 TEST(SparseAttention, C2PackedEqualsAloneBitForBit) {
   std::mt19937 random(10);
@@ -494,8 +491,7 @@ TEST(SparseAttention, C7AKeyReachesExactlyTheRowsThatHoldIt) {
   }
 }
 
-// ---- Key sets
-// ------------------------------------------------------------------------------------
+// ---- Key sets ----------------------------------------------------------------------------------
 
 std::vector<int64_t> KeysOfRow(const KeySets& sets, int64_t row, int64_t set_head, int64_t keys) {
   std::vector<int64_t> list;

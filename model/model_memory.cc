@@ -1,0 +1,191 @@
+// Memory of one training process, counted from shapes (training-runtime.md section 18).
+#include <algorithm>
+
+#include "heddle/v1/config.pb.h"
+#include "model/model_plan.h"
+#include "model/model_plan_internal.h"
+
+namespace heddle::model {
+namespace {
+
+using heddle::v1::ModelConfig;
+using heddle::v1::NsaConfig;
+using heddle::v1::TrainingConfig;
+
+// Bytes per token: `kept` until the backward, `scratch` while the layer runs.
+struct PerToken {
+  double kept = 0;
+  double scratch = 0;
+};
+
+class LayerMemory {
+ public:
+  // `element` bytes of the compute type, documents of at most `length` tokens.
+  LayerMemory(const ModelConfig& config, int layer, int64_t element, int64_t length)
+      : config_(config),
+        attention_(config.attention()),
+        layer_(layer),
+        kind_(LayerKind(config, layer)),
+        heads_(HeadsOf(config)),
+        b_(static_cast<double>(element)),
+        length_(length) {}
+
+  PerToken Attention() const {
+    PerToken bytes = LayerUsesLatent(config_, layer_) ? Latent() : Heads();
+    switch (kind_) {
+      case heddle::v1::ATTENTION_KIND_NSA:
+        AddNsa(&bytes);
+        break;
+      case heddle::v1::ATTENTION_KIND_DSA:
+        AddIndexer(attention_.dsa().n_indexer_heads(), attention_.dsa().d_indexer(),
+                   attention_.dsa().topk(), &bytes);
+        break;
+      case heddle::v1::ATTENTION_KIND_GSA: {
+        const heddle::v1::GsaConfig& gsa = attention_.gsa();
+        AddIndexer(gsa.n_indexer_heads(), gsa.d_indexer(), gsa.k_base(), &bytes);
+        // Gates before their activation, values and outputs before their gate.
+        if (gsa.use_value_gate()) bytes.kept += 2 * b_ * KvWidth();
+        if (gsa.use_output_gate()) bytes.kept += 2 * b_ * QueryWidth();
+        break;
+      }
+      default:
+        break;
+    }
+    return bytes;
+  }
+
+  PerToken FeedForward() const {
+    const bool gated = config_.ffn() == ModelConfig::FFN_SWIGLU;
+    const double matrices = gated ? 2.0 : 1.0;
+    if (!LayerHasExperts(config_, layer_)) {
+      return {matrices * b_ * config_.d_ffn(), 2.0 * b_ * config_.d_ffn()};
+    }
+    const heddle::v1::MoeConfig& moe = config_.moe();
+    const double width = static_cast<double>(moe.top_k() + moe.n_shared()) * moe.d_expert();
+    // Gathered inputs, gate and up; router scores, ranks and weights in 4 bytes.
+    return {b_ * (matrices * width + static_cast<double>(moe.top_k()) * config_.d_model()) +
+                4.0 * (2.0 * moe.n_experts() + 4.0 * moe.top_k()),
+            b_ * (width + static_cast<double>(moe.top_k()) * config_.d_model())};
+  }
+
+ private:
+  double QueryWidth() const { return static_cast<double>(heads_.query * heads_.dim); }
+  double KvWidth() const { return static_cast<double>(heads_.kv * heads_.dim); }
+
+  // q, k, v, output, log-sum-exp.
+  PerToken Heads() const {
+    return {b_ * (2 * QueryWidth() + 2 * KvWidth()) + 4.0 * static_cast<double>(heads_.query), 0.0};
+  }
+
+  PerToken Latent() const {
+    const heddle::v1::MlaConfig& mla = attention_.mla();
+    const double h = static_cast<double>(heads_.query);
+    const double qk = mla.qk_nope_head_dim() + mla.qk_rope_head_dim();
+    const double dc = mla.kv_lora_rank();
+    const double dr = mla.qk_rope_head_dim();
+    // Queries and their latent before and after its norm, latent before and after, rotary key,
+    // keys and values of every head (or absorbed queries and outputs), output, log-sum-exp.
+    const double common = h * qk + 2.0 * mla.q_lora_rank() + 2 * dc + dr + h * mla.v_head_dim();
+    const double core =
+        kind_ == heddle::v1::ATTENTION_KIND_DSA ? h * (2 * dc + dr) : h * (qk + mla.v_head_dim());
+    return {b_ * (common + core) + 4.0 * h, b_ * h * (qk + mla.v_head_dim())};
+  }
+
+  void AddNsa(PerToken* bytes) const {
+    const NsaConfig& nsa = attention_.nsa();
+    const double compressed = 2 * KvWidth() / nsa.kernel_stride();
+    const double projections = nsa.kv() == NsaConfig::KV_SEPARATE ? 4 * KvWidth() : KvWidth();
+    // Outputs of three branches, gates, raw keys or further projections; fp32 around the kernels.
+    bytes->kept += b_ * (3 * QueryWidth() + 3.0 * static_cast<double>(heads_.query) + projections +
+                         compressed) +
+                   8.0 * static_cast<double>(heads_.query) +
+                   4.0 * static_cast<double>(heads_.kv) * nsa.topk();
+    bytes->scratch += 4.0 * (4 * QueryWidth() + 4 * KvWidth() + 2 * compressed);
+  }
+
+  void AddIndexer(int heads, int width, int64_t k, PerToken* bytes) const {
+    const double indexer = static_cast<double>(heads) * width + width + heads;
+    bytes->kept += 4.0 * (indexer + static_cast<double>(std::min(k, length_)));
+    bytes->scratch += 4.0 * (indexer + 4 * QueryWidth() + 4 * KvWidth());
+  }
+
+  const ModelConfig& config_;
+  const heddle::v1::AttentionConfig& attention_;
+  const int layer_;
+  const heddle::v1::AttentionKind kind_;
+  const model::Heads heads_;
+  const double b_;
+  const int64_t length_;
+};
+
+// Largest matrix whose gradient is formed in bf16 before it is added in fp32.
+int64_t LargestMatrix(const ModelPlan& plan, const ModelConfig& model) {
+  const int64_t d = model.d_model();
+  int64_t largest = d * std::max<int64_t>(model.vocab_size(), 2 * int64_t{model.d_ffn()});
+  for (const TensorSpec& tensor : plan.tensors) {
+    if (tensor.shape.size() == 2) largest = std::max(largest, tensor.elements);
+  }
+  return largest;
+}
+
+struct Blocks {
+  double kept_sum = 0;  // bytes per token of all blocks
+  double kept_max = 0;
+  double scratch_max = 0;
+};
+
+Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) {
+  Blocks blocks;
+  for (int layer = 0; layer < model.n_layers(); ++layer) {
+    const LayerMemory memory(model, layer, element, length);
+    const PerToken attention = memory.Attention();
+    const PerToken ffn = memory.FeedForward();
+    // Input, two normed inputs, the stream between the halves; two reciprocal norms.
+    const double stream = static_cast<double>(4 * element * model.d_model()) + 8.0;
+    const double kept = stream + attention.kept + ffn.kept;
+    blocks.kept_sum += kept;
+    blocks.kept_max = std::max(blocks.kept_max, kept);
+    blocks.scratch_max = std::max({blocks.scratch_max, attention.scratch, ffn.scratch});
+  }
+  return blocks;
+}
+
+}  // namespace
+
+MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training) {
+  const StatusOr<ModelPlan> plan = PlanModel(model);
+  if (!plan.ok()) return {};
+  const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
+  const int64_t b = bf16 ? 2 : 4;
+  const int64_t n = int64_t{training.micro_batch_size()} * training.max_seq_len();
+  const int64_t d = model.d_model();
+
+  MemoryEstimate memory;
+  memory.compute_weights = bf16 ? 2 * plan->flat_elements : 0;
+  memory.master = 4 * plan->flat_elements;
+  const int64_t moments = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? 1 : 2;
+  const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
+  memory.moments = moments * moment_bytes * plan->flat_elements;
+  memory.gradients = 4 * plan->flat_elements;
+  memory.buffers = 4 * plan->buffer_elements;
+  const Blocks blocks = MeasureBlocks(model, b, training.max_seq_len());
+  const bool recompute =
+      training.gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
+  const double rows = static_cast<double>(n);
+  const int64_t inputs_only = recompute ? (model.n_layers() - 1) * n * b * d : 0;
+  memory.activations =
+      static_cast<int64_t>(rows * (recompute ? blocks.kept_max : blocks.kept_sum)) + inputs_only;
+  const int64_t logits_rows = LogitsChunkRows(n, model.vocab_size(), b, kDefaultLogitsChunkBytes);
+  memory.workspace = b * (logits_rows * model.vocab_size() + 3 * n * d) +
+                     static_cast<int64_t>(rows * blocks.scratch_max) +
+                     (bf16 ? 2 * LargestMatrix(*plan, model) : 0);
+  return memory;
+}
+
+int64_t LogitsChunkRows(int64_t rows, int64_t vocabulary, int64_t element_bytes,
+                        int64_t chunk_bytes) {
+  const int64_t fit = chunk_bytes / (vocabulary * element_bytes) / 16 * 16;
+  return std::max<int64_t>(1, std::min(rows, std::max<int64_t>(fit, 16)));
+}
+
+}  // namespace heddle::model
