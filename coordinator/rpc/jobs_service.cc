@@ -30,7 +30,10 @@ Status CheckConfig(const v1::SubmitRequest& request) {
                                " bytes, at most ", kConfigBytesMax, " are accepted"));
   }
   RETURN_IF_ERROR(settings::Validate(request.config()));
-  return settings::CheckImplemented(request.config());
+  RETURN_IF_ERROR(settings::CheckImplemented(request.config()));
+  // A model that the trainer would refuse at its start is refused here.
+  if (request.config().kind() != v1::RunConfig::KIND_TRAIN) return OkStatus();
+  return model::PlanModel(request.config().model()).status();
 }
 
 // Memory a rank needs, where the config leaves it to us.

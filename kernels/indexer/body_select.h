@@ -45,12 +45,11 @@ inline int64_t CapacityOf(int64_t wanted) { return RoundUp(wanted + Max(wanted, 
 
 template <typename T>
 inline int64_t CountAtLeast(const Candidates<T>& c, Order<T> pivot) {
-  Orders<T> sum{};
-  for (int64_t i = 0; i < c.count; i += kWidth<T>) {
-    sum -= LoadAs<Orders<T>>(c.order + i) >= pivot;
-  }
+  using V = typename Types<T>::NativeOrders;
+  V sum{};
+  for (int64_t i = 0; i < c.count; i += kNative<T>) sum -= LoadAs<V>(c.order + i) >= pivot;
   int64_t count = 0;
-  for (int64_t i = 0; i < kWidth<T>; ++i) count += sum[i];
+  for (int64_t i = 0; i < kNative<T>; ++i) count += sum[i];
   return count;
 }
 

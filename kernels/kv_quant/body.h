@@ -139,7 +139,7 @@ void DequantizeF32(const Dequantize<float>& p, Rows rows) {
       const int64_t width = rest < p.layout.group ? rest : p.layout.group;
       const float scale = p.scales[row * groups + g];
       const uint8_t* codes = p.codes + row * p.layout.columns + first;
-      float* out = p.out + row * p.layout.columns + first;
+      float* out = p.out + row * p.out_stride + first;
       if (e4m3) {
         for (int64_t i = 0; i < width; ++i) out[i] = kDecode.value[codes[i]] * scale;
       } else {

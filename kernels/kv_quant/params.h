@@ -42,7 +42,8 @@ struct Dequantize {
   Layout layout;
   const uint8_t* codes = nullptr;  // [rows, columns]
   const float* scales = nullptr;   // [rows, groups]
-  T* out = nullptr;                // [rows, columns] contiguous
+  T* out = nullptr;                // [rows, columns], columns contiguous
+  int64_t out_stride = 0;          // elements from row to row
 };
 
 struct Rows {

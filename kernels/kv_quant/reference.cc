@@ -85,7 +85,7 @@ void DequantizeReference(const Dequantize<double>& p, Rows rows) {
                                ? static_cast<double>(E4m3Value(code))
                                : static_cast<double>(static_cast<int8_t>(code));
       const float scale = p.scales[row * p.layout.groups() + i / p.layout.group];
-      p.out[row * columns + i] = value * static_cast<double>(scale);
+      p.out[row * p.out_stride + i] = value * static_cast<double>(scale);
     }
   }
 }

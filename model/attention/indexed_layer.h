@@ -62,6 +62,7 @@ class IndexedLayer final : public layers::Sublayer {
 
   TokenIndexer& indexer() { return *parts_.indexer; }
   double scale() const { return scale_; }
+  double dense_share() const { return parts_.dense_share; }
   // Tensors from `pool`. REQUIRES: the rotary tables reach the positions.
   IndexedRows Project(std::span<const int32_t> positions, const at::Tensor& h_ND,
                       layers::BufferPool* pool);

@@ -17,6 +17,16 @@ std::unique_ptr<DecodeAttention> MakeDecodeAttention(const DecodeLayerContext& c
     case heddle::v1::ATTENTION_KIND_DENSE:
     case heddle::v1::ATTENTION_KIND_SWA:
       return MakeDecodeGqa(context, storage);
+    case heddle::v1::ATTENTION_KIND_NSA:
+      return MakeDecodeNsa(context, storage);
+    case heddle::v1::ATTENTION_KIND_GSA:
+      return MakeDecodeIndexed(context, storage);
+    case heddle::v1::ATTENTION_KIND_MLA:
+      return MakeDecodeMla(context, storage);
+    case heddle::v1::ATTENTION_KIND_DSA:
+      return model::LayerUsesLatent(*context.config, storage.layer)
+                 ? MakeDecodeMla(context, storage)
+                 : MakeDecodeIndexed(context, storage);
     default:
       HEDDLE_CHECK(false, "PlanModel accepts no layer of kind ", static_cast<int>(kind));
       return nullptr;

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "model/attention/token_indexer.h"
 #include "model/inference/kv_cache.h"
 #include "model/layers/rope.h"
 #include "model/layers/sublayer.h"
@@ -54,14 +55,29 @@ class DecodeAttention : public layers::Sublayer {
 
  protected:
   const std::vector<SequenceCache*>& caches() const { return caches_; }
+  // Row b to cache b. REQUIRES: one cache per row.
+  void AppendRows(const layers::CacheRows& rows) const {
+    for (size_t b = 0; b < caches_.size(); ++b) {
+      const int64_t row = static_cast<int64_t>(b);
+      caches_[b]->Append(rows, row, row + 1);
+    }
+  }
 
  private:
   std::vector<SequenceCache*> caches_;
 };
 
+// What the layers of one decoder share within a pass: the keys that the last layer with an indexer
+// of its own selected, for the layers that share its selection (index_share_every).
+struct DecodeShared {
+  std::vector<std::vector<int32_t>> selected;  // by row
+  attention::SharedSelection training;         // of the layers' forward, which decoding never calls
+};
+
 struct DecodeLayerContext {
   const heddle::v1::ModelConfig* config = nullptr;
   layers::RopeSet* ropes = nullptr;
+  DecodeShared* shared = nullptr;
   CacheQuantization quantization;
 };
 
@@ -69,8 +85,14 @@ struct DecodeLayerContext {
 std::unique_ptr<DecodeAttention> MakeDecodeAttention(const DecodeLayerContext& context,
                                                      const layers::LayerStorage& storage);
 
-// By kind: dense and swa.
+// By kind: dense and swa; nsa; gsa and dsa; mla and dsa on mla.
 std::unique_ptr<DecodeAttention> MakeDecodeGqa(const DecodeLayerContext& context,
+                                               const layers::LayerStorage& storage);
+std::unique_ptr<DecodeAttention> MakeDecodeNsa(const DecodeLayerContext& context,
+                                               const layers::LayerStorage& storage);
+std::unique_ptr<DecodeAttention> MakeDecodeIndexed(const DecodeLayerContext& context,
+                                                   const layers::LayerStorage& storage);
+std::unique_ptr<DecodeAttention> MakeDecodeMla(const DecodeLayerContext& context,
                                                const layers::LayerStorage& storage);
 
 }  // namespace heddle::inference

@@ -9,6 +9,7 @@
 #include "heddle/v1/config.pb.h"
 #include "model/attention/gqa_layer.h"
 #include "model/inference/decode_attention.h"
+#include "model/inference/decode_sparse.h"
 #include "model/layers/layers.h"
 
 namespace heddle::inference {
@@ -54,9 +55,12 @@ class DecodeGqa : public DecodeAttention {
                const at::Tensor& out) override;
 
  private:
-  // out [1, H, D] = attention of q [1, H, D] over the whole cache.
-  void Attend(const layers::PassContext& context, const at::Tensor& q, const KvCache& cache,
-              const at::Tensor& out) const;
+  // out[b] = attention of q[b] over the cache of row b; both [B, H, D].
+  void Attend(const layers::PassContext& context, const at::Tensor& q, const at::Tensor& out) const;
+  void AttendWide(const at::Tensor& q_1HD, const KvCache& cache, const at::Tensor& out_1HD) const;
+  const KvCache& CacheOf(int64_t row) const {
+    return static_cast<const GqaCache*>(caches()[static_cast<size_t>(row)])->kv;
+  }
 
   attention::QkvProjection projection_;
   at::Tensor o_weight_;
@@ -66,28 +70,40 @@ class DecodeGqa : public DecodeAttention {
   KvCacheShape shape_;
 };
 
-void DecodeGqa::Attend(const layers::PassContext& context, const at::Tensor& q,
-                       const KvCache& cache, const at::Tensor& out) const {
-  const int64_t rows = cache.rows();
-  at::Tensor query = q;
-  at::Tensor k;
-  at::Tensor v;
-  if (cache.quantized()) {
-    const at::ScalarType wide = layers::StatisticsType(type_);
-    k = context.scratch->Take({rows, shape_.kv_heads, shape_.key_dim}, wide);
-    v = context.scratch->Take({rows, shape_.kv_heads, shape_.value_dim}, wide);
-    cache.keys().ReadFirst(k);
-    cache.values().ReadFirst(v);
-    query = q.to(wide);
-  } else {
-    k = cache.keys().View(rows);
-    v = cache.values().View(rows);
-  }
+// Rows that are not quantised are attended to where they lie.
+void DecodeGqa::AttendWide(const at::Tensor& q, const KvCache& cache, const at::Tensor& out) const {
   const auto batched = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
   const at::Tensor o = std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      batched(query), batched(k), batched(v), /*dropout_p=*/0.0, /*is_causal=*/false,
+      batched(q), batched(cache.keys().View(cache.rows())),
+      batched(cache.values().View(cache.rows())), /*dropout_p=*/0.0, /*is_causal=*/false,
       /*attn_mask=*/std::nullopt, scale_));
-  out.copy_(o.transpose(1, 2).squeeze(0));
+  out.copy_(o.transpose(1, 2));
+}
+
+void DecodeGqa::Attend(const layers::PassContext& context, const at::Tensor& q,
+                       const at::Tensor& out) const {
+  std::vector<int64_t> rows;
+  std::vector<RowsOf> quantized;
+  for (int64_t b = 0; b < q.size(0); ++b) {
+    if (CacheOf(b).quantized()) {
+      rows.push_back(b);
+      quantized.push_back({&CacheOf(b), nullptr});
+    } else {
+      AttendWide(q.narrow(0, b, 1), CacheOf(b), out.narrow(0, b, 1));
+    }
+  }
+  if (rows.empty()) return;
+  const size_t mark = context.scratch->Mark();
+  const at::ScalarType wide = layers::StatisticsType(type_);
+  const int64_t n = static_cast<int64_t>(rows.size());
+  const GatheredRows gathered = Gather(quantized, wide, context.scratch);
+  const at::Tensor query = context.scratch->Take({n, q.size(1), q.size(2)}, wide);
+  const at::Tensor o = context.scratch->Take({n, q.size(1), q.size(2)}, wide);
+  const at::Tensor lse = context.scratch->Take({n, q.size(1)}, wide);
+  for (int64_t i = 0; i < n; ++i) query[i].copy_(q[rows[static_cast<size_t>(i)]]);
+  AttendGathered(scale_, WholeStretches(gathered), query, gathered.k_MJD, gathered.v_MJE, o, lse);
+  for (int64_t i = 0; i < n; ++i) out[rows[static_cast<size_t>(i)]].copy_(o[i]);
+  context.scratch->Release(mark);
 }
 
 void DecodeGqa::Forward(const layers::PassContext& context, const at::Tensor& h,
@@ -102,14 +118,8 @@ void DecodeGqa::Forward(const layers::PassContext& context, const at::Tensor& h,
   layers::CacheRows rows;
   rows.k = heads.k;
   rows.v = heads.v;
-  const at::Tensor o_by_head = o.view({n, projection_.heads().query, projection_.heads().dim});
-  for (int64_t b = 0; b < n; ++b) {
-    GqaCache* cache = static_cast<GqaCache*>(caches()[static_cast<size_t>(b)]);
-    cache->Append(rows, b, b + 1);
-    const size_t mark = context.scratch->Mark();
-    Attend(context, heads.q.narrow(0, b, 1), cache->kv, o_by_head.narrow(0, b, 1));
-    context.scratch->Release(mark);
-  }
+  AppendRows(rows);
+  Attend(context, heads.q, o.view({n, projection_.heads().query, projection_.heads().dim}));
   layers::LinearAdd(residual, o, o_weight_, out);
 }
 

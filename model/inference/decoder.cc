@@ -74,6 +74,7 @@ class DecoderImpl : public Decoder {
   const at::ScalarType type_;
   const std::vector<layers::LayerStorage> storages_;
   attention::AttentionStack prefill_;
+  DecodeShared shared_;
   std::vector<std::unique_ptr<DecodeAttention>> decode_;
   std::vector<model::Block> blocks_;
   layers::Norm final_norm_;
@@ -97,7 +98,7 @@ DecoderImpl::DecoderImpl(const heddle::v1::ModelConfig& config, model::Parameter
   const layers::LayerStorage model = model::ModelStorage(*store);
   embedding_VD_ = model.Weight("model.embed_tokens.weight");
   head_VD_ = config.tie_embeddings() ? embedding_VD_ : model.Weight("lm_head.weight");
-  const DecodeLayerContext context{&config_, prefill_.ropes(), options.cache};
+  const DecodeLayerContext context{&config_, prefill_.ropes(), &shared_, options.cache};
   for (const layers::LayerStorage& storage : storages_) {
     blocks_.emplace_back(config_, storage);
     decode_.push_back(MakeDecodeAttention(context, storage));

@@ -42,6 +42,7 @@ class KvCache {
   // compute type.
   void Append(const at::Tensor& k_NJD, const at::Tensor& v_NJE);
 
+  const KvCacheShape& shape() const { return shape_; }
   int64_t length() const { return length_; }
   // Rows in use.
   int64_t rows() const;

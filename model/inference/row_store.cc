@@ -45,13 +45,15 @@ void Widen(at::ScalarType type, const char* from, int64_t count, char* to) {
 
 RowStore::RowStore(RowShape shape, at::ScalarType type) : shape_(shape), type_(type) {
   HEDDLE_CHECK(shape_.heads > 0 && shape_.width > 0 && shape_.group >= 0);
+  HEDDLE_CHECK(shape_.exact_columns == 0 ||
+               (shape_.heads == 1 && shape_.exact_columns < shape_.width));
 }
 
 kvq::Layout RowStore::layout() const {
   kvq::Layout layout;
   layout.format = quantization_ == Quantization::kInt8 ? kvq::Format::kInt8 : kvq::Format::kE4m3;
-  layout.columns = shape_.columns();
-  layout.group = std::min(shape_.group > 0 ? shape_.group : shape_.width, shape_.columns());
+  layout.columns = shape_.columns() - shape_.exact_columns;
+  layout.group = std::min(shape_.group > 0 ? shape_.group : shape_.width, layout.columns);
   return layout;
 }
 
@@ -64,8 +66,9 @@ void RowStore::Grow(int64_t capacity) {
     *buffer = bigger;
   };
   if (quantized()) {
-    grow(&codes_, capacity - exact_, {shape_.columns()}, at::kByte);
+    grow(&codes_, capacity - exact_, {layout().columns}, at::kByte);
     grow(&scales_, capacity - exact_, {layout().groups()}, at::kFloat);
+    if (shape_.exact_columns > 0) grow(&tails_, capacity - exact_, {shape_.exact_columns}, type_);
   } else {
     grow(&values_, capacity, {shape_.heads, shape_.width}, type_);
   }
@@ -108,6 +111,10 @@ void RowStore::WriteCodes(int64_t first, const at::Tensor& given) {
       kvq::Kernels().quantize_f32(QuantizeOf<float>(rows, values, codes, scales), {begin, end});
     }
   });
+  if (shape_.exact_columns > 0) {
+    tails_.narrow(0, first - exact_, values.size(0))
+        .copy_(values.squeeze(1).narrow(1, rows.columns, shape_.exact_columns));
+  }
 }
 
 void RowStore::Quantize(Quantization quantization, int64_t exact, int64_t used) {
@@ -134,25 +141,37 @@ void RowStore::CheckOut(const at::Tensor& out) const {
 }
 
 void RowStore::ReadRun(int64_t from, int64_t count, const at::Tensor& out, int64_t to) const {
-  const kvq::Layout rows = layout();
-  const int64_t columns = rows.columns;
+  const int64_t columns = shape_.columns();
   char* target = static_cast<char*>(out.data_ptr()) + to * columns * out.element_size();
   const int64_t wide = quantized() ? std::clamp<int64_t>(exact_ - from, 0, count) : count;
   if (wide > 0) {
     const char* source = static_cast<const char*>(values_.const_data_ptr());
     Widen(type_, source + from * columns * values_.element_size(), wide * columns, target);
   }
-  if (wide == count) return;
-  target += wide * columns * out.element_size();
-  const int64_t first = from + wide - exact_;
-  const uint8_t* codes = codes_.const_data_ptr<uint8_t>() + first * columns;
-  const float* scales = scales_.const_data_ptr<float>() + first * rows.groups();
+  if (wide < count) {
+    ReadCodes(from + wide - exact_, count - wide, target + wide * columns * out.element_size());
+  }
+}
+
+void RowStore::ReadCodes(int64_t from, int64_t count, char* to) const {
+  const kvq::Layout rows = layout();
+  const int64_t stride = shape_.columns();
+  const uint8_t* codes = codes_.const_data_ptr<uint8_t>() + from * rows.columns;
+  const float* scales = scales_.const_data_ptr<float>() + from * rows.groups();
   if (type_ == at::kDouble) {
-    kvq::DequantizeReference({rows, codes, scales, reinterpret_cast<double*>(target)},
-                             {0, count - wide});
+    kvq::DequantizeReference({rows, codes, scales, reinterpret_cast<double*>(to), stride},
+                             {0, count});
   } else {
-    kvq::Kernels().dequantize_f32({rows, codes, scales, reinterpret_cast<float*>(target)},
-                                  {0, count - wide});
+    kvq::Kernels().dequantize_f32({rows, codes, scales, reinterpret_cast<float*>(to), stride},
+                                  {0, count});
+  }
+  if (shape_.exact_columns == 0) return;
+  const int64_t element = static_cast<int64_t>(c10::elementSize(type_));
+  const int64_t wide = static_cast<int64_t>(c10::elementSize(layers::StatisticsType(type_)));
+  const char* tails = static_cast<const char*>(tails_.const_data_ptr());
+  for (int64_t i = 0; i < count; ++i) {
+    Widen(type_, tails + (from + i) * shape_.exact_columns * element, shape_.exact_columns,
+          to + (i * stride + rows.columns) * wide);
   }
 }
 
@@ -174,12 +193,13 @@ int64_t RowStore::BytesOf(int64_t rows) const {
   const int64_t wide = static_cast<int64_t>(c10::elementSize(type_)) * shape_.columns();
   if (!quantized()) return rows * wide;
   const int64_t exact = std::min(rows, exact_);
-  return exact * wide + (rows - exact) * layout().row_bytes();
+  const int64_t tail = static_cast<int64_t>(c10::elementSize(type_)) * shape_.exact_columns;
+  return exact * wide + (rows - exact) * (layout().row_bytes() + tail);
 }
 
 int64_t RowStore::allocated_bytes() const {
   int64_t bytes = 0;
-  for (const at::Tensor* buffer : {&values_, &codes_, &scales_}) {
+  for (const at::Tensor* buffer : {&values_, &codes_, &scales_, &tails_}) {
     if (buffer->defined()) bytes += buffer->numel() * static_cast<int64_t>(buffer->element_size());
   }
   return bytes;

@@ -18,6 +18,8 @@ struct RowShape {
   int64_t heads = 1;
   int64_t width = 0;
   int64_t group = 0;  // columns that share a scale; 0: a head
+  // The last columns of a row that are never quantised (MLA's rotary part); heads is 1 then.
+  int64_t exact_columns = 0;
   int64_t columns() const { return heads * width; }
 };
 
@@ -55,6 +57,7 @@ class RowStore {
   void WriteCodes(int64_t first, const at::Tensor& values);
   // Rows [from, from + count) to out[to ..].
   void ReadRun(int64_t from, int64_t count, const at::Tensor& out, int64_t to) const;
+  void ReadCodes(int64_t from, int64_t count, char* to) const;
   void CheckOut(const at::Tensor& out) const;
 
   RowShape shape_;
@@ -63,8 +66,9 @@ class RowStore {
   int64_t capacity_ = 0;
   int64_t exact_ = 0;  // rows below are in values_ although the store is quantised
   at::Tensor values_;  // [capacity, heads, width], quantised: [exact, heads, width]
-  at::Tensor codes_;   // [capacity - exact, columns] uint8
+  at::Tensor codes_;   // [capacity - exact, columns - exact_columns] uint8
   at::Tensor scales_;  // [capacity - exact, groups] fp32
+  at::Tensor tails_;   // [capacity - exact, exact_columns] of the compute type
 };
 
 }  // namespace heddle::inference

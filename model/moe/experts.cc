@@ -1,15 +1,14 @@
 #include "model/moe/experts.h"
 
 #include <ATen/Parallel.h>
-#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <utility>
 
 #include "base/status/status.h"
 #include "model/layers/layers.h"
+#include "model/layers/tasks.h"
 
 namespace heddle::moe {
 namespace {
@@ -18,17 +17,6 @@ namespace {
 // numbers (S49).
 constexpr int64_t kRowsPerTask = 256;
 constexpr int64_t kGradientRowsPerTask = 512;
-
-// run(task, thread) for every task, each on one thread; who runs which is not part of the result.
-template <typename Run>
-void RunTasks(int64_t count, const Run& run) {
-  if (count == 0) return;
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    const c10::InferenceMode no_graph;  // a property of the thread
-    for (int64_t task = next++; task < count; task = next++) run(task, at::get_thread_num());
-  });
-}
 
 struct Piece {
   int64_t expert = 0;
@@ -82,7 +70,7 @@ void Experts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::T
   const at::Tensor inputs = scratch->Take({threads, longest, x.size(1)}, x.scalar_type());
   const at::Tensor hidden_values =
       scratch->Take({threads, longest, experts_.front().hidden()}, x.scalar_type());
-  RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t thread) {
+  layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t thread) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
     if (dispatch.identity()) {
@@ -115,7 +103,7 @@ at::Tensor Experts::Backward(const Dispatch& dispatch, const at::Tensor& x, cons
     x_rows = dx;  // read by the weight gradients, written after them
     dout_rows = scratch->Take({dispatch.rows(), d}, x.scalar_type());
   }
-  RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
+  layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
     if (!dispatch.identity()) {
@@ -131,7 +119,7 @@ at::Tensor Experts::Backward(const Dispatch& dispatch, const at::Tensor& x, cons
     }
   });
   WeightGradients(dispatch, x_rows, dout_rows, pre, hidden);
-  RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
+  layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
     layers::LinearInputGradient(piece.Of(pre), expert.in_CD, piece.Of(dx));
@@ -162,7 +150,7 @@ void Experts::WeightGradients(const Dispatch& dispatch, const at::Tensor& x_rows
     add(experts_[e].down_gradient_DF, all.Of(dout_rows), all.Of(hidden));
     add(experts_[e].in_gradient_CD, all.Of(dpre), all.Of(x_rows));
   }
-  RunTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i, int64_t) {
+  layers::RunTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i, int64_t) {
     const Task& task = tasks[static_cast<size_t>(i)];
     layers::LinearWeightGradient(task.dy, task.x, task.gradient);
   });

@@ -49,6 +49,7 @@ std::vector<float> Read(const Table& table, Layout layout, const Quantised& q) {
   p.codes = q.codes.data();
   p.scales = q.scales.data();
   p.out = out.data();
+  p.out_stride = layout.columns;
   table.dequantize_f32(p, {0, static_cast<int64_t>(out.size()) / layout.columns});
   return out;
 }
@@ -251,7 +252,7 @@ TEST(KvQuant, TheReferenceReadsTheSameValues) {
       const Quantised q = QuantiseRows(table.quantize_f32, layout, x);
       const std::vector<float> got = Read(table, layout, q);
       std::vector<double> want(x.size());
-      DequantizeReference({layout, q.codes.data(), q.scales.data(), want.data()}, {0, 7});
+      DequantizeReference({layout, q.codes.data(), q.scales.data(), want.data(), 10}, {0, 7});
       for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(got[i], static_cast<float>(want[i]));
     }
   });

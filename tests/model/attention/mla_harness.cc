@@ -38,6 +38,18 @@ heddle::v1::ModelConfig MlaConfigOf(const MlaSizes& sizes) {
   return config;
 }
 
+heddle::v1::ModelConfig DsaMlaConfigOf(const MlaSizes& sizes, int32_t topk) {
+  heddle::v1::ModelConfig config = MlaConfigOf(sizes);
+  config.mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_DSA);
+  heddle::v1::DsaConfig* dsa = config.mutable_attention()->mutable_dsa();
+  dsa->set_core(heddle::v1::DsaConfig::CORE_MLA);
+  dsa->set_profile(heddle::v1::DsaConfig::PROFILE_V32);
+  dsa->set_n_indexer_heads(3);
+  dsa->set_d_indexer(8);
+  dsa->set_topk(topk);
+  return config;
+}
+
 OwnedDocuments::OwnedDocuments(const std::vector<int32_t>& lengths) : cu{0} {
   for (const int32_t length : lengths) {
     cu.push_back(cu.back() + length);
@@ -84,6 +96,15 @@ model::ModelPlan PlanOf(const heddle::v1::ModelConfig& config) {
   add("kv_b_proj.weight",
       {heads * (mla.qk_nope_head_dim() + mla.v_head_dim()), mla.kv_lora_rank()});
   add("o_proj.weight", {d, heads * mla.v_head_dim()});
+  if (config.attention().kind() == heddle::v1::ATTENTION_KIND_DSA) {
+    const heddle::v1::DsaConfig& dsa = config.attention().dsa();
+    const int64_t width = dsa.d_indexer();
+    add("indexer.q_proj.weight", {dsa.n_indexer_heads() * width, rank > 0 ? rank : d});
+    add("indexer.k_proj.weight", {width, d});
+    add("indexer.weights_proj.weight", {dsa.n_indexer_heads(), d});
+    add("indexer.k_norm.weight", {width});
+    add("indexer.k_norm.bias", {width});
+  }
   return plan;
 }
 
@@ -104,7 +125,9 @@ MlaHarness::MlaHarness(const heddle::v1::ModelConfig& config, at::ScalarType typ
   gradients_ = at::zeros({plan_.flat_elements}, storage_.statistics_type());
   storage_.weights = weights_.data_ptr();
   storage_.gradients = gradients_.data_ptr();
-  layer_ = MakeMla(config_, storage_, &ropes_);
+  layer_ = config_.attention().kind() == heddle::v1::ATTENTION_KIND_DSA
+               ? MakeDsaMla(config_, storage_, &ropes_, &shared_)
+               : MakeMla(config_, storage_, &ropes_);
   // Weights that differ everywhere, with gains around 1.
   double phase = 0.15;
   for (const model::TensorSpec& spec : plan_.tensors) {

@@ -12,6 +12,7 @@
 
 #include "heddle/v1/config.pb.h"
 #include "model/attention/mla_layer.h"
+#include "model/attention/token_indexer.h"
 #include "model/layers/rope.h"
 #include "model/layers/sublayer.h"
 #include "model/model_plan.h"
@@ -30,6 +31,8 @@ struct MlaSizes {
   bool layernorm = false;
 };
 heddle::v1::ModelConfig MlaConfigOf(const MlaSizes& sizes);
+// The same with DSA's indexer (profile v32, core mla), `topk` keys per token.
+heddle::v1::ModelConfig DsaMlaConfigOf(const MlaSizes& sizes, int32_t topk);
 
 // Documents with what they borrow.
 struct OwnedDocuments {
@@ -39,6 +42,7 @@ struct OwnedDocuments {
   layers::Documents view;
 };
 
+// MLA, or DSA on MLA where the kind of the configuration is DSA.
 class MlaHarness {
  public:
   MlaHarness(const heddle::v1::ModelConfig& config, at::ScalarType type);
@@ -84,6 +88,7 @@ class MlaHarness {
   at::Tensor gradients_;
   layers::RopeSet ropes_;
   layers::LayerStorage storage_;
+  SharedSelection shared_;
   std::unique_ptr<layers::Sublayer> layer_;
   layers::BufferPool kept_;
   layers::BufferPool scratch_;

@@ -287,6 +287,30 @@ TEST(Mla, YarnScalesTheSoftmaxAndTheFrequencies) {
   EXPECT_GE(MaxDifference(y, plain.Forward({30}, h)), 1e-4);
 }
 
+// The layer finds every tensor of the model's plan, and uses every one.
+TEST(Mla, TakesTheTensorsOfTheModelPlan) {
+  std::vector<heddle::v1::ModelConfig> configs;
+  for (const MlaSizes& sizes : kKinds) {
+    configs.push_back(MlaConfigOf(sizes));
+    configs.push_back(DsaMlaConfigOf(sizes, 4));
+  }
+  for (const heddle::v1::ModelConfig& config : configs) {
+    const StatusOr<model::ModelPlan> plan = model::PlanModel(config);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    const MlaHarness harness(config, at::kDouble);
+    size_t of_attention = 0;
+    for (const model::TensorSpec& spec : plan->tensors) {
+      if (spec.name.find("self_attn.") != std::string::npos) ++of_attention;
+    }
+    EXPECT_EQ(of_attention, harness.plan().tensors.size());
+    for (const model::TensorSpec& spec : harness.plan().tensors) {
+      const model::TensorSpec* planned = plan->Find(spec.name);
+      ASSERT_NE(planned, nullptr) << spec.name;
+      EXPECT_EQ(planned->shape, spec.shape) << spec.name;
+    }
+  }
+}
+
 // ---- Properties ---------------------------------------------------------------------------------
 
 TEST(Mla, C1PrefixesAreConsistent) {

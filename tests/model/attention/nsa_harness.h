@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -45,7 +46,9 @@ struct NsaSizes {
 inline heddle::v1::ModelConfig ConfigOf(const NsaSizes& sizes) {
   heddle::v1::ModelConfig config;
   config.set_d_model(static_cast<int32_t>(sizes.d_model));
+  config.set_vocab_size(8);
   config.set_n_layers(1);
+  config.set_d_ffn(8);
   config.set_n_heads(static_cast<int32_t>(sizes.heads));
   config.set_n_kv_heads(static_cast<int32_t>(sizes.kv_heads));
   config.set_head_dim(static_cast<int32_t>(sizes.dim));
@@ -65,48 +68,6 @@ inline heddle::v1::ModelConfig ConfigOf(const NsaSizes& sizes) {
   nsa->set_window_size(sizes.window);
   if (sizes.separate) nsa->set_kv(heddle::v1::NsaConfig::KV_SEPARATE);
   return config;
-}
-
-// Names and shapes of product.md section 5; q, k, v end to end.
-inline model::ModelPlan NsaPlanOf(const NsaSizes& s) {
-  model::ModelPlan plan;
-  const auto add = [&](const std::string& name, std::vector<int64_t> shape, bool joined = false) {
-    model::TensorSpec spec;
-    spec.name = "model.layers.0.self_attn." + name;
-    spec.elements = 1;
-    for (const int64_t extent : shape) spec.elements *= extent;
-    spec.shape = std::move(shape);
-    if (!joined) {
-      plan.flat_elements = (plan.flat_elements + model::kFlatAlignment - 1) /
-                           model::kFlatAlignment * model::kFlatAlignment;
-    }
-    spec.offset = plan.flat_elements;
-    plan.flat_elements += spec.elements;
-    plan.tensors.push_back(std::move(spec));
-  };
-  const int64_t kv = s.kv_heads * s.dim;
-  const int64_t l = s.kernel_size;
-  add("q_proj.weight", {s.heads * s.dim, s.d_model});
-  add("k_proj.weight", {kv, s.d_model}, /*joined=*/true);
-  add("v_proj.weight", {kv, s.d_model}, /*joined=*/true);
-  add("o_proj.weight", {s.d_model, s.heads * s.dim});
-  if (s.separate) {
-    for (const char* name :
-         {"k_proj_slc.weight", "v_proj_slc.weight", "k_proj_win.weight", "v_proj_win.weight"}) {
-      add(name, {kv, s.d_model});
-    }
-  }
-  if (s.type == heddle::v1::NsaConfig::COMPRESS_TYPE_WEIGHTEDPOOL) {
-    add("compress.k_weight", {s.kv_heads, l});
-    add("compress.v_weight", {s.kv_heads, l});
-  }
-  if (s.type == heddle::v1::NsaConfig::COMPRESS_TYPE_LINEAR) {
-    add("compress.k_weight", {s.kv_heads, l * s.dim, s.dim});
-    add("compress.v_weight", {s.kv_heads, l * s.dim, s.dim});
-  }
-  add("compress.k_pe", {s.kv_heads, l, s.dim});
-  add("gate_proj.weight", {3 * s.heads, s.d_model});
-  return plan;
 }
 
 // Packed documents that own what layers::Documents borrows.
@@ -141,7 +102,7 @@ class NsaModel {
   explicit NsaModel(const NsaSizes& sizes, at::ScalarType type = at::kDouble)
       : sizes_(sizes),
         config_(ConfigOf(sizes)),
-        plan_(NsaPlanOf(sizes)),
+        plan_(*model::PlanModel(config_)),
         type_(type),
         weights_(at::zeros({plan_.flat_elements}, type)),
         gradients_(at::zeros({plan_.flat_elements}, layers::StatisticsType(type))),
@@ -153,18 +114,24 @@ class NsaModel {
     layer_ = MakeNsa(config_, storage_, &ropes_);
     // Large enough that gates, probabilities and selections differ from row to row, small enough
     // that no softmax saturates.
-    for (const model::TensorSpec& spec : plan_.tensors) {
-      at::Tensor weight = storage_.Weight(spec.name.substr(std::string("model.layers.0.").size()));
-      const double scale = spec.elements > sizes.kv_heads * sizes.kernel_size * sizes.dim
-                               ? 1.2 / std::sqrt(static_cast<double>(spec.shape[1]))
-                               : 0.35;
-      weight.copy_(RandomTensor(weight.sizes(), static_cast<uint64_t>(spec.offset + 1), scale));
+    for (const std::string& name : Names()) {
+      const at::Tensor weight = Weight(name);
+      const bool linear = weight.dim() == 3 && name != "compress.k_pe";
+      const double scale = linear ? 1.2 / std::sqrt(static_cast<double>(weight.size(1))) : 0.35;
+      weight.copy_(RandomTensor(weight.sizes(), std::hash<std::string>()(name), scale));
     }
   }
 
   const NsaSizes& sizes() const { return sizes_; }
-  const model::ModelPlan& plan() const { return plan_; }
-  // Names without "self_attn.".
+  // Tensors of the attention, without "self_attn.".
+  std::vector<std::string> Names() const {
+    const std::string prefix = "model.layers.0.self_attn.";
+    std::vector<std::string> names;
+    for (const model::TensorSpec& spec : plan_.tensors) {
+      if (spec.name.starts_with(prefix)) names.push_back(spec.name.substr(prefix.size()));
+    }
+    return names;
+  }
   at::Tensor Weight(const std::string& name) const { return storage_.Weight("self_attn." + name); }
   at::Tensor Gradient(const std::string& name) const {
     return storage_.Gradient("self_attn." + name);

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "kernels/attention/reference.h"
+#include "model/parameter_store.h"
+#include "model/store_views.h"
 #include "tests/model/attention/nsa_golden.h"
 #include "tests/model/attention/nsa_harness.h"
 #include "tests/model/attention/nsa_oracle.h"
@@ -248,11 +250,6 @@ TEST(Nsa, N5TheThreeCompressionsMeetInTheMean) {
   std::vector<at::Tensor> outs;
   for (const NsaConfig::CompressType type : kCompressTypes) {
     NsaModel model({.type = type});
-    for (const model::TensorSpec& spec : model.plan().tensors) {
-      const std::string name = spec.name.substr(std::string("model.layers.0.self_attn.").size());
-      at::Tensor weight = model.Weight(name);
-      weight.copy_(RandomTensor(weight.sizes(), std::hash<std::string>()(name), 0.35));
-    }
     for (const char* name : {"compress.k_weight", "compress.v_weight"}) {
       if (type == NsaConfig::COMPRESS_TYPE_WEIGHTEDPOOL) model.Weight(name).fill_(0.25);
       if (type == NsaConfig::COMPRESS_TYPE_LINEAR) {
@@ -263,6 +260,38 @@ TEST(Nsa, N5TheThreeCompressionsMeetInTheMean) {
   }
   EXPECT_LE(MaxDifference(outs[0], outs[1]), 1e-12);
   EXPECT_LE(MaxDifference(outs[0], outs[2]), 1e-12);
+}
+
+// compress_init: mean starts all types as average pooling; xavier does not (section 5.2).
+TEST(Nsa, N5CompressionsCoincideAtTheirInitialValues) {
+  const auto start = [](NsaConfig::CompressType type, NsaConfig::CompressInit init) {
+    heddle::v1::ModelConfig config = ConfigOf({.type = type});
+    config.mutable_attention()->mutable_nsa()->set_compress_init(init);
+    const auto store =
+        *model::ParameterStore::Create(*model::PlanModel(config), model::Precision::kFp64);
+    model::InitParameters(3, store.get());
+    layers::RopeSet ropes(config, /*fp64=*/true);
+    ropes.Ensure(45);
+    const NsaBatch batch({45, 4, 17});
+    const layers::Documents documents = batch.documents();
+    const auto layer = MakeNsa(config, model::StoragesOf(*store)[0], &ropes);
+    layers::BufferPool kept;
+    layers::BufferPool scratch;
+    layers::PassContext context;
+    context.documents = &documents;
+    context.kept = &kept;
+    context.scratch = &scratch;
+    const at::Tensor h = RandomTensor({batch.rows(), 20}, 5, 20.0);
+    at::Tensor out = at::empty_like(h);
+    layer->Begin(documents);
+    layer->Forward(context, h, at::zeros_like(h), out);
+    return out;
+  };
+  const at::Tensor mean = start(NsaConfig::COMPRESS_TYPE_AVGPOOL, NsaConfig::COMPRESS_INIT_MEAN);
+  for (const NsaConfig::CompressType type : kCompressTypes) {
+    EXPECT_LE(MaxDifference(mean, start(type, NsaConfig::COMPRESS_INIT_MEAN)), 1e-12);
+    EXPECT_GT(MaxDifference(mean, start(type, NsaConfig::COMPRESS_INIT_XAVIER)), 1e-3);
+  }
 }
 
 TEST(Nsa, N6SelectionHoldsForcedBlocksAndNoFutureBlock) {

@@ -10,6 +10,7 @@
 namespace heddle::inference {
 namespace {
 
+using inference_test::BuildStrong;
 using inference_test::EveryKind;
 using inference_test::FeedOne;
 using inference_test::MakeDecoder;
@@ -17,7 +18,6 @@ using inference_test::NamedConfig;
 using inference_test::Worst;
 using model::Precision;
 using model_test::BatchData;
-using model_test::Build;
 using model_test::Built;
 using model_test::RandomBatch;
 
@@ -26,7 +26,7 @@ constexpr double kTolerance = 1e-10;
 // C3, S3, N10, G8, M4: 60 tokens are many windows and blocks, so that rings have wrapped around.
 TEST(Decoder, C3DecodeEqualsPrefillAtEveryPosition) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp64);
+    Built built = BuildStrong(named.config, Precision::kFp64);
     const BatchData batch = RandomBatch({60}, named.config.vocab_size(), 3);
     const at::Tensor logits = *built.model->Logits(batch.view());
     const auto decoder = MakeDecoder(named.config, built);
@@ -47,7 +47,7 @@ TEST(Decoder, C3DecodeEqualsPrefillAtEveryPosition) {
 
 TEST(Decoder, C3ATurnOfSeveralTokensEqualsTheTokensOneByOne) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp64);
+    Built built = BuildStrong(named.config, Precision::kFp64);
     const BatchData batch = RandomBatch({40}, named.config.vocab_size(), 5);
     const at::Tensor logits = *built.model->Logits(batch.view());
     const auto decoder = MakeDecoder(named.config, built);
@@ -66,7 +66,7 @@ TEST(Decoder, C2C4ABatchOfUnequalLengthsEqualsEachSequenceAlone) {
   const std::vector<int32_t> lengths = {31, 20, 44, 23, 37};
   const std::vector<size_t> prompts = {12, 1, 25, 4, 18};
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp64);
+    Built built = BuildStrong(named.config, Precision::kFp64);
     const BatchData batch = RandomBatch(lengths, named.config.vocab_size(), 11);
     const at::Tensor logits = *built.model->Logits(batch.view());
     const auto decoder = MakeDecoder(named.config, built);
@@ -110,7 +110,7 @@ TEST(Decoder, C2C4ABatchOfUnequalLengthsEqualsEachSequenceAlone) {
 // A new prompt starts while another sequence decodes.
 TEST(Decoder, C2PromptsAndTokensShareACall) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp64);
+    Built built = BuildStrong(named.config, Precision::kFp64);
     const BatchData batch = RandomBatch({20, 15}, named.config.vocab_size(), 12);
     const at::Tensor logits = *built.model->Logits(batch.view());
     const auto decoder = MakeDecoder(named.config, built);
@@ -127,7 +127,7 @@ TEST(Decoder, C2PromptsAndTokensShareACall) {
 
 TEST(Decoder, C13CachesTakeTheBytesOfTheFormula) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kBf16);
+    Built built = BuildStrong(named.config, Precision::kBf16);
     const auto decoder = MakeDecoder(named.config, built);
     const BatchData batch = RandomBatch({70}, named.config.vocab_size(), 3);
     const SequenceId sequence = decoder->Open(/*reserve=*/70);
@@ -150,7 +150,7 @@ TEST(Decoder, C13CachesTakeTheBytesOfTheFormula) {
 // Bug 26: a decoder that runs the prefix again would show it here.
 TEST(Decoder, EveryTokenRunsThroughTheBlocksOnce) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp32);
+    Built built = BuildStrong(named.config, Precision::kFp32);
     const auto decoder = MakeDecoder(named.config, built);
     const BatchData batch = RandomBatch({25}, named.config.vocab_size(), 4);
     const SequenceId sequence = decoder->Open();
@@ -167,7 +167,7 @@ TEST(Decoder, EveryTokenRunsThroughTheBlocksOnce) {
 
 TEST(Decoder, RefusesTurnsItCannotFeedAndChangesNothing) {
   const heddle::v1::ModelConfig config = EveryKind().front().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   const auto decoder = MakeDecoder(config, built);
   const SequenceId a = decoder->Open();
   const SequenceId b = decoder->Open();
@@ -191,7 +191,7 @@ TEST(Decoder, RefusesTurnsItCannotFeedAndChangesNothing) {
 }
 
 TEST(Decoder, RefusesAStoreOfAnotherModel) {
-  Built built = Build(EveryKind().front().config, Precision::kFp32);
+  Built built = BuildStrong(EveryKind().front().config, Precision::kFp32);
   heddle::v1::ModelConfig other = EveryKind().front().config;
   other.set_n_layers(2);
   EXPECT_FALSE(Decoder::Create(other, built.store.get()).ok());

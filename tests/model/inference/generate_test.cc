@@ -10,11 +10,11 @@
 namespace heddle::inference {
 namespace {
 
+using inference_test::BuildStrong;
 using inference_test::EveryKind;
 using inference_test::MakeDecoder;
 using inference_test::NamedConfig;
 using model::Precision;
-using model_test::Build;
 using model_test::Built;
 
 std::vector<Prompt> SomePrompts() {
@@ -35,7 +35,7 @@ std::vector<int64_t> One(Decoder* decoder, const Prompt& prompt, const GenerateO
 
 TEST(Generate, C12StopsAtEndOfTextAndAtTheMaximum) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp32);
+    Built built = BuildStrong(named.config, Precision::kFp32);
     const auto decoder = MakeDecoder(named.config, built);
     GenerateOptions options = Sampled(12);
     const std::vector<Generated> free = *Generate(decoder.get(), SomePrompts(), options);
@@ -59,7 +59,7 @@ TEST(Generate, C12StopsAtEndOfTextAndAtTheMaximum) {
 
 TEST(Generate, C12StopsAtTheLongestSequenceOfTheModel) {
   const heddle::v1::ModelConfig config = EveryKind().back().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   const auto decoder = MakeDecoder(config, built);
   GenerateOptions options = Sampled(10);
   options.max_length = 14;
@@ -76,7 +76,7 @@ TEST(Generate, C12StopsAtTheLongestSequenceOfTheModel) {
 
 TEST(Generate, C4PermutingPromptsPermutesTheResults) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp64);
+    Built built = BuildStrong(named.config, Precision::kFp64);
     const auto decoder = MakeDecoder(named.config, built);
     for (const double temperature : {0.0, 1.0}) {
       GenerateOptions options = Sampled(20);
@@ -98,7 +98,7 @@ TEST(Generate, C4PermutingPromptsPermutesTheResults) {
 
 TEST(Generate, TheSeedAndTheStreamDecideTheDraws) {
   const heddle::v1::ModelConfig config = EveryKind().front().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   const auto decoder = MakeDecoder(config, built);
   GenerateOptions options = Sampled(16);
   const Prompt prompt{{3, 1, 4}, 0};
@@ -118,7 +118,7 @@ TEST(Generate, TheSeedAndTheStreamDecideTheDraws) {
 // Bug 26: prompts run once, every new token but the last once.
 TEST(Generate, NeverRunsThePrefixAgain) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp32);
+    Built built = BuildStrong(named.config, Precision::kFp32);
     const auto decoder = MakeDecoder(named.config, built);
     ASSERT_TRUE(Generate(decoder.get(), SomePrompts(), Sampled(15)).ok());
     EXPECT_EQ(decoder->counters().prefill_rows, 3 + 1 + 12 + 2) << named.name;
@@ -128,7 +128,7 @@ TEST(Generate, NeverRunsThePrefixAgain) {
 
 TEST(Generate, ReportsTheCacheOfEachSequence) {
   for (const NamedConfig& named : EveryKind()) {
-    Built built = Build(named.config, Precision::kFp32);
+    Built built = BuildStrong(named.config, Precision::kFp32);
     const auto decoder = MakeDecoder(named.config, built);
     const std::vector<Prompt> prompts = SomePrompts();
     const std::vector<Generated> made = *Generate(decoder.get(), prompts, Sampled(9));
@@ -142,7 +142,7 @@ TEST(Generate, ReportsTheCacheOfEachSequence) {
 
 TEST(Generate, SeesEveryTokenAtOnce) {
   const heddle::v1::ModelConfig config = EveryKind().front().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   const auto decoder = MakeDecoder(config, built);
   std::vector<std::vector<int64_t>> seen(4);
   const std::vector<Generated> made =
@@ -153,7 +153,7 @@ TEST(Generate, SeesEveryTokenAtOnce) {
 
 TEST(Generate, RefusesAnEmptyPromptAndBadOptions) {
   const heddle::v1::ModelConfig config = EveryKind().front().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   const auto decoder = MakeDecoder(config, built);
   std::vector<Prompt> prompts = SomePrompts();
   prompts[1].ids.clear();
@@ -172,7 +172,7 @@ TEST(Generate, RefusesAnEmptyPromptAndBadOptions) {
 // Bug 45: a model that has diverged says so instead of making token 0.
 TEST(Generate, SaysThatTheModelHasDiverged) {
   const heddle::v1::ModelConfig config = EveryKind().front().config;
-  Built built = Build(config, Precision::kFp32);
+  Built built = BuildStrong(config, Precision::kFp32);
   built.store->master()[0] = std::numeric_limits<float>::quiet_NaN();  // of the tied embedding
   const auto decoder = MakeDecoder(config, built);
   const std::vector<Prompt> prompts = {{{0, 1}, 0}};

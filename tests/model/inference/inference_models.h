@@ -19,14 +19,14 @@ struct NamedConfig {
   heddle::v1::ModelConfig config;
 };
 
-// Odd sizes, windows and blocks far shorter than the sequences of the tests.
-inline std::vector<NamedConfig> EveryKind() {
-  using model_test::Kind;
-  using model_test::TinyConfig;
-  return {{"dense", TinyConfig(Kind::kDense, true)},
-          {"swa", TinyConfig(Kind::kSwa, true)},
-          {"swa+dense", TinyConfig(Kind::kHybrid, true)}};
-}
+// Odd sizes, windows, blocks and key counts far smaller than the sequences of the tests.
+std::vector<NamedConfig> EveryKind();
+// The one of that name.
+heddle::v1::ModelConfig ConfigOf(const std::string& name);
+
+// A model whose weights are large enough for attention to be far from uniform, and whose buffers
+// (GSA's vref) have seen a step.
+model_test::Built BuildStrong(const heddle::v1::ModelConfig& config, model::Precision precision);
 
 // Largest difference of two tensors of one shape.
 inline double Worst(const at::Tensor& a, const at::Tensor& b) {

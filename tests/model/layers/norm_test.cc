@@ -140,6 +140,7 @@ TEST(Norm, C8GradientsEqualCentralDifferences) {
     };
     for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(pass.dx[i], slope(&x[i]), 1e-8) << i;
     const auto check = [&](const std::string& name, const std::vector<double>& gradient) {
+      if (gradient.empty()) return;  // not of this kind
       double* weight = fixture.storage().Weight(name).data_ptr<double>();
       for (size_t i = 0; i < gradient.size(); ++i) {
         EXPECT_NEAR(gradient[i], slope(weight + i), 1e-8) << name << i;

@@ -24,7 +24,9 @@ void Check(const ModelConfig& config, bool noise = false) {
   Batch batch({7, 0, 9}, kWidth, "gradients");
   batch.step.row_scale = 1.0 / 40;
   batch.step.seed = 21;
-  if (!noise) ASSERT_GT(Margin(c, batch), 1e-4);
+  if (!noise) {
+    ASSERT_GT(Margin(c, batch), 1e-4);
+  }
   EXPECT_GT(CheckGradients(&c.fixture, c.layer.get(), batch), 100);
   // The router learns from the output or from its losses.
   double sum = 0;
