@@ -37,7 +37,7 @@ StatusOr<ModelSource> OpenFolder(const SourceOptions& options, bool with_weights
   if (fs::exists(tokenizer)) source.tokenizer_path = tokenizer;
   if (!with_weights) return source;
   RETURN_IF_ERROR(MakeStore(options, &source));
-  RETURN_IF_ERROR(hf::ReadWeights(options.dir, source.store.get()));
+  RETURN_IF_ERROR(hf::ReadWeights(options.dir, source.store.get(), {options.allow_nonfinite}));
   return source;
 }
 
@@ -50,15 +50,18 @@ StatusOr<heddle::v1::CheckpointRecord> ReadRecord(const std::string& path) {
   return record;
 }
 
-// Every tensor of the plan once, none besides.
+// Every tensor of the plan once, its buffers where they were saved, none besides.
 Status FillStore(const std::vector<checkpoint::Weight>& weights, model::ParameterStore* store) {
   size_t filled = 0;
   for (const checkpoint::Weight& weight : weights) {
     const model::TensorSpec* spec = store->plan().Find(weight.name);
-    if (spec == nullptr) return DataLoss(Str("unexpected tensor '", weight.name, "'"));
-    if (spec->shape != weight.shape) return DataLoss(Str("shape of tensor '", weight.name, "'"));
-    std::copy(weight.values.begin(), weight.values.end(), store->master(*spec).begin());
-    ++filled;
+    const model::TensorSpec* buffer = store->plan().FindBuffer(weight.name);
+    const model::TensorSpec* known = spec != nullptr ? spec : buffer;
+    if (known == nullptr) return DataLoss(Str("unexpected tensor '", weight.name, "'"));
+    if (known->shape != weight.shape) return DataLoss(Str("shape of tensor '", weight.name, "'"));
+    const std::span<float> to = spec != nullptr ? store->master(*spec) : store->buffer(*buffer);
+    std::copy(weight.values.begin(), weight.values.end(), to.begin());
+    filled += spec != nullptr ? 1 : 0;
   }
   if (filled != store->plan().tensors.size()) {
     return DataLoss(
