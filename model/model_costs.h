@@ -53,7 +53,7 @@ struct SpeedUp {
   double step_training = 1;
   double decode_bytes = 1;      // cache bytes read at the last position, dense / own
   double dense_core_share = 0;  // of the twin's training step
-  double added_share = 0;  // projections that the twin lacks, of its training step
+  double added_share = 0;       // projections that the twin lacks, of its training step
 };
 struct SpeedUpOptions {
   double index_cost = 1.0;  // relative cost of an indexer FLOP: 0.5 for FP8

@@ -83,10 +83,10 @@ class Converter {
     }
   }
 
-  // Layer of a tensor; -1 for embedding and head.
+  // Layer of a tensor; -1 for embedding and head. Blocks are the units between those two.
   static int LayerOf(const model::ModelPlan& plan, const TensorSpec& tensor) {
-    const std::string& unit = plan.units[static_cast<size_t>(tensor.unit)].name;
-    return unit.rfind("block.", 0) == 0 ? std::stoi(unit.substr(6)) : -1;
+    const bool block = tensor.unit > 0 && tensor.unit + 1 < static_cast<int>(plan.units.size());
+    return block ? tensor.unit - 1 : -1;
   }
 
   void Fill(const TensorSpec& tensor) {

@@ -1,23 +1,11 @@
 // A trained model under another attention kind (formats.md F17): tensors that both models have are
-// copied, those that the new kind adds get values with which its dense-limit settings (section 16.2
-// (a) of attention-and-moe.md) give the logits of the original:
+// copied, those that the new kind adds get values with which its dense-limit settings
+// (attention-and-moe.md 16.2 (a)) give the logits of the original. README.md lists them by kind.
+// Every added value learns: none of these points has a vanishing gradient.
 //
-//   swa                nothing is added; equal where W >= T
-//   dsa                indexer as at the start of training; equal where k >= T
-//   gsa                indexer as at the start of training; gate weights 0, gate biases
-//                      gate_bias_init, so that a gate is the constant c; o_proj is divided by the
-//                      product of the gates (property G1 gives c^2). Equal where k_t >= T
-//   nsa                gate_proj 0: every branch counts half. k_weight the mean, k_pe 0, v_weight
-//   0:
-//                      the compressed branch ranks blocks from the start but adds nothing yet.
-//                      Equal where n >= nb and W >= T. `avgpool` has no weights: o_proj is divided
-//                      by 3/2 instead, equal where also l = r = 1 (property N4).
-//                      Separate projections start as copies of k_proj and v_proj
-//   mla <-> dsa on mla the indexer is added
-//
-// Every added value learns: none of these points has a vanishing gradient. Heads that are rotated
-// whole cannot become an MLA latent, whose rotated part all heads share, nor the other way:
-// refused. `rope.layout` may change: rows of rotated projections are permuted (formats.md F16).
+// Heads that are rotated whole cannot become an MLA latent, whose rotated part all heads share, nor
+// the other way: refused. `rope.layout` may change: rows of rotated projections are permuted
+// (formats.md F16).
 #pragma once
 
 #include <cstdint>
