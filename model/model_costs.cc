@@ -398,10 +398,21 @@ SpeedUp SpeedUpOverDense(const ModelConfig& config, int64_t length, const SpeedU
   const double dense_step = 3.0 * dense.weights + dense.core_training;
   speed.step_training = dense_step / (3.0 * own.weights + own.core_training);
   speed.dense_core_share = dense.core_training / dense_step;
+  speed.added_share = 3.0 * (own.weights - dense.weights) / dense_step;
   const CacheFormat plain;
   speed.decode_bytes = static_cast<double>(DecodeBytesRead(DenseTwin(config), length, plain)) /
                        static_cast<double>(DecodeBytesRead(config, length, plain));
   return speed;
+}
+
+int64_t ActiveParameters(const ModelConfig& config, int64_t parameters) {
+  const heddle::v1::MoeConfig& moe = config.moe();
+  const int64_t matrices = config.ffn() == ModelConfig::FFN_SWIGLU ? 3 : 2;
+  const int64_t expert = matrices * config.d_model() * moe.d_expert();
+  for (int layer = 0; layer < config.n_layers(); ++layer) {
+    if (LayerHasExperts(config, layer)) parameters -= (moe.n_experts() - moe.top_k()) * expert;
+  }
+  return parameters;
 }
 
 int64_t BreakEvenLength(const ModelConfig& config, int64_t limit) {
