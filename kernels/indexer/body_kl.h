@@ -2,7 +2,7 @@
 //
 // Rows pass, per group of rows (all visible keys: rows of a document share packed tiles; selected
 // keys: one row, its keys gathered):
-//   A  for key tiles: I / temperature and p (heads of one key head together) into row buffers
+//   A  for key tiles: I / temperature and p (body_target.h) into row buffers
 //   B  per row: lse, loss, dI = weight (softmax - p) / temperature in place of p
 //   C  for key tiles: z again, dw, dhead_bias by lanes of keys, dq by a product over keys
 // Keys pass, per task: the keys' gradients stay in scratch while rows come in ascending order.
@@ -11,6 +11,7 @@
 #pragma once
 
 #include "kernels/indexer/body_scores.h"
+#include "kernels/indexer/body_target.h"
 
 namespace heddle::kernels::indexer {
 namespace {  // NOLINT: ISA file (architecture.md T12)
@@ -18,73 +19,6 @@ namespace {  // NOLINT: ISA file (architecture.md T12)
 constexpr int64_t kKlRows = 16;             // rows of a group, at most
 constexpr int64_t kKlElements = 1LL << 18;  // of a group's row buffer, if one row is not longer
 constexpr int64_t kKeyPassRows = 8;         // rows whose dots are made together
-
-// ---- The target ---------------------------------------------------------------------------------
-
-// target [kTile] += exp(scale dots - lse).
-template <typename T>
-__attribute__((noinline)) void AddProbabilities(const T* dots, T scale, T lse, T* target) {
-  for (int64_t x = 0; x < kTile; x += kWidth<T>) {
-    const Value<T> p = ExpLanes(LoadLanes(dots + x) * scale - lse);
-    StoreLanes(LoadLanes(target + x) + p, target + x);
-  }
-}
-
-// Packed tiles of every key head.
-template <typename T>
-inline void PackAttentionTiles(const Kl<T>& p, const int32_t* list, int64_t first, int64_t at,
-                               int64_t count, T* tiles) {
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
-    const KeyRows<T> keys{p.attention_k + j * p.key_dim, p.k_stride, list, first};
-    PackTile(keys, at, count, p.key_dim, tiles + j * TileSize(p.key_dim));
-  }
-}
-inline int64_t TargetDotsSize(int64_t group) { return Max(group, kDotRows) * kTile; }
-
-// target [rows, target_stride], kTile columns: mean over heads of the probabilities of rows
-// [row, row + rows). At most kDotRows rows. Heads are added in ascending order.
-template <typename T>
-inline void TargetTile(const Kl<T>& p, int64_t row, int64_t rows, const T* tiles, T* dots,
-                       T* target, int64_t target_stride) {
-  const int64_t group = p.attention_heads / p.kv_heads;
-  const T scale = static_cast<T>(p.attention_scale);
-  const T* lse = p.lse + row * p.attention_heads;
-  Product<T> product;
-  product.depth = p.key_dim;
-  product.b_stride = product.columns = product.c_stride = kTile;
-  product.c = dots;
-  for (int64_t r = 0; r < rows; ++r) Zero(target + r * target_stride, kTile);
-  for (int64_t j = 0; j < p.kv_heads; ++j) {
-    product.b = tiles + j * TileSize(p.key_dim);
-    const T* q = p.attention_q + row * p.q_stride + j * group * p.key_dim;
-    // Long sides of the product: the heads of one row, or the rows of one head.
-    if (rows <= group) {
-      product.a_stride = p.key_dim;
-      for (int64_t r = 0; r < rows; ++r) {
-        product.a = q + r * p.q_stride;
-        Multiply(product, group);
-        for (int64_t g = 0; g < group; ++g) {
-          AddProbabilities(dots + g * kTile, scale, lse[r * p.attention_heads + j * group + g],
-                           target + r * target_stride);
-        }
-      }
-    } else {
-      product.a_stride = p.q_stride;
-      for (int64_t g = 0; g < group; ++g) {
-        product.a = q + g * p.key_dim;
-        Multiply(product, rows);
-        for (int64_t r = 0; r < rows; ++r) {
-          AddProbabilities(dots + r * kTile, scale, lse[r * p.attention_heads + j * group + g],
-                           target + r * target_stride);
-        }
-      }
-    }
-  }
-  const T mean = T{1} / static_cast<T>(p.attention_heads);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t x = 0; x < kTile; ++x) target[r * target_stride + x] *= mean;
-  }
-}
 
 // ---- Keys of a row ------------------------------------------------------------------------------
 
@@ -109,8 +43,9 @@ struct KlScratch {
   KlScratch(const Kl<T>& p, int64_t rows, int64_t keys)
       : width(RoundUp(p.scores.width, kTile)),
         row_size(RoundUp(keys, kTile)),
-        index(p.scores),
-        attention(p.kv_heads * TileSize(p.key_dim)),
+        index_tile(TileSize(p.scores.width)),
+        index_dots(p.offsets != nullptr ? p.scores.heads * row_size : DotsSize(p.scores.heads)),
+        attention(p.offsets != nullptr ? 0 : p.kv_heads * TileSize(p.key_dim)),
         attention_dots(TargetDotsSize(p.attention_heads / p.kv_heads)),
         scores(rows * row_size),
         target(rows * row_size),
@@ -121,7 +56,8 @@ struct KlScratch {
         dbias(rows * p.scores.heads * kWidth<T>) {}
   int64_t width;     // dI, padded
   int64_t row_size;  // keys, padded
-  ScoreScratch<T> index;
+  Buffer<T> index_tile;
+  Buffer<T> index_dots;  // of a product; selected keys: of the whole row, [tiles, HI, kTile]
   Buffer<T> attention;
   Buffer<T> attention_dots;
   Buffer<T> scores;  // [rows, row_size] I / temperature
@@ -133,28 +69,49 @@ struct KlScratch {
   Buffer<T> dbias;
 };
 
+// scores [kTile] become I / temperature.
+template <typename T>
+inline void TemperedScores(const Kl<T>& p, int64_t row, const T* dots, T* scores) {
+  CombineHeads(p.scores, row, dots, scores);
+  const T inverse = static_cast<T>(1 / p.temperature);
+  for (int64_t x = 0; x < kTile; ++x) scores[x] *= inverse;
+}
+
 template <typename T>
 void FillRows(const Kl<T>& p, const Group& group, const KlScratch<T>& s) {
   const Scores<T>& index = p.scores;
-  const int32_t* list = ListOf(p, group.rows.begin);
-  const KeyRows<T> keys{index.k, index.width, list, group.first};
-  const T inverse = static_cast<T>(1 / p.temperature);
+  const KeyRows<T> keys{index.k, index.width, nullptr, group.first};
   for (int64_t at = 0; at < group.keys; at += kTile) {
     const int64_t count = Min(group.keys - at, kTile);
-    PackTile(keys, at, count, index.width, s.index.tile.get());
-    PackAttentionTiles(p, list, group.first, at, count, s.attention.get());
-    ForDotRows(index, group, list != nullptr ? -1 : at, [&](Rows rows) {
+    PackTile(keys, at, count, index.width, s.index_tile.get());
+    PackAttentionTiles(p, group.first, at, count, s.attention.get());
+    ForDotRows(index, group, at, [&](Rows rows) {
       const int64_t many = rows.end - rows.begin;
       const int64_t to = (rows.begin - group.rows.begin) * s.row_size + at;
-      IndexDots(index, rows.begin, many, s.index.tile.get(), s.index.dots.get());
+      IndexDots(index, rows.begin, many, s.index_tile.get(), s.index_dots.get());
       for (int64_t r = 0; r < many; ++r) {
-        T* scores = s.scores.get() + to + r * s.row_size;
-        CombineHeads(index, rows.begin + r, s.index.dots.get() + r * index.heads * kTile, scores);
-        for (int64_t x = 0; x < kTile; ++x) scores[x] *= inverse;
+        TemperedScores(p, rows.begin + r, s.index_dots.get() + r * index.heads * kTile,
+                       s.scores.get() + to + r * s.row_size);
       }
       TargetTile(p, rows.begin, many, s.attention.get(), s.attention_dots.get(),
                  s.target.get() + to, s.row_size);
     });
+  }
+}
+
+// Selected keys: one row, whose dots are kept for C.
+template <typename T>
+void FillSelectedRow(const Kl<T>& p, int64_t row, int64_t count, const KlScratch<T>& s) {
+  const Scores<T>& index = p.scores;
+  const int32_t* list = ListOf(p, row);
+  const KeyRows<T> keys{index.k, index.width, list, 0};
+  for (int64_t at = 0; at < count; at += kTile) {
+    const int64_t present = Min(count - at, kTile);
+    T* dots = s.index_dots.get() + at * index.heads;
+    PackTile(keys, at, present, index.width, s.index_tile.get());
+    IndexDots(index, row, 1, s.index_tile.get(), dots);
+    TemperedScores(p, row, dots, s.scores.get() + at);
+    GatheredTarget(p, row, list + at, count - at, s.target.get() + at);
   }
 }
 
@@ -250,39 +207,50 @@ __attribute__((noinline)) void Coefficients(const Scores<T>& p, int64_t row, con
   }
 }
 
+// Adds what rows of the group take from a tile of keys whose dots [rows, HI, kTile] are given.
 template <typename T>
-void AddRowGradients(const Kl<T>& p, const Group& group, const KlScratch<T>& s) {
-  const Scores<T>& index = p.scores;
-  const int32_t* list = ListOf(p, group.rows.begin);
-  const KeyRows<T> keys{index.k, index.width, list, group.first};
+void AddTileGradients(const Kl<T>& p, const Group& group, Rows rows, int64_t at, const T* dots,
+                      const KlScratch<T>& s) {
+  const int64_t heads = p.scores.heads;
   Product<T> product;
   product.a = s.coefficients.get();
   product.a_stride = kTile;
   product.b = s.key_rows.get();
   product.b_stride = product.columns = product.c_stride = s.width;
   product.add = true;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const int64_t seen = Min(KeysOf(p, row) - at, kTile);
+    if (seen <= 0) continue;
+    const int64_t r = row - group.rows.begin;
+    Coefficients(p.scores, row, dots + (row - rows.begin) * heads * kTile,
+                 s.target.get() + r * s.row_size + at, seen, s.coefficients.get(),
+                 s.dw.get() + r * heads * kWidth<T>, s.dbias.get() + r * heads * kWidth<T>);
+    product.depth = seen;
+    product.c = s.dq.get() + r * heads * s.width;
+    Multiply(product, heads);
+  }
+}
+
+template <typename T>
+void AddRowGradients(const Kl<T>& p, const Group& group, const KlScratch<T>& s) {
+  const Scores<T>& index = p.scores;
+  const int32_t* list = ListOf(p, group.rows.begin);
+  const KeyRows<T> keys{index.k, index.width, list, group.first};
   Zero(s.key_rows.get(), kTile * s.width);
   for (int64_t at = 0; at < group.keys; at += kTile) {
     const int64_t count = Min(group.keys - at, kTile);
-    PackTile(keys, at, count, index.width, s.index.tile.get());
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(s.key_rows.get() + i * s.width, keys.Row(at + i),
                   static_cast<size_t>(index.width) * sizeof(T));
     }
-    ForDotRows(index, group, list != nullptr ? -1 : at, [&](Rows rows) {
-      IndexDots(index, rows.begin, rows.end - rows.begin, s.index.tile.get(), s.index.dots.get());
-      for (int64_t row = rows.begin; row < rows.end; ++row) {
-        const int64_t seen = Min(KeysOf(p, row) - at, kTile);
-        if (seen <= 0) continue;
-        const int64_t r = row - group.rows.begin;
-        const int64_t heads_at = r * index.heads;
-        Coefficients(index, row, s.index.dots.get() + (row - rows.begin) * index.heads * kTile,
-                     s.target.get() + r * s.row_size + at, seen, s.coefficients.get(),
-                     s.dw.get() + heads_at * kWidth<T>, s.dbias.get() + heads_at * kWidth<T>);
-        product.depth = seen;
-        product.c = s.dq.get() + heads_at * s.width;
-        Multiply(product, index.heads);
-      }
+    if (list != nullptr) {
+      AddTileGradients<T>(p, group, group.rows, at, s.index_dots.get() + at * index.heads, s);
+      continue;
+    }
+    PackTile(keys, at, count, index.width, s.index_tile.get());
+    ForDotRows(index, group, at, [&](Rows rows) {
+      IndexDots(index, rows.begin, rows.end - rows.begin, s.index_tile.get(), s.index_dots.get());
+      AddTileGradients<T>(p, group, rows, at, s.index_dots.get(), s);
     });
   }
 }
@@ -303,7 +271,11 @@ void StoreRowGradients(const Kl<T>& p, const Group& group, const KlScratch<T>& s
 
 template <typename T>
 void KlGroup(const Kl<T>& p, const Group& group, const KlScratch<T>& s) {
-  FillRows(p, group, s);
+  if (p.offsets != nullptr) {
+    FillSelectedRow(p, group.rows.begin, group.keys, s);
+  } else {
+    FillRows(p, group, s);
+  }
   const int64_t rows = group.rows.end - group.rows.begin;
   for (int64_t r = 0; r < rows; ++r) {
     FinishRow(p, group.rows.begin + r, s.scores.get() + r * s.row_size,
@@ -346,7 +318,7 @@ struct KeyScratch {
       : width(RoundUp(p.scores.width, kTile)),
         index_tile(TileSize(p.scores.width)),
         index_dots(kKeyPassRows * p.scores.heads * kTile),
-        attention(p.kv_heads * TileSize(p.key_dim)),
+        attention(p.offsets != nullptr ? 0 : p.kv_heads * TileSize(p.key_dim)),
         attention_dots(TargetDotsSize(p.attention_heads / p.kv_heads)),
         coefficients(p.scores.heads * kTile),
         by_key(kTile * p.scores.heads),
@@ -372,9 +344,7 @@ struct KeyScratch {
 template <typename T>
 void RepeatScoreGradients(const Kl<T>& p, int64_t row, const T* dots, int64_t seen, T* scores,
                           T* target) {
-  CombineHeads(p.scores, row, dots, scores);
-  const T inverse = static_cast<T>(1 / p.temperature);
-  for (int64_t x = 0; x < kTile; ++x) scores[x] *= inverse;
+  TemperedScores(p, row, dots, scores);
   ScoreGradients(scores, p.lse_scores[row], GradientWeight(p), seen, kTile, target);
 }
 
@@ -410,7 +380,7 @@ void DenseKeys(const Kl<T>& p, const KeyTask& task, KeyScratch<T>* s) {
   for (int64_t at = 0; at < count; at += kTile) {
     const int64_t present = Min(count - at, kTile);
     PackTile(keys, at, present, index.width, s->index_tile.get());
-    PackAttentionTiles<T>(p, nullptr, task.keys.begin, at, present, s->attention.get());
+    PackAttentionTiles(p, task.keys.begin, at, present, s->attention.get());
     const auto seen_by = [&](int64_t row) {
       const int64_t visible = VisibleKeys(index, row);
       return visible <= 1 ? 0 : Min(index.first[row] + visible - task.keys.begin - at, present);
@@ -465,8 +435,7 @@ void SelectedKeys(const Kl<T>& p, const KeyTask& task, KeyScratch<T>* s) {
         std::memcpy(s->target, p.dscores + p.offsets[row] + at,
                     static_cast<size_t>(seen) * sizeof(T));
       } else {
-        PackAttentionTiles<T>(p, list, 0, at, seen, s->attention.get());
-        TargetTile(p, row, 1, s->attention.get(), s->attention_dots.get(), s->target, kTile);
+        GatheredTarget(p, row, list + at, end - at, s->target);
         RepeatScoreGradients(p, row, s->index_dots.get(), seen, s->scores, s->target);
       }
       AddKeyGradients<T>(p, row, s->index_dots.get(), s->target, seen, *s,

@@ -51,6 +51,7 @@ struct Types<float> {
   using Order = int32_t;
   using Orders = I16;
   using Native = float __attribute__((vector_size(HEDDLE_INDEXER_NATIVE)));
+  using NativeOrders = int32_t __attribute__((vector_size(HEDDLE_INDEXER_NATIVE)));
 };
 template <>
 struct Types<double> {
@@ -58,6 +59,7 @@ struct Types<double> {
   using Order = int64_t;
   using Orders = int64_t __attribute__((vector_size(64)));
   using Native = double __attribute__((vector_size(HEDDLE_INDEXER_NATIVE)));
+  using NativeOrders = int64_t __attribute__((vector_size(HEDDLE_INDEXER_NATIVE)));
 };
 #undef HEDDLE_INDEXER_NATIVE
 
@@ -69,6 +71,10 @@ template <typename T>
 using Order = typename Types<T>::Order;
 template <typename T>
 constexpr int64_t kWidth = 64 / sizeof(T);
+template <typename T>
+using Native = typename Types<T>::Native;
+template <typename T>
+constexpr int64_t kNative = sizeof(Native<T>) / sizeof(T);
 
 template <typename V, typename T>
 inline V LoadAs(const T* from) {
@@ -296,18 +302,17 @@ struct Product {
 // An element of c is one chain of multiply-adds in the order of depth, for any number of rows.
 template <typename T, int kRows>
 inline void MultiplyRows(const Product<T>& p, const T* a, T* c) {
-  using Native = typename Types<T>::Native;
-  constexpr int64_t kLanesNative = sizeof(Native) / sizeof(T);
-  for (int64_t x = 0; x < p.columns; x += 2 * kLanesNative) {
-    Native sum[kRows][2];
+  using V = Native<T>;
+  for (int64_t x = 0; x < p.columns; x += 2 * kNative<T>) {
+    V sum[kRows][2];
     for (int m = 0; m < kRows; ++m) {
-      sum[m][0] = p.add ? LoadAs<Native>(c + m * p.c_stride + x) : Native{};
-      sum[m][1] = p.add ? LoadAs<Native>(c + m * p.c_stride + x + kLanesNative) : Native{};
+      sum[m][0] = p.add ? LoadAs<V>(c + m * p.c_stride + x) : V{};
+      sum[m][1] = p.add ? LoadAs<V>(c + m * p.c_stride + x + kNative<T>) : V{};
     }
     const T* b = p.b + x;
     for (int64_t i = 0; i < p.depth; ++i, b += p.b_stride) {
-      const Native b0 = LoadAs<Native>(b);
-      const Native b1 = LoadAs<Native>(b + kLanesNative);
+      const V b0 = LoadAs<V>(b);
+      const V b1 = LoadAs<V>(b + kNative<T>);
       for (int m = 0; m < kRows; ++m) {
         const T factor = a[m * p.a_stride + i];
         sum[m][0] += b0 * factor;
@@ -316,7 +321,7 @@ inline void MultiplyRows(const Product<T>& p, const T* a, T* c) {
     }
     for (int m = 0; m < kRows; ++m) {
       StoreLanes(sum[m][0], c + m * p.c_stride + x);
-      StoreLanes(sum[m][1], c + m * p.c_stride + x + kLanesNative);
+      StoreLanes(sum[m][1], c + m * p.c_stride + x + kNative<T>);
     }
   }
 }
@@ -359,15 +364,29 @@ inline void IndexDots(const Scores<T>& p, int64_t row, int64_t rows, const T* ti
   Multiply(product, rows * p.heads);
 }
 
-// scores [kTile] of one row from its dots [HI, kTile].
+// scores [kTile] of one row from its dots [HI, kTile]. ReLU: lanes as wide as the instruction set
+// has them, which changes no bit.
 template <typename T>
 __attribute__((noinline)) void CombineHeads(const Scores<T>& p, int64_t row, const T* dots,
                                             T* scores) {
   const T* w = p.w + row * p.heads;
-  for (int64_t x = 0; x < kTile; x += kWidth<T>) {
-    Value<T> sum{};
+  if (p.activation == Activation::kSigmoid) {
+    for (int64_t x = 0; x < kTile; x += kWidth<T>) {
+      Value<T> sum{};
+      for (int64_t j = 0; j < p.heads; ++j) {
+        sum += Activate<T>(p.activation, Argument(p, j, dots + j * kTile + x)) * w[j];
+      }
+      StoreLanes(sum, scores + x);
+    }
+    return;
+  }
+  const T scale = static_cast<T>(p.score_scale);
+  for (int64_t x = 0; x < kTile; x += kNative<T>) {
+    Native<T> sum{};
     for (int64_t j = 0; j < p.heads; ++j) {
-      sum += Activate<T>(p.activation, Argument(p, j, dots + j * kTile + x)) * w[j];
+      const T bias = p.head_bias != nullptr ? p.head_bias[j] : T{};
+      const Native<T> z = LoadAs<Native<T>>(dots + j * kTile + x) * scale + bias;
+      sum += (z < T{} ? Native<T>{} : z) * w[j];
     }
     StoreLanes(sum, scores + x);
   }

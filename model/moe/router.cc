@@ -218,6 +218,7 @@ RouterOptions RouterOptionsOf(const heddle::v1::MoeConfig& config) {
   o.route_scale = config.route_scale();
   o.groups = config.n_groups();
   o.topk_groups = config.topk_groups();
+  o.group_sum_of_two = o.sigmoid || config.bias_update_rate() > 0;
   o.noise_std = config.noise_std();
   o.force_balance = config.force_balance();
   if (config.aux_form() == MoeConfig::AUX_FORM_SEQUENCE) o.balance = BalanceLoss::kSequence;
@@ -286,7 +287,7 @@ int64_t Router::SelectRows(const at::Tensor& logits, std::vector<int32_t>* exper
       Best<S> best_groups(groups.data(), o.topk_groups);
       for (int64_t g = 0; g < o.groups; ++g) {
         int32_t two[2];
-        Best<S> leaders(two, bias_ != nullptr && per_group > 1 ? 2 : 1);
+        Best<S> leaders(two, o.group_sum_of_two && per_group > 1 ? 2 : 1);
         for (int64_t e = g * per_group; e < (g + 1) * per_group; ++e) {
           leaders.Offer(s.data(), static_cast<int32_t>(e));
         }

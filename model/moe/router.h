@@ -35,17 +35,19 @@ struct RouterOptions {
   bool normalize = false;  // weights of a token sum to route_scale
   double route_scale = 1;
   // E is split into `groups` runs of experts; a token chooses among the experts of its best
-  // `topk_groups`. A group's score is the sum of its two best scores + bias, or, in a layer without
-  // bias, its best score.
+  // `topk_groups`. A group's score is its best biased score, or the sum of its two best ones.
   int64_t groups = 1;
   int64_t topk_groups = 1;
+  bool group_sum_of_two = false;
   double noise_std = 0;
   bool force_balance = false;  // token t takes the experts (t K + j) mod E
   BalanceLoss balance = BalanceLoss::kSwitch;
   double balance_coefficient = 0;
   double z_coefficient = 0;
 };
-// sigmoid scores are always normalised, softmax scores where norm_topk is set.
+// Sigmoid scores are always normalised, softmax scores where norm_topk is set. Groups are ranked by
+// the sum of two where the router balances by its bias: sigmoid scores, or a bias_update_rate.
+// (Whether the bias happens to be 0 must not matter: it is, before the first step.)
 RouterOptions RouterOptionsOf(const heddle::v1::MoeConfig& config);
 
 // Keys of the noise: the value for (token, expert) is a function of these, the global index of the

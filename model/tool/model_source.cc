@@ -50,19 +50,20 @@ StatusOr<heddle::v1::CheckpointRecord> ReadRecord(const std::string& path) {
   return record;
 }
 
-// Every tensor of the plan once, none besides.
+// Every tensor and buffer of the plan once, none besides.
 Status FillStore(const std::vector<checkpoint::Weight>& weights, model::ParameterStore* store) {
-  size_t filled = 0;
+  const model::ModelPlan& plan = store->plan();
   for (const checkpoint::Weight& weight : weights) {
-    const model::TensorSpec* spec = store->plan().Find(weight.name);
+    const model::TensorSpec* tensor = plan.Find(weight.name);
+    const model::TensorSpec* spec = tensor != nullptr ? tensor : plan.FindBuffer(weight.name);
     if (spec == nullptr) return DataLoss(Str("unexpected tensor '", weight.name, "'"));
     if (spec->shape != weight.shape) return DataLoss(Str("shape of tensor '", weight.name, "'"));
-    std::copy(weight.values.begin(), weight.values.end(), store->master(*spec).begin());
-    ++filled;
+    const std::span<float> to = tensor != nullptr ? store->master(*spec) : store->buffer(*spec);
+    std::copy(weight.values.begin(), weight.values.end(), to.begin());
   }
-  if (filled != store->plan().tensors.size()) {
-    return DataLoss(
-        Str("checkpoint holds ", filled, " of ", store->plan().tensors.size(), " tensors"));
+  const size_t wanted = plan.tensors.size() + plan.buffers.size();
+  if (weights.size() != wanted) {
+    return DataLoss(Str("checkpoint holds ", weights.size(), " of ", wanted, " tensors"));
   }
   store->RefreshComputeWeights();
   return OkStatus();

@@ -84,7 +84,7 @@ TEST(Dsa, GoldenSelectionAndOutputOfTopSix) {
     return model_test::Summarize(ToVector(gradient)).sum_of_squares;
   };
   EXPECT_NEAR(squares("self_attn.q_proj.weight"), 140.2906437508, 1e-8);
-  EXPECT_NEAR(squares("self_attn.k_proj.weight"), 344.3917443885, 1e-8);
+  EXPECT_NEAR(squares("self_attn.k_proj.weight"), 344.3917438885, 1e-8);
   EXPECT_NEAR(squares("self_attn.v_proj.weight"), 399.8158597680, 1e-8);
 }
 

@@ -162,18 +162,21 @@ TEST(Gsa, G4KeyCountsAreCausalAndDoNotDependOnTheBatch) {
         GsaConfig::ADAPTIVE_K_LEARNED}) {
     heddle::v1::ModelConfig config = model_test::GsaConfig();
     Gsa(&config)->set_adaptive_k(kind);
-    Gsa(&config)->set_k_base(12);
+    Gsa(&config)->set_k_base(20);
     Gsa(&config)->set_k_min(2);
-    Gsa(&config)->set_k_max(20);
+    Gsa(&config)->set_k_max(30);
     const IndexedFixture f = MakeIndexed(config);
-    *f.vref() = 3e-3f;
+    *f.vref() = 3e-2f;
+    // Sharp scores: their entropy differs from row to row.
+    f.harness->Weight("self_attn.indexer.q_proj.weight").mul_(8);
     const at::Tensor h = RandomTensor({40, kWidth}, 75);
     const auto counts = [&](const std::vector<int32_t>& lengths, const at::Tensor& rows) {
       RunLayer(f.layer.get(), TestDocuments(lengths), rows, rows);
       return CountsOf(*f.layer->selection());
     };
     const std::vector<int32_t> whole = counts({40}, h);
-    EXPECT_GT(*std::ranges::max_element(whole), *(whole.begin() + 25)) << "k must vary";
+    const auto [low, high] = std::minmax_element(whole.begin() + 20, whole.end());
+    EXPECT_LT(*low, *high) << "k must vary";
     std::vector<int32_t> prefix = counts({30}, h.narrow(0, 0, 30));
     EXPECT_TRUE(std::equal(prefix.begin(), prefix.end(), whole.begin()));
     const at::Tensor future = h.clone();
@@ -390,8 +393,8 @@ TEST(Gsa, PublishedVarianceDependsOnTheBatch) {
   const at::Tensor h = RandomTensor({40, kWidth}, 84);
   RunLayer(f.layer.get(), TestDocuments({40}), h, h);
   const std::vector<int32_t> alone = CountsOf(*f.layer->selection());
-  RunLayer(f.layer.get(), TestDocuments({40, 20}), at::cat({h, h.narrow(0, 0, 20)}),
-           at::cat({h, h}).narrow(0, 0, 60));
+  const at::Tensor both = at::cat({h, RandomTensor({20, kWidth}, 88, 3.0)});
+  RunLayer(f.layer.get(), TestDocuments({40, 20}), both, both);
   const std::vector<int32_t> together = CountsOf(*f.layer->selection());
   EXPECT_FALSE(std::equal(alone.begin(), alone.end(), together.begin()));
 }

@@ -228,7 +228,9 @@ TEST(Rope, R3HalfOfThePermutedIsThePermutedInterleaved) {
       const std::vector<double> expected = permuted(interleaved);
       for (size_t i = 0; i < half.size(); ++i) EXPECT_NEAR(half[i], expected[i], 1e-14);
       // They are not interchangeable.
-      if (width > 2) EXPECT_GT(std::abs(Rotated(config, x, width, 33)[1] - interleaved[1]), 1e-6);
+      if (width > 2) {
+        EXPECT_GT(std::abs(Rotated(config, x, width, 33)[1] - interleaved[1]), 1e-6);
+      }
     }
   }
 }

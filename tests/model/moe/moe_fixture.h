@@ -123,8 +123,8 @@ inline std::vector<int> StableTop(const std::vector<double>& scores, std::vector
   return allowed;
 }
 
-inline std::vector<int> ChosenOf(const MoeConfig& moe, const std::vector<double>& biased,
-                                 bool with_bias) {
+inline std::vector<int> ChosenOf(const MoeConfig& moe, const std::vector<double>& biased) {
+  const bool two = moe.router() == MoeConfig::ROUTER_SIGMOID || moe.bias_update_rate() > 0;
   const int per_group = moe.n_experts() / moe.n_groups();
   std::vector<double> group_scores;
   std::vector<int> groups;
@@ -133,7 +133,7 @@ inline std::vector<int> ChosenOf(const MoeConfig& moe, const std::vector<double>
                                 biased.begin() + (g + 1) * per_group);
     std::sort(members.rbegin(), members.rend());
     double score = members[0];
-    if (with_bias && per_group > 1) score += members[1];
+    if (two && per_group > 1) score += members[1];
     group_scores.push_back(score);
     groups.push_back(g);
   }
@@ -165,7 +165,7 @@ inline PlainRow PlainRoute(MoeCase& c, const double* x) {
   std::vector<double> biased = row.scores;
   const float* bias = c.bias();
   for (size_t e = 0; bias != nullptr && e < z.size(); ++e) biased[e] += bias[e];
-  row.chosen = ChosenOf(moe, biased, bias != nullptr);
+  row.chosen = ChosenOf(moe, biased);
   double sum = 0, worst_in = INFINITY, best_out = -INFINITY;
   for (int e = 0; e < moe.n_experts(); ++e) {
     const size_t i = static_cast<size_t>(e);

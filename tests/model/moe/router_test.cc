@@ -230,7 +230,7 @@ TEST(Router, TiesGoToTheLowestIndexAndNanRanksLast) {
   EXPECT_EQ(r.experts[1], 2);
 }
 
-// Group score: the two best biased scores, or, in a layer without bias, the best score.
+// Group score: the best biased score, or the sum of the two best.
 TEST(Router, GroupsLimitTheChoice) {
   RouterOptions o = Options(6, 2);
   o.sigmoid = true;
@@ -238,13 +238,32 @@ TEST(Router, GroupsLimitTheChoice) {
   o.topk_groups = 1;
   const at::Tensor logits = ToTensor({2.0, -9, 1.0, 1.0, 0.5, -9}, 6, at::kDouble);
   EXPECT_EQ(Route(OnLogits(o), logits).experts, (std::vector<int32_t>{0, 1}));
+  o.group_sum_of_two = true;
+  EXPECT_EQ(Route(OnLogits(o), logits).experts, (std::vector<int32_t>{2, 3}));
   const std::vector<float> zero(6, 0.0f);
   EXPECT_EQ(Route(OnLogits(o, zero.data()), logits).experts, (std::vector<int32_t>{2, 3}));
+  const std::vector<float> towards_last = {0, 0, 0, 0, 5, 5};
+  EXPECT_EQ(Route(OnLogits(o, towards_last.data()), logits).experts, (std::vector<int32_t>{4, 5}));
   o.topk_groups = 2;
   EXPECT_EQ(Route(OnLogits(o), logits).experts, (std::vector<int32_t>{0, 2}));
-  const std::vector<float> towards_last = {0, 0, 0, 0, 5, 5};
+  // Equal groups: the first. Groups of one expert have no second one.
   o.topk_groups = 1;
-  EXPECT_EQ(Route(OnLogits(o, towards_last.data()), logits).experts, (std::vector<int32_t>{4, 5}));
+  EXPECT_EQ(Route(OnLogits(o), at::full({1, 6}, 0.5, at::kDouble)).experts,
+            (std::vector<int32_t>{0, 1}));
+  o.groups = 6;
+  o.topk_groups = 2;
+  EXPECT_EQ(Route(OnLogits(o), logits).experts, (std::vector<int32_t>{0, 2}));
+}
+
+TEST(Router, GroupsAreRankedByTwoWhereABiasBalances) {
+  heddle::v1::MoeConfig config;
+  config.set_n_experts(4);
+  EXPECT_FALSE(RouterOptionsOf(config).group_sum_of_two);
+  config.set_bias_update_rate(1e-3);
+  EXPECT_TRUE(RouterOptionsOf(config).group_sum_of_two);
+  config.set_bias_update_rate(0);
+  config.set_router(heddle::v1::MoeConfig::ROUTER_SIGMOID);
+  EXPECT_TRUE(RouterOptionsOf(config).group_sum_of_two);
 }
 
 // The noisy form: softmax over the K chosen logits.
