@@ -73,7 +73,7 @@ IndexRows GsaIndexer::Project(std::span<const int32_t> /*positions*/, const at::
   const at::Tensor key = pool->Take({n, width_}, type);
   const at::Tensor w = pool->Take({n, heads_}, type);
   layers::Linear(u, storage_.Weight("self_attn.indexer.q_proj.weight"), q);
-  layers::Linear(x, storage_.Weight("self_attn.indexer.k_proj.weight"), key);
+  layers::LinearByRow(x, storage_.Weight("self_attn.indexer.k_proj.weight"), key);
   layers::Linear(x, storage_.Weight("self_attn.indexer.weights_proj.weight"), w);
   w_ = Widen(w, pool);
   w_.add_(storage_.Weight("self_attn.indexer.weights_proj.bias"));
