@@ -7,8 +7,7 @@
 //   auto model = LanguageModel::Create(config.model(), store.get());
 //   store->ZeroGradients();
 //   for (micro_batch) model->ForwardBackward(micro_batch, {.loss_scale = 1.0 / valid_tokens, ...});
-//   (reduce store->gradients() and model->statistics(), clip, optim::OptimizerStep, which writes
-//   the compute weights, model->UpdateBuffers())
+//   (reduce gradients and model->statistics(), clip, OptimizerStep, model->UpdateBuffers())
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@ namespace {  // NOLINT: ISA file (architecture.md T12)
 constexpr int64_t kTile = 64;       // keys per step of the online softmax
 constexpr int64_t kHeadChunk = 16;  // query heads whose scores are held at once
 // Rows whose tiles are taken in turn, and (row, query head) whose statistics are held at once.
-constexpr int64_t kRowBlock = 32;
+constexpr int64_t kRowBlock = 64;
 constexpr int64_t kStates = 512;
 // Registers of a block of products: heads x keys, heads x vectors.
 constexpr int kHeadBlock = kAccumulators == 16 ? 4 : 2;
@@ -37,6 +37,14 @@ inline int64_t RoundUp(int64_t value, int64_t multiple) {
 }
 
 // ---- Keys of a row -----------------------------------------------------------------------------
+
+// The next keys of a row: at most kTile, the last one repeated up to kTile, so that blocks of keys
+// need no tail.
+struct Tile {
+  int64_t row = 0;
+  int64_t count = 0;
+  int32_t keys[kTile];
+};
 
 // Walks the set of (row, key head), restricted to keys [low, high), in tiles.
 class KeyWalk {
@@ -61,29 +69,38 @@ class KeyWalk {
     }
   }
 
-  // The next keys, at most kTile; 0 at the end. Repeats the last key up to a multiple of 16, so
-  // that blocks of keys need no tail.
-  int64_t Next(int32_t (&keys)[kTile]) {
+  // False at the end.
+  bool Next(Tile* tile) {
+    int64_t count = 0;
+    if (width_ == 1) {
+      while (count < kTile && span_ != last_ && *span_ < limit_) tile->keys[count++] = *span_++;
+    } else {
+      count = NextOfSpans(tile->keys);
+    }
+    tile->count = count;
+    if (count == 0) return false;
+    for (int64_t i = count; i < kTile; ++i) tile->keys[i] = tile->keys[count - 1];
+    return true;
+  }
+
+ private:
+  int64_t NextOfSpans(int32_t* keys) {
     int64_t count = 0;
     while (count < kTile) {
       if (key_ >= stop_) {
-        if (span_ == last_) break;
+        if (span_ == last_ || *span_ >= limit_) break;
         key_ = Max(*span_, low_);
         stop_ = Min(*span_ + width_, limit_);
         ++span_;
-        continue;
       }
       const int64_t take = Min(stop_ - key_, kTile - count);
       for (int64_t i = 0; i < take; ++i) keys[count + i] = static_cast<int32_t>(key_ + i);
       key_ += take;
       count += take;
     }
-    if (count == 0) return 0;
-    for (int64_t i = count; i < RoundUp(count, 16); ++i) keys[i] = keys[count - 1];
     return count;
   }
 
- private:
   const int32_t* span_ = nullptr;
   const int32_t* last_ = nullptr;
   int64_t low_ = 0;
@@ -92,6 +109,28 @@ class KeyWalk {
   int64_t key_ = 0;  // [key_, stop_): rest of the span before span_
   int64_t stop_ = 0;
 };
+
+// Calls body(tile, the tile after it) for all tiles that next(Tile*) yields, so that the body can
+// fetch ahead. The last tile is its own successor.
+template <typename Next, typename Body>
+inline void ForTiles(const Next& next, const Body& body) {
+  Tile tiles[2];
+  int now = 0;
+  bool some = next(&tiles[now]);
+  while (some) {
+    const bool more = next(&tiles[1 - now]);
+    body(tiles[now], more ? tiles[1 - now] : tiles[now]);
+    now = 1 - now;
+    some = more;
+  }
+}
+
+// Starts to bring a row into the second-level cache.
+template <typename T>
+inline void Fetch(const T* row, int64_t width) {
+  constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t d = 0; d < width; d += kLine) __builtin_prefetch(row + d, 0, 2);
+}
 
 // Rows of one key head.
 template <typename T>
@@ -112,10 +151,22 @@ Matrix<const T> ValuesOf(const Problem<T>& p, int64_t j) {
 
 // ---- Products ----------------------------------------------------------------------------------
 
-// to[h kTile + i] = a[h].b[keys[i]] for kH heads and keys [0, count), kK at a time.
+// Covers the heads with blocks: blocks<kH>(h).
+template <typename Blocks>
+inline void ForHeads(int64_t heads, const Blocks& blocks) {
+  int64_t h = 0;
+  if constexpr (kHeadBlock == 4) {
+    for (; h + 4 <= heads; h += 4) blocks.template operator()<4>(h);
+  }
+  for (; h + 2 <= heads; h += 2) blocks.template operator()<2>(h);
+  if (h < heads) blocks.template operator()<1>(h);
+}
+
+// to[h kTile + i] = a[h].b[keys[i]] for kH heads and keys [0, count), kK at a time. Fetches rows of
+// the keys `ahead` (nullable).
 template <typename T, int kH>
 inline void DotBlocks(const T* a, const Matrix<const T>& b, const int32_t* keys, int64_t count,
-                      T* to) {
+                      const int32_t* ahead, T* to) {
   using V = VectorOf<T>;
   constexpr int kK = kAccumulators / kH;
   constexpr int64_t kStep = kLanesOf<T>;
@@ -125,6 +176,9 @@ inline void DotBlocks(const T* a, const Matrix<const T>& b, const int32_t* keys,
     V sums[kAccumulators];
 #pragma GCC unroll 16
     for (int k = 0; k < kK; ++k) rows[k] = b.row(keys[i + k]);
+    if (ahead != nullptr) {
+      for (int k = 0; k < kK; ++k) Fetch(b.row(ahead[i + k]), b.width);
+    }
 #pragma GCC unroll 16
     for (int n = 0; n < kAccumulators; ++n) sums[n] = V{};
     const auto add = [&](const auto& load, int64_t d) {
@@ -150,33 +204,27 @@ inline void DotBlocks(const T* a, const Matrix<const T>& b, const int32_t* keys,
   }
 }
 
-// The same for any number of heads. Rows of `a` are contiguous. Sixteen keys at a time stay in L1
-// for all heads.
+// The same for any number of heads: to[h kTile + i] = a[h].b[tile.keys[i]]. Rows of `a` are
+// contiguous. Sixteen keys at a time stay in L1 for all heads.
 template <typename T>
-void Dots(int64_t heads, const T* a, const Matrix<const T>& b, const int32_t* keys, int64_t count,
+void Dots(int64_t heads, const T* a, const Matrix<const T>& b, const Tile& tile, const Tile& ahead,
           T* to) {
-  for (int64_t i = 0; i < count; i += 16) {
-    const int64_t n = Min(16, count - i);
-    int64_t h = 0;
-    if constexpr (kHeadBlock == 4) {
-      for (; h + 4 <= heads; h += 4) {
-        DotBlocks<T, 4>(a + h * b.width, b, keys + i, n, to + h * kTile + i);
-      }
-    }
-    for (; h + 2 <= heads; h += 2) {
-      DotBlocks<T, 2>(a + h * b.width, b, keys + i, n, to + h * kTile + i);
-    }
-    if (h < heads) DotBlocks<T, 1>(a + h * b.width, b, keys + i, n, to + h * kTile + i);
+  for (int64_t i = 0; i < tile.count; i += 16) {
+    const int64_t n = Min(16, tile.count - i);
+    ForHeads(heads, [&]<int kH>(int64_t h) {
+      DotBlocks<T, kH>(a + h * b.width, b, tile.keys + i, n, h == 0 ? ahead.keys + i : nullptr,
+                       to + h * kTile + i);
+    });
   }
 }
 
-// What a sum over keys needs: to[h] = to[h] factor[h] + sum_i weights[h kTile + i] b[keys[i]].
+// What a sum over keys needs: to[h] = to[h] factor[h] + sum_i weights[h kTile + i] b[key i].
 template <typename T>
 struct Weighted {
   int64_t heads = 0;
   Matrix<const T> b;
-  const int32_t* keys = nullptr;
-  int64_t count = 0;
+  const Tile& tile;
+  const Tile* ahead = nullptr;  // rows of its keys are fetched; nullable
   const T* weights = nullptr;
   const T* factor = nullptr;  // [heads]
   T* to = nullptr;            // [heads, b.width] contiguous
@@ -195,8 +243,10 @@ inline void WeightedBlock(const Weighted<T>& w, int64_t h, int64_t d, int64_t ta
   for (int n = 0; n < kH * kV; ++n) {
     sums[n] = load(to + n / kV * w.b.width + n % kV * kStep) * w.factor[h + n / kV];
   }
-  for (int64_t i = 0; i < w.count; ++i) {
-    const T* row = w.b.row(w.keys[i]) + d;
+  const bool fetches = w.ahead != nullptr && h == 0;
+  for (int64_t i = 0; i < w.tile.count; ++i) {
+    const T* row = w.b.row(w.tile.keys[i]) + d;
+    if (fetches) Fetch(w.b.row(w.ahead->keys[i]) + d, kV * kStep);
     V y[kV];
 #pragma GCC unroll 16
     for (int v = 0; v < kV; ++v) y[v] = load(row + v * kStep);
@@ -214,13 +264,12 @@ inline void WeightedBlock(const Weighted<T>& w, int64_t h, int64_t d, int64_t ta
   }
 }
 
-// What a sum over heads needs: to[keys[i]] += sum_h weights[h kTile + i] a[h], heads ascending.
+// What a sum over heads needs: to[key i] += sum_h weights[h kTile + i] a[h], heads ascending.
 template <typename T>
 struct Outer {
   int64_t heads = 0;
   const T* a = nullptr;  // [heads, to.width] contiguous
-  const int32_t* keys = nullptr;
-  int64_t count = 0;
+  const Tile& tile;
   const T* weights = nullptr;
   Matrix<T> to;
 };
@@ -235,8 +284,8 @@ inline void OuterBlock(const Outer<T>& o, int64_t h, int64_t d, int64_t tail) {
   V x[kH * kV];
 #pragma GCC unroll 16
   for (int n = 0; n < kH * kV; ++n) x[n] = load(a + n / kV * o.to.width + n % kV * kStep);
-  for (int64_t i = 0; i < o.count; ++i) {
-    T* row = o.to.row(o.keys[i]) + d;
+  for (int64_t i = 0; i < o.tile.count; ++i) {
+    T* row = o.to.row(o.tile.keys[i]) + d;
 #pragma GCC unroll 16
     for (int v = 0; v < kV; ++v) {
       V sum = load(row + v * kStep);
@@ -251,17 +300,8 @@ inline void OuterBlock(const Outer<T>& o, int64_t h, int64_t d, int64_t tail) {
   }
 }
 
-// Covers heads x width with blocks: Run<kH, kV>(h, d, tail). A slice of the width is done for all
+// Covers heads x width with blocks: run<kH, kV>(h, d, tail). A slice of the width is done for all
 // heads before the next, so that it stays in L1.
-template <typename Blocks>
-inline void ForHeads(int64_t heads, const Blocks& blocks) {
-  int64_t h = 0;
-  if constexpr (kHeadBlock == 4) {
-    for (; h + 4 <= heads; h += 4) blocks.template operator()<4>(h);
-  }
-  for (; h + 2 <= heads; h += 2) blocks.template operator()<2>(h);
-  if (h < heads) blocks.template operator()<1>(h);
-}
 template <typename T, typename Run>
 inline void ForBlocks(int64_t heads, int64_t width, const Run& run) {
   constexpr int64_t kStep = kLanesOf<T>;
@@ -362,32 +402,29 @@ struct Heads {
 class RowBlock {
  public:
   template <typename T>
-  RowBlock(const Problem<T>& p, Rows rows, int64_t kv_head) : rows_(rows) {
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      walks_[row - rows.begin] =
-          KeyWalk(p.sets, row, kv_head, 0, std::numeric_limits<int64_t>::max());
+  RowBlock(const Problem<T>& p, Rows rows, int64_t kv_head)
+      : first_(rows.begin), count_(rows.end - rows.begin) {
+    for (int64_t i = 0; i < count_; ++i) {
+      walks_[i] = KeyWalk(p.sets, first_ + i, kv_head, 0, std::numeric_limits<int64_t>::max());
     }
   }
 
-  // Calls body(row, keys, count).
-  template <typename Body>
-  void ForTiles(const Body& body) {
-    bool more = true;
-    while (more) {
-      more = false;
-      for (int64_t row = rows_.begin; row < rows_.end; ++row) {
-        const int64_t count = walks_[row - rows_.begin].Next(keys_);
-        if (count == 0) continue;
-        more = true;
-        body(row, keys_, count);
-      }
+  // False when no row has keys left.
+  bool Next(Tile* tile) {
+    for (int64_t tries = 0; tries < count_; ++tries) {
+      const int64_t i = turn_;
+      turn_ = turn_ + 1 < count_ ? turn_ + 1 : 0;
+      tile->row = first_ + i;
+      if (walks_[i].Next(tile)) return true;
     }
+    return false;
   }
 
  private:
-  Rows rows_;
+  int64_t first_;
+  int64_t count_;
+  int64_t turn_ = 0;
   KeyWalk walks_[kRowBlock];
-  int32_t keys_[kTile];
 };
 
 // Calls body(rows, heads) so that rows x heads.count <= kStates.
@@ -423,20 +460,21 @@ void ForwardBlock(const Forward<T>& f, Rows rows, Heads heads) {
     sum[i] = 0;
   }
   RowBlock block(p, rows, heads.kv_head);
-  block.ForTiles([&](int64_t row, const int32_t* keys, int64_t count) {
-    const T* q = p.q + row * p.q_stride + heads.first * p.key_dim;
-    const int64_t state = (row - rows.begin) * heads.count;
+  const auto add_tile = [&](const Tile& tile, const Tile& ahead) {
+    const T* q = p.q + tile.row * p.q_stride + heads.first * p.key_dim;
+    const int64_t state = (tile.row - rows.begin) * heads.count;
     for (int64_t h = 0; h < heads.count; h += kHeadChunk) {
       const int64_t n = Min(kHeadChunk, heads.count - h);
-      Dots(n, q + h * p.key_dim, KeysOf(p, heads.kv_head), keys, count, scores);
+      Dots(n, q + h * p.key_dim, KeysOf(p, heads.kv_head), tile, ahead, scores);
       for (int64_t i = 0; i < n; ++i) {
-        SoftmaxTile(scores + i * kTile, count, static_cast<T>(p.scale), maximum + state + h + i,
-                    sum + state + h + i, correction + i);
+        SoftmaxTile(scores + i * kTile, tile.count, static_cast<T>(p.scale),
+                    maximum + state + h + i, sum + state + h + i, correction + i);
       }
-      AddWeighted<T>({n, ValuesOf(p, heads.kv_head), keys, count, scores, correction,
-                      out_of(row) + h * p.value_dim});
+      AddWeighted<T>({n, ValuesOf(p, heads.kv_head), tile, &ahead, scores, correction,
+                      out_of(tile.row) + h * p.value_dim});
     }
-  });
+  };
+  ForTiles([&](Tile* tile) { return block.Next(tile); }, add_tile);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     for (int64_t h = 0; h < heads.count; ++h) {
       const int64_t state = (row - rows.begin) * heads.count + h;
@@ -461,15 +499,16 @@ struct Gradients {
   T probability[kHeadChunk * kTile];
   T d_scores[kHeadChunk * kTile];
 
-  void Compute(const Backward<T>& b, int64_t row, int64_t j, int64_t first, int64_t heads,
-               const int32_t* keys, int64_t count) {
+  void Compute(const Backward<T>& b, int64_t j, int64_t first, int64_t heads, const Tile& tile,
+               const Tile& ahead) {
     const Problem<T>& p = b.problem;
-    const int64_t at = row * p.heads + first;
-    Dots(heads, p.q + row * p.q_stride + first * p.key_dim, KeysOf(p, j), keys, count, probability);
-    Dots(heads, b.dout + at * p.value_dim, ValuesOf(p, j), keys, count, d_scores);
+    const int64_t at = tile.row * p.heads + first;
+    Dots(heads, p.q + tile.row * p.q_stride + first * p.key_dim, KeysOf(p, j), tile, ahead,
+         probability);
+    Dots(heads, b.dout + at * p.value_dim, ValuesOf(p, j), tile, ahead, d_scores);
     for (int64_t h = 0; h < heads; ++h) {
-      GradientTile(probability + h * kTile, d_scores + h * kTile, count, static_cast<T>(p.scale),
-                   b.lse[at + h], b.delta[at + h]);
+      GradientTile(probability + h * kTile, d_scores + h * kTile, tile.count,
+                   static_cast<T>(p.scale), b.lse[at + h], b.delta[at + h]);
     }
   }
 };
@@ -488,14 +527,15 @@ void BackwardQueriesBlock(const Backward<T>& b, Rows rows, Heads heads) {
     }
   }
   RowBlock block(p, rows, heads.kv_head);
-  block.ForTiles([&](int64_t row, const int32_t* keys, int64_t count) {
+  const auto add_tile = [&](const Tile& tile, const Tile& ahead) {
     for (int64_t h = heads.first; h < heads.first + heads.count; h += kHeadChunk) {
       const int64_t n = Min(kHeadChunk, heads.first + heads.count - h);
-      gradients.Compute(b, row, heads.kv_head, h, n, keys, count);
-      AddWeighted<T>({n, KeysOf(p, heads.kv_head), keys, count, gradients.d_scores, ones,
-                      b.dq + (row * p.heads + h) * p.key_dim});
+      gradients.Compute(b, heads.kv_head, h, n, tile, ahead);
+      AddWeighted<T>({n, KeysOf(p, heads.kv_head), tile, nullptr, gradients.d_scores, ones,
+                      b.dq + (tile.row * p.heads + h) * p.key_dim});
     }
-  });
+  };
+  ForTiles([&](Tile* tile) { return block.Next(tile); }, add_tile);
 }
 
 template <typename T>
@@ -515,22 +555,31 @@ void BackwardKeysRun(const Backward<T>& b, KeyTask task) {
     std::memset(dk.data + key * dk.stride, 0, static_cast<size_t>(dk.width) * sizeof(T));
     std::memset(dv.data + key * dv.stride, 0, static_cast<size_t>(dv.width) * sizeof(T));
   }
-  int32_t keys[kTile];
-  Gradients<T> gradients;
-  for (int64_t row = task.rows.begin; row < task.rows.end; ++row) {
-    if (p.sets.end[row] <= task.keys.begin) continue;
-    KeyWalk walk(p.sets, row, j, task.keys.begin, task.keys.end);
-    while (const int64_t count = walk.Next(keys)) {
-      for (int64_t h = j * group; h < (j + 1) * group; h += kHeadChunk) {
-        const int64_t n = Min(kHeadChunk, (j + 1) * group - h);
-        gradients.Compute(b, row, j, h, n, keys, count);
-        const T* g = b.dout + (row * p.heads + h) * p.value_dim;
-        const T* q = p.q + row * p.q_stride + h * p.key_dim;
-        AddOuter<T>({n, g, keys, count, gradients.probability, dv});
-        AddOuter<T>({n, q, keys, count, gradients.d_scores, dk});
+  int64_t row = task.rows.begin - 1;
+  KeyWalk walk;
+  const auto next = [&](Tile* tile) {
+    while (!walk.Next(tile)) {
+      if (++row >= task.rows.end) return false;
+      if (p.sets.end[row] > task.keys.begin) {
+        walk = KeyWalk(p.sets, row, j, task.keys.begin, task.keys.end);
       }
     }
-  }
+    tile->row = row;
+    Fetch(p.q + row * p.q_stride + j * group * p.key_dim, group * p.key_dim);
+    Fetch(b.dout + (row * p.heads + j * group) * p.value_dim, group * p.value_dim);
+    return true;
+  };
+  Gradients<T> gradients;
+  ForTiles(next, [&](const Tile& tile, const Tile& ahead) {
+    for (int64_t h = j * group; h < (j + 1) * group; h += kHeadChunk) {
+      const int64_t n = Min(kHeadChunk, (j + 1) * group - h);
+      gradients.Compute(b, j, h, n, tile, ahead);
+      const T* g = b.dout + (tile.row * p.heads + h) * p.value_dim;
+      const T* q = p.q + tile.row * p.q_stride + h * p.key_dim;
+      AddOuter<T>({n, g, tile, gradients.probability, dv});
+      AddOuter<T>({n, q, tile, gradients.d_scores, dk});
+    }
+  });
 }
 
 template <typename T>

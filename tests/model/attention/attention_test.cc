@@ -14,6 +14,7 @@
 
 #include "heddle/v1/config.pb.h"
 #include "kernels/attention/reference.h"
+#include "model/inference/kv_cache.h"
 #include "model/layers/layers.h"
 #include "model/layers/rope.h"
 #include "tests/model/golden.h"
@@ -384,21 +385,22 @@ TEST(SlidingWindow, S2RowsHaveTheSizesOfTheFormula) {
   }
 }
 
-// Softmax over the keys of one row and head; lse -inf and zeros for no key.
+// Softmax over given rows of k and v [rows, J, D] for one query row and head; lse -inf and zeros
+// for no row.
 struct Part {
   std::vector<double> out = std::vector<double>(kDim, 0.0);
   double lse = -std::numeric_limits<double>::infinity();
 };
-Part Attend(const Inputs& in, int64_t t, int64_t h, const std::vector<int64_t>& keys) {
+Part Attend(const double* q, const std::vector<double>& k, const std::vector<double>& v, int64_t h,
+            const std::vector<int64_t>& rows) {
   Part part;
-  if (keys.empty()) return part;
+  if (rows.empty()) return part;
   const int64_t j = h * kKvHeads / kHeads;
   std::vector<double> scores;
-  for (const int64_t s : keys) {
+  for (const int64_t s : rows) {
     double dot = 0;
     for (int64_t i = 0; i < kDim; ++i) {
-      dot += in.q[static_cast<size_t>((t * kHeads + h) * kDim + i)] *
-             in.k[static_cast<size_t>((s * kKvHeads + j) * kDim + i)];
+      dot += q[i] * k[static_cast<size_t>((s * kKvHeads + j) * kDim + i)];
     }
     scores.push_back(kScale * dot);
   }
@@ -406,14 +408,46 @@ Part Attend(const Inputs& in, int64_t t, int64_t h, const std::vector<int64_t>& 
   double sum = 0;
   for (const double score : scores) sum += std::exp(score - maximum);
   part.lse = maximum + std::log(sum);
-  for (size_t n = 0; n < keys.size(); ++n) {
+  for (size_t n = 0; n < rows.size(); ++n) {
     for (int64_t i = 0; i < kDim; ++i) {
       part.out[static_cast<size_t>(i)] +=
           std::exp(scores[n] - part.lse) *
-          in.v[static_cast<size_t>((keys[n] * kKvHeads + j) * kDim + i)];
+          v[static_cast<size_t>((rows[n] * kKvHeads + j) * kDim + i)];
     }
   }
   return part;
+}
+
+// After position t was stored, the rows of the ring and the pinned sinks are exactly what t sees,
+// also when the ring has wrapped around many times.
+TEST(SlidingWindow, S3RingDecodeEqualsPrefill) {
+  constexpr int64_t kRows = 60;
+  const std::vector<int32_t> cu = {0, kRows};
+  const Inputs in = RandomInputs(kRows);
+  for (const Mechanism& mechanism : kMechanisms) {
+    if (mechanism.window == 0) continue;
+    const Outputs prefill = RunCore(Make(mechanism).get(), cu, in, at::kDouble);
+    inference::KvCache cache({kKvHeads, kDim, kDim, mechanism.window, mechanism.sinks}, at::kDouble,
+                             {});
+    const at::Tensor k = ToTensor(in.k, kKvHeads, at::kDouble);
+    const at::Tensor v = ToTensor(in.v, kKvHeads, at::kDouble);
+    for (int64_t t = 0; t < kRows; ++t) {
+      cache.Append(k.narrow(0, t, 1), v.narrow(0, t, 1));
+      std::vector<int64_t> rows(static_cast<size_t>(cache.rows()));
+      std::iota(rows.begin(), rows.end(), 0);
+      const std::vector<double> keys = ToVector(cache.keys().View(cache.rows()));
+      const std::vector<double> values = ToVector(cache.values().View(cache.rows()));
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const int64_t at = (t * kHeads + h) * kDim;
+        const Part step = Attend(in.q.data() + at, keys, values, h, rows);
+        for (int64_t i = 0; i < kDim; ++i) {
+          ASSERT_NEAR(step.out[static_cast<size_t>(i)], prefill.out[static_cast<size_t>(at + i)],
+                      1e-12)
+              << mechanism.name << " row " << t;
+        }
+      }
+    }
+  }
 }
 
 // The merge of two attentions over disjoint sets (section 1) gives the attention over their union.
@@ -430,8 +464,9 @@ TEST(SlidingWindow, S6MergedSinksAndWindowEqualTheMaskedSet) {
         (t - s < mechanism.window ? window : sinks).push_back(s);
       }
       for (int64_t h = 0; h < kHeads; ++h) {
-        const Part a = Attend(in, t, h, sinks);
-        const Part b = Attend(in, t, h, window);
+        const double* q = in.q.data() + (t * kHeads + h) * kDim;
+        const Part a = Attend(q, in.k, in.v, h, sinks);
+        const Part b = Attend(q, in.k, in.v, h, window);
         const double m = std::max(a.lse, b.lse);
         const double wa = std::exp(a.lse - m), wb = std::exp(b.lse - m);
         for (size_t i = 0; i < kDim; ++i) {
