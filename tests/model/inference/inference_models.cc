@@ -89,6 +89,8 @@ void AddIndexed(std::vector<NamedConfig>* all) {
   all->push_back({"dsa v32", dsa});
   all->push_back({"dsa seed", dsa});
   all->back().config.mutable_attention()->mutable_dsa()->set_profile(DsaConfig::PROFILE_SEED);
+  all->push_back({"dsa shared selection", dsa});  // layers 0 and 2 select, layer 1 shares
+  all->back().config.mutable_attention()->mutable_dsa()->set_index_share_every(2);
   all->push_back({"gsa", gsa});
   all->push_back({"gsa blended per head", gsa});
   GsaConfig* blended = all->back().config.mutable_attention()->mutable_gsa();
