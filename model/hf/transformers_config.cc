@@ -211,6 +211,9 @@ Status ReadDeepseek(const json& object, ModelConfig* config) {
   ASSIGN_OR_RETURN(const std::string scores, Get<std::string>(object, "scoring_func", "sigmoid"));
   if (scores != "sigmoid") return InvalidArgument(Str("scoring_func: '", scores, "' is not known"));
   if (every != 1) return InvalidArgument("moe_layer_freq: only 1 is known");
+  if (!norm) {
+    return InvalidArgument("norm_topk_prob: false is not known with sigmoid scores");
+  }
   // Layers here without an expert need no mixture at all.
   if (first >= config->n_layers()) {
     config->clear_moe();
@@ -303,7 +306,7 @@ void AddDeepseek(const ModelConfig& config, json* object) {
   o["n_shared_experts"] = moe.n_shared();
   o["moe_intermediate_size"] = moe.d_expert();
   o["routed_scaling_factor"] = moe.route_scale();
-  o["norm_topk_prob"] = moe.norm_topk();
+  o["norm_topk_prob"] = true;  // a sigmoid router always normalises
   o["n_group"] = moe.n_groups();
   o["topk_group"] = moe.topk_groups();
   o["first_k_dense_replace"] = moe.first_dense();

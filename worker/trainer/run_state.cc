@@ -33,14 +33,13 @@ Status CheckSameModel(const std::string& dir, const heddle::v1::ModelConfig& mod
   imported.set_max_position_embeddings(model.max_position_embeddings());
   std::string difference;
   google::protobuf::util::MessageDifferencer differencer;
-  differencer.set_message_field_comparison(
-      google::protobuf::util::MessageDifferencer::EQUIVALENT);
+  differencer.set_message_field_comparison(google::protobuf::util::MessageDifferencer::EQUIVALENT);
   differencer.ReportDifferencesToString(&difference);
   if (differencer.Compare(imported, model)) {
     return OkStatus();
   }
-  return FailedPrecondition(Str("checkpoint.init_from: the model in ", dir,
-                                " is not the one of this run: ", difference));
+  return FailedPrecondition(
+      Str("checkpoint.init_from: the model in ", dir, " is not the one of this run: ", difference));
 }
 
 TensorInfo InfoOf(const model::TensorSpec& spec) {
@@ -119,6 +118,15 @@ optim::Shard RunState::shard() {
           .v = v_,
           .gradient = store_->gradients(),
           .compute_bf16 = store_->compute_bf16()};
+}
+
+void RunState::DropFrozenGradients() {
+  const std::span<float> gradients = store_->gradients();
+  for (const optim::GroupRange& group : warmup_groups_) {
+    if (group.frozen) {
+      std::fill(gradients.begin() + group.begin, gradients.begin() + group.end, 0.0f);
+    }
+  }
 }
 
 std::string RunState::FirstNonFiniteGradient() {

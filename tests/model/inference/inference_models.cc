@@ -91,6 +91,11 @@ void AddIndexed(std::vector<NamedConfig>* all) {
   all->back().config.mutable_attention()->mutable_dsa()->set_profile(DsaConfig::PROFILE_SEED);
   all->push_back({"dsa shared selection", dsa});  // layers 0 and 2 select, layer 1 shares
   all->back().config.mutable_attention()->mutable_dsa()->set_index_share_every(2);
+  // GSA between two DSA layers selects for itself: the third takes the first one's selection.
+  all->push_back({"dsa shared around gsa",
+                  OfKinds({heddle::v1::ATTENTION_KIND_DSA, heddle::v1::ATTENTION_KIND_GSA,
+                           heddle::v1::ATTENTION_KIND_DSA})});
+  all->back().config.mutable_attention()->mutable_dsa()->set_index_share_every(2);
   all->push_back({"gsa", gsa});
   all->push_back({"gsa blended per head", gsa});
   GsaConfig* blended = all->back().config.mutable_attention()->mutable_gsa();
