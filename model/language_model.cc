@@ -9,27 +9,16 @@
 #include <utility>
 
 #include "heddle/v1/config.pb.h"
-#include "model/attention/attention.h"
+#include "model/attention/attention_stack.h"
 #include "model/block.h"
-#include "model/layers/buffer_pool.h"
 #include "model/layers/layers.h"
-#include "model/layers/rope.h"
+#include "model/layers/norm.h"
+#include "model/layers/sublayer.h"
 #include "model/packed_batch.h"
+#include "model/store_views.h"
 
 namespace heddle::model {
 namespace {
-
-at::ScalarType ComputeType(Precision precision) {
-  switch (precision) {
-    case Precision::kBf16:
-      return at::kBFloat16;
-    case Precision::kFp64:
-      return at::kDouble;
-    case Precision::kFp32:
-      break;
-  }
-  return at::kFloat;
-}
 
 Status Call(const std::function<Status(int)>& hook, int unit) {
   return hook ? hook(unit) : OkStatus();
@@ -40,18 +29,24 @@ class LanguageModelImpl : public LanguageModel {
   LanguageModelImpl(const heddle::v1::ModelConfig& config, ParameterStore* store,
                     LanguageModelOptions options);
 
-  StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, double loss_scale,
+  StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
                                     const UnitHooks& hooks) override;
   StatusOr<LossSum> Evaluate(const PackedBatch& batch) override;
   StatusOr<at::Tensor> Logits(const PackedBatch& batch) override;
+  std::span<double> statistics() override { return statistics_; }
+  void UpdateBuffers() override;
 
  private:
   int HeadUnit() const { return layers_ + 1; }
   bool Recomputes() const { return options_.recompute == Recompute::kFull; }
-  void Begin(const CheckedBatch& batch);
-  BlockContext Context(int layer, const CheckedBatch& batch) const;
-  Status Forward(const CheckedBatch& batch, const UnitHooks& hooks);
-  Status Backward(const CheckedBatch& batch, const UnitHooks& hooks, const at::Tensor& gradient);
+  layers::Documents Begin(const CheckedBatch& batch);
+  std::vector<layers::Sublayer*> Sublayers();
+  // Moves what the layers counted into statistics_.
+  void CollectStatistics();
+  Status Forward(const CheckedBatch& batch, const layers::PassContext& context,
+                 const UnitHooks& hooks);
+  Status Backward(const CheckedBatch& batch, const layers::PassContext& context,
+                  const UnitHooks& hooks, const at::Tensor& gradient);
   // The last hidden state of a forward that keeps nothing.
   at::Tensor HiddenOnly(const CheckedBatch& batch);
   // Loss of the rows; with `gradient` defined, writes dL/dx into it and adds weight gradients.
@@ -59,91 +54,94 @@ class LanguageModelImpl : public LanguageModel {
               const at::Tensor& gradient);
 
   const heddle::v1::ModelConfig config_;
-  ParameterStore* store_;
   const LanguageModelOptions options_;
   const int layers_;
   const at::ScalarType type_;
-  const at::ScalarType statistics_;
-  layers::RopeTables rope_;
-  std::unique_ptr<attention::AttentionCore> dense_;
-  std::unique_ptr<attention::AttentionCore> window_;
+  const at::ScalarType statistics_type_;
+  const std::vector<layers::LayerStorage> storages_;
+  attention::AttentionStack attention_;
+  std::vector<Block> blocks_;
+  layers::Norm final_norm_;
 
   at::Tensor embedding_VD_;
   at::Tensor embedding_gradient_VD_;
-  at::Tensor final_norm_D_;
-  at::Tensor final_norm_gradient_D_;
   at::Tensor head_VD_;  // the embedding where tied
   at::Tensor head_gradient_VD_;
-  std::vector<BlockTensors> weights_;
-  std::vector<BlockTensors> gradients_;
 
   layers::BufferPool kept_;
   layers::BufferPool scratch_;
   std::vector<at::Tensor> inputs_;  // inputs_[l] of block l, inputs_[layers_] of the head
-  std::vector<BlockSaved> saved_;
+  std::vector<double> statistics_;
 };
 
 LanguageModelImpl::LanguageModelImpl(const heddle::v1::ModelConfig& config, ParameterStore* store,
                                      LanguageModelOptions options)
     : config_(config),
-      store_(store),
       options_(options),
       layers_(config.n_layers()),
       type_(ComputeType(store->precision())),
-      statistics_(type_ == at::kDouble ? at::kDouble : at::kFloat),
-      rope_(layers::RopeFrequenciesOf(config, HeadsOf(config).dim), type_ == at::kDouble),
-      saved_(static_cast<size_t>(layers_)) {
-  const double scale = rope_.frequencies().softmax_scale_factor /
-                       std::sqrt(static_cast<double>(HeadsOf(config).dim));
-  dense_ = attention::MakeDense(scale);
-  window_ = attention::MakeSlidingWindow(scale, WindowOf(config));
-  const ModelPlan& plan = store->plan();
-  const auto weight = [&](const std::string& name) {
-    return ViewTensor(plan, name, store->compute_data(), type_);
-  };
-  const auto gradient = [&](const std::string& name) {
-    return ViewTensor(plan, name, store->gradient_data(), statistics_);
-  };
+      statistics_type_(layers::StatisticsType(type_)),
+      storages_(StoragesOf(*store)),
+      attention_(config_, storages_),
+      final_norm_(config_, ModelStorage(*store), "model.norm") {
+  const layers::LayerStorage model = ModelStorage(*store);
   const std::string head = config.tie_embeddings() ? "model.embed_tokens.weight" : "lm_head.weight";
-  embedding_VD_ = weight("model.embed_tokens.weight");
-  embedding_gradient_VD_ = gradient("model.embed_tokens.weight");
-  final_norm_D_ = weight("model.norm.weight");
-  final_norm_gradient_D_ = gradient("model.norm.weight");
-  head_VD_ = weight(head);
-  head_gradient_VD_ = gradient(head);
+  embedding_VD_ = model.Weight("model.embed_tokens.weight");
+  embedding_gradient_VD_ = model.Gradient("model.embed_tokens.weight");
+  head_VD_ = model.Weight(head);
+  head_gradient_VD_ = model.Gradient(head);
+  for (const layers::LayerStorage& storage : storages_) blocks_.emplace_back(config_, storage);
+  size_t counted = 0;
+  for (layers::Sublayer* sublayer : Sublayers()) counted += sublayer->statistics().size();
+  statistics_.assign(counted, 0.0);
+}
+
+layers::Documents LanguageModelImpl::Begin(const CheckedBatch& batch) {
+  layers::Documents documents;
+  documents.cu_seqlens = batch.cu_seqlens;
+  documents.positions = batch.positions;
+  documents.longest = batch.longest_document;
+  attention_.Begin(documents);
+  for (Block& block : blocks_) block.feed_forward()->Begin(documents);
+  return documents;
+}
+
+std::vector<layers::Sublayer*> LanguageModelImpl::Sublayers() {
+  std::vector<layers::Sublayer*> all;
   for (int layer = 0; layer < layers_; ++layer) {
-    weights_.push_back(ViewBlock(plan, layer, store->compute_data(), type_));
-    gradients_.push_back(ViewBlock(plan, layer, store->gradient_data(), statistics_));
+    all.push_back(attention_.layer(layer));
+    all.push_back(blocks_[static_cast<size_t>(layer)].feed_forward());
+  }
+  return all;
+}
+
+void LanguageModelImpl::CollectStatistics() {
+  size_t next = 0;
+  for (layers::Sublayer* sublayer : Sublayers()) {
+    for (double& value : sublayer->statistics()) {
+      statistics_[next++] += value;
+      value = 0;
+    }
   }
 }
 
-void LanguageModelImpl::Begin(const CheckedBatch& batch) {
-  rope_.Ensure(std::max<int64_t>(batch.longest_document, 1));
-  bool dense = false;
-  bool window = false;
-  for (int layer = 0; layer < layers_; ++layer) {
-    (LayerKind(config_, layer) == heddle::v1::ATTENTION_KIND_SWA ? window : dense) = true;
+void LanguageModelImpl::UpdateBuffers() {
+  size_t next = 0;
+  for (layers::Sublayer* sublayer : Sublayers()) {
+    const std::span<double> counted = sublayer->statistics();
+    if (counted.empty()) continue;
+    std::copy_n(statistics_.begin() + static_cast<std::ptrdiff_t>(next), counted.size(),
+                counted.begin());
+    next += counted.size();
+    sublayer->UpdateBuffers();
+    std::fill(counted.begin(), counted.end(), 0.0);
   }
-  if (dense) dense_->Begin(batch.cu_seqlens);
-  if (window) window_->Begin(batch.cu_seqlens);
 }
 
-BlockContext LanguageModelImpl::Context(int layer, const CheckedBatch& batch) const {
-  BlockContext context;
-  context.heads = HeadsOf(config_);
-  context.norm_eps = config_.norm_eps();
-  context.rope = &rope_;
-  context.positions = &batch.positions;
-  const bool window = LayerKind(config_, layer) == heddle::v1::ATTENTION_KIND_SWA;
-  context.core = window ? window_.get() : dense_.get();
-  return context;
-}
-
-Status LanguageModelImpl::Forward(const CheckedBatch& batch, const UnitHooks& hooks) {
+Status LanguageModelImpl::Forward(const CheckedBatch& batch, const layers::PassContext& context,
+                                  const UnitHooks& hooks) {
   const int64_t n = static_cast<int64_t>(batch.ids.size());
   const int64_t d = config_.d_model();
-  kept_.Release(0);
-  scratch_.Release(0);
   inputs_.clear();
   for (int layer = 0; layer <= layers_; ++layer) inputs_.push_back(kept_.Take({n, d}, type_));
   RETURN_IF_ERROR(Call(hooks.before_forward, 0));
@@ -153,8 +151,7 @@ Status LanguageModelImpl::Forward(const CheckedBatch& batch, const UnitHooks& ho
     const size_t l = static_cast<size_t>(layer);
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
     const size_t mark = kept_.Mark();
-    BlockForward(weights_[l], Context(layer, batch), inputs_[l], inputs_[l + 1], !Recomputes(),
-                 &kept_, &saved_[l]);
+    blocks_[l].Forward(context, attention_.layer(layer), inputs_[l], inputs_[l + 1]);
     if (Recomputes()) kept_.Release(mark);
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
   }
@@ -168,8 +165,8 @@ double LanguageModelImpl::Head(const CheckedBatch& batch, const at::Tensor& x, d
   const bool train = gradient.defined();
   const size_t mark = scratch_.Mark();
   const at::Tensor h = scratch_.Take({n, x.size(1)}, type_);
-  const at::Tensor rstd = scratch_.Take({n}, statistics_);
-  layers::RmsNorm(x, final_norm_D_, config_.norm_eps(), h, rstd);
+  const at::Tensor norm_saved = scratch_.Take({n}, statistics_type_);
+  final_norm_.Forward(x, h, norm_saved);
   const int64_t chunk = LogitsChunkRows(
       n, vocabulary, static_cast<int64_t>(c10::elementSize(type_)), options_.logits_chunk_bytes);
   double loss = 0;
@@ -190,25 +187,23 @@ double LanguageModelImpl::Head(const CheckedBatch& batch, const at::Tensor& x, d
     scratch_.Release(chunk_mark);
   }
   if (train) {
-    layers::RmsNormBackward(x, final_norm_D_, rstd, gradient, at::Tensor(), gradient,
-                            final_norm_gradient_D_);
+    final_norm_.Backward(x, norm_saved, gradient, at::Tensor(), gradient);
   }
   scratch_.Release(mark);
   return loss;
 }
 
-Status LanguageModelImpl::Backward(const CheckedBatch& batch, const UnitHooks& hooks,
-                                   const at::Tensor& gradient) {
+Status LanguageModelImpl::Backward(const CheckedBatch& batch, const layers::PassContext& context,
+                                   const UnitHooks& hooks, const at::Tensor& gradient) {
+  layers::PassContext again = context;
+  again.pass = layers::Pass::kRecompute;
   for (int layer = layers_ - 1; layer >= 0; --layer) {
     const size_t l = static_cast<size_t>(layer);
+    layers::Sublayer* attention = attention_.layer(layer);
     RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
     const size_t mark = kept_.Mark();
-    if (Recomputes()) {
-      BlockForward(weights_[l], Context(layer, batch), inputs_[l], at::Tensor(), /*keep=*/true,
-                   &kept_, &saved_[l]);
-    }
-    BlockBackward(weights_[l], gradients_[l], Context(layer, batch), &saved_[l], &scratch_,
-                  gradient);
+    if (Recomputes()) blocks_[l].Forward(again, attention, inputs_[l], at::Tensor());
+    blocks_[l].Backward(Recomputes() ? again : context, attention, gradient);
     kept_.Release(mark);
     RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));
   }
@@ -217,40 +212,53 @@ Status LanguageModelImpl::Backward(const CheckedBatch& batch, const UnitHooks& h
   return Call(hooks.after_backward, 0);
 }
 
-StatusOr<LossSum> LanguageModelImpl::ForwardBackward(const PackedBatch& packed, double loss_scale,
+StatusOr<LossSum> LanguageModelImpl::ForwardBackward(const PackedBatch& packed,
+                                                     const layers::StepInfo& step,
                                                      const UnitHooks& hooks) {
   ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
   const c10::InferenceMode no_graph;
-  Begin(batch);
-  RETURN_IF_ERROR(Forward(batch, hooks));
+  kept_.Release(0);
+  scratch_.Release(0);
+  const layers::Documents documents = Begin(batch);
+  LossSum sum;
+  layers::PassContext context;
+  context.pass = Recomputes() ? layers::Pass::kSelect : layers::Pass::kTrain;
+  context.documents = &documents;
+  context.step = &step;
+  context.losses = &sum.layers;
+  context.kept = &kept_;
+  context.scratch = &scratch_;
+  RETURN_IF_ERROR(Forward(batch, context, hooks));
   RETURN_IF_ERROR(Call(hooks.before_forward, HeadUnit()));
   const at::Tensor& x = inputs_[static_cast<size_t>(layers_)];
   const at::Tensor gradient = scratch_.Take({x.size(0), x.size(1)}, type_);
-  LossSum sum;
   sum.tokens = batch.valid_labels;
-  sum.loss = Head(batch, x, loss_scale, gradient);
+  sum.loss = Head(batch, x, step.loss_scale, gradient);
   // The head runs forward and backward at once, chunk by chunk, so that the logits are never held.
   RETURN_IF_ERROR(Call(hooks.after_forward, HeadUnit()));
   RETURN_IF_ERROR(Call(hooks.before_backward, HeadUnit()));
   RETURN_IF_ERROR(Call(hooks.after_backward, HeadUnit()));
-  RETURN_IF_ERROR(Backward(batch, hooks, gradient));
+  RETURN_IF_ERROR(Backward(batch, context, hooks, gradient));
+  CollectStatistics();
   return sum;
 }
 
 at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch) {
   const int64_t n = static_cast<int64_t>(batch.ids.size());
   const int64_t d = config_.d_model();
-  Begin(batch);
   kept_.Release(0);
   scratch_.Release(0);
+  const layers::Documents documents = Begin(batch);
+  layers::PassContext context;
+  context.documents = &documents;
+  context.kept = &kept_;
+  context.scratch = &scratch_;
   at::Tensor x = kept_.Take({n, d}, type_);
   at::Tensor y = kept_.Take({n, d}, type_);
   layers::Embed(embedding_VD_, batch.ids, x);
   const size_t mark = kept_.Mark();
   for (int layer = 0; layer < layers_; ++layer) {
-    BlockSaved unused;
-    BlockForward(weights_[static_cast<size_t>(layer)], Context(layer, batch), x, y,
-                 /*keep=*/false, &kept_, &unused);
+    blocks_[static_cast<size_t>(layer)].Forward(context, attention_.layer(layer), x, y);
     kept_.Release(mark);
     std::swap(x, y);
   }
@@ -272,11 +280,11 @@ StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
   const at::Tensor x = HiddenOnly(batch);
   const int64_t n = x.size(0);
   const at::Tensor h = scratch_.Take({n, x.size(1)}, type_);
-  const at::Tensor rstd = scratch_.Take({n}, statistics_);
-  layers::RmsNorm(x, final_norm_D_, config_.norm_eps(), h, rstd);
+  const at::Tensor norm_saved = scratch_.Take({n}, statistics_type_);
+  final_norm_.Forward(x, h, norm_saved);
   const at::Tensor logits = at::empty({n, config_.vocab_size()}, type_);
   layers::Linear(h, head_VD_, logits);
-  return logits.to(statistics_);
+  return logits.to(statistics_type_);
 }
 
 }  // namespace
@@ -284,7 +292,6 @@ StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
 StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
     const heddle::v1::ModelConfig& config, ParameterStore* store, LanguageModelOptions options) {
   ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config));
-  RETURN_IF_ERROR(CheckBlocks(config));
   if (plan.flat_elements != store->plan().flat_elements ||
       plan.tensors.size() != store->plan().tensors.size()) {
     return InvalidArgument("parameters: the store was made for another model");

@@ -6,8 +6,8 @@
 //   InitParameters(seed, store.get());
 //   auto model = LanguageModel::Create(config.model(), store.get());
 //   store->ZeroGradients();
-//   for (micro_batch) model->ForwardBackward(micro_batch, 1.0 / global_valid_tokens);
-//   (reduce store->gradients(), clip, optim::OptimizerStep, which writes the compute weights)
+//   for (micro_batch) model->ForwardBackward(micro_batch, {.loss_scale = 1.0 / valid_tokens, ...});
+//   (reduce gradients and model->statistics(), clip, OptimizerStep, model->UpdateBuffers())
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include <span>
 
 #include "base/status/status.h"
+#include "model/layers/step_info.h"
 #include "model/parameter_store.h"
 
 namespace at {
@@ -41,6 +42,7 @@ struct PackedBatch {
 struct LossSum {
   double loss = 0;     // sum of -ln p over the valid labels, not divided
   int64_t tokens = 0;  // valid labels
+  layers::LayerLosses layers;
 };
 
 // Called in this order by ForwardBackward, on the calling thread: forward 0, 1, ..., then backward
@@ -71,13 +73,13 @@ class LanguageModel {
                                                          LanguageModelOptions options = {});
   virtual ~LanguageModel() = default;
 
-  // Adds d(loss_sum * loss_scale)/d(parameter) to the gradients of the store and returns the loss.
-  // loss_scale is 1 / global number of valid tokens, known before the first micro-batch
-  // (training-runtime.md 7.2). A batch without tokens or valid labels adds nothing.
+  // Adds d(loss_sum * loss_scale + losses of the layers)/d(parameter) to the gradients of the store
+  // and returns the losses. A batch without tokens adds nothing, one without valid labels only what
+  // the layers' losses give.
   // INVALID_ARGUMENT names the first bad field of the batch (id or label outside the vocabulary,
   // cu_seqlens); a Status of a hook ends the call. LibTorch's exceptions pass through (S25).
   // Blocking; not thread-safe. Bitwise repeatable at a fixed number of LibTorch threads.
-  virtual StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, double loss_scale,
+  virtual StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
                                             const UnitHooks& hooks = {}) = 0;
 
   // Loss only: no gradients, no saved activations, no change of state.
@@ -85,6 +87,14 @@ class LanguageModel {
 
   // Logits of every row, [N, V] fp32 (fp64 for kFp64). Labels are not looked at.
   virtual StatusOr<at::Tensor> Logits(const PackedBatch& batch) = 0;
+
+  // What layers count over the micro-batches of a step for their buffers (expert loads, variances
+  // of scores), one after the other; empty if no layer has buffers. The caller zeroes it at the
+  // start of a step and sums it over ranks after the last micro-batch.
+  virtual std::span<double> statistics() = 0;
+  // After the optimizer's step of a step that counted: changes the buffers of the store from
+  // statistics(), on all ranks alike.
+  virtual void UpdateBuffers() = 0;
 };
 
 }  // namespace heddle::model

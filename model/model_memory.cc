@@ -83,12 +83,14 @@ class LayerMemory {
     const double qk = mla.qk_nope_head_dim() + mla.qk_rope_head_dim();
     const double dc = mla.kv_lora_rank();
     const double dr = mla.qk_rope_head_dim();
-    // Queries and their latent before and after its norm, latent before and after, rotary key,
-    // keys and values of every head (or absorbed queries and outputs), output, log-sum-exp.
-    const double common = h * qk + 2.0 * mla.q_lora_rank() + 2 * dc + dr + h * mla.v_head_dim();
-    const double core =
-        kind_ == heddle::v1::ATTENTION_KIND_DSA ? h * (2 * dc + dr) : h * (qk + mla.v_head_dim());
-    return {b_ * (common + core) + 4.0 * h, b_ * h * (qk + mla.v_head_dim())};
+    const double dv = mla.v_head_dim();
+    // Queries and their latent before and after its norm, latent before and after, rotary key.
+    const double down = h * qk + 2.0 * mla.q_lora_rank() + 2 * dc + dr;
+    // Keys, values and output of every head; the dense core pads them, and queries, to one width.
+    const double width = std::max(qk, dv);
+    double heads = h * 3 * width + (width > qk ? h * width : 0);
+    if (kind_ == heddle::v1::ATTENTION_KIND_DSA) heads = h * (qk + 2 * dv);
+    return {b_ * (down + heads) + 4.0 * h, b_ * h * (3 * width + qk + 2 * dv)};
   }
 
   void AddNsa(PerToken* bytes) const {

@@ -195,13 +195,6 @@ class BlockPlanner {
     add("bias", false);
   }
 
-  void LatentNorm(const std::string& name, int64_t width) {
-    Add(name + ".weight", {width}, kOnes);
-    if (config_.attention().mla().latent_norm() == MlaConfig::LATENT_NORM_LAYERNORM) {
-      Add(name + ".bias", {width}, Constant(0));
-    }
-  }
-
   void Latent() {
     const MlaConfig& mla = config_.attention().mla();
     const int64_t rq = mla.q_lora_rank();
@@ -217,10 +210,13 @@ class BlockPlanner {
     }
     Add("self_attn.kv_a_proj_with_mqa.weight", {dc + dr, d_}, kNormal, kJoined);
     if (rq > 0) {
-      LatentNorm("self_attn.q_a_layernorm", rq);
+      Add("self_attn.q_a_layernorm.weight", {rq}, kOnes);
       Add("self_attn.q_b_proj.weight", {q_rows, rq}, kNormal);
     }
-    LatentNorm("self_attn.kv_a_layernorm", dc);
+    Add("self_attn.kv_a_layernorm.weight", {dc}, kOnes);
+    if (mla.latent_norm() == MlaConfig::LATENT_NORM_LAYERNORM) {
+      Add("self_attn.kv_a_layernorm.bias", {dc}, Constant(0));
+    }
     Add("self_attn.kv_b_proj.weight", {heads_.query * (dn + dv), dc}, kNormal);
     Add("self_attn.o_proj.weight", {d_, heads_.query * dv}, kNormal);
   }

@@ -31,7 +31,6 @@ const std::vector<Row>& Table() {
       {"training.nan_policy", {"halt", "skip"}, "rolling back"},
       {"training.accumulation", {"auto", "sync_last"}, "sync_each and layer_major accumulation"},
       {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
-      {"memory.kv_cache.quantization", {"none"}, "a quantized cache"},
       {"parallel.shard", {"none"}, "sharded training (ZeRO)"},
       {"parallel.expert", {"1"}, "expert parallelism"},
       {"parallel.backend", {"auto", "gloo", "nccl"}, "the MPI back end"},

@@ -1,4 +1,4 @@
-// model show, logits, import, export and generate: hand over to heddle-model.
+// model show, logits, recall, import, export and generate: hand over to heddle-model.
 #include "cli/commands/model_program.h"
 #include "cli/commands/verbs.h"
 
@@ -61,13 +61,16 @@ std::vector<Verb> ModelVerbs() {
       Make({"model", "show"},
            "DIR|CKPT|PRESET [--lengths 2048,16384]: parameters, FLOPs, caches of a model"),
       Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
+      Make({"model", "recall"},
+           "DIR|CKPT --data DIR [--tokens N]: attention mass on what the indexers select"),
       Make({"model", "import"},
            "HF_DIR --out DIR [model.attention.kind=gsa ...] [--allow-nonfinite]: read a Hugging "
            "Face folder"),
       Make({"model", "export"}, "DIR|CKPT --out HF_DIR [--dense]: write a Hugging Face folder"),
       Make({"generate"},
            "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
-           "[--top-p P] [--seed S]")};
+           "[--top-p P] [--seed S] [memory.kv_cache.quantization=fp8]; repeat --prompt for a "
+           "batch")};
 }
 
 }  // namespace heddle::cli

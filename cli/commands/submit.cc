@@ -48,6 +48,9 @@ void MakePathsAbsolute(v1::RunConfig* config) {
   for (auto& part : *data->mutable_mixture()) {
     MakeAbsolute(part.mutable_path());
   }
+  if (config->checkpoint().has_init_from()) {
+    MakeAbsolute(config->mutable_checkpoint()->mutable_init_from());
+  }
 }
 
 StatusOr<std::vector<settings::ResolvedConfig>> Resolve(const SubmitState& state) {

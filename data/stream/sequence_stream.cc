@@ -202,12 +202,16 @@ StatusOr<PackedBatch> ReadMicroBatch(const SequenceSource& source, int64_t step,
   return batch;
 }
 
-int64_t GlobalValidLabels(const SequenceSource& source, int64_t step, int64_t global_batch_size) {
-  int64_t labels = 0;
-  for (int64_t index = step * global_batch_size; index < (step + 1) * global_batch_size; ++index) {
-    labels += source.Shape(index).valid_labels;
+SequenceShape TotalShape(const SequenceSource& source, int64_t begin, int64_t end) {
+  SequenceShape total;
+  total.index = begin;
+  for (int64_t index = begin; index < end; ++index) {
+    const SequenceShape shape = source.Shape(index);
+    total.tokens += shape.tokens;
+    total.valid_labels += shape.valid_labels;
+    total.segments += shape.segments;
   }
-  return labels;
+  return total;
 }
 
 uint64_t SequenceHash(int64_t index, const std::vector<int64_t>& tokens) {

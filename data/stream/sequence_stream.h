@@ -120,9 +120,10 @@ StatusOr<PackedBatch> ReadMicroBatch(const SequenceSource& source, int64_t step,
                                      int64_t global_batch_size, int64_t micro_batch_size,
                                      int64_t m);
 
-// Valid labels of the whole global batch of `step`, by which the loss is divided (7.2). Reads no
-// tokens.
-int64_t GlobalValidLabels(const SequenceSource& source, int64_t step, int64_t global_batch_size);
+// Tokens, valid labels and segments of sequences [begin, end) together: what losses of a global
+// batch are divided by (7.2), and where a micro-batch begins in it. Reads no tokens. `index` is
+// `begin`.
+SequenceShape TotalShape(const SequenceSource& source, int64_t begin, int64_t end);
 
 // XXH3-64 of the token ids as little-endian u32, seeded with the global sequence index.
 uint64_t SequenceHash(int64_t index, const std::vector<int64_t>& tokens);

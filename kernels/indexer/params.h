@@ -1,5 +1,6 @@
 // Indexers of DSA and GSA: scores of every visible key, exact top-k selection, score statistics for
-// adaptive k, and the KL loss that trains them, never holding more than one row of scores a thread.
+// adaptive k, and the KL loss that trains them. A thread holds a fixed number of candidates a row,
+// or a few rows of scores (KL over all keys): never L x L.
 // Sources: attention-and-moe.md sections 1 (tie-break), 6.1-6.3, 7.1-7.3.
 //
 //   I[t,s] = sum_j w[t,j] act(score_scale qI[t,j].kI[s] + head_bias[j]),  first[t] <= s <= t
@@ -75,6 +76,9 @@ struct Kl {
   // Outputs.
   T* loss = nullptr;        // [N] KL per row, not weighted
   T* lse_scores = nullptr;  // [N] of I / temperature: written by rows, read by keys
+  // Selected keys only: dL/dI of every pair, written by rows, read by keys. Null: keys compute it
+  // again. All visible keys: not used, it would be L x L.
+  T* dscores = nullptr;  // [offsets[N]]
   // The backward; all null: loss only.
   double row_weight = 0;
   T* dq = nullptr;          // [N, HI, dI] overwritten

@@ -86,4 +86,11 @@ struct Table {
 const Table<float>& FloatKernels();
 const Table<double>& DoubleKernels();
 
+// Every float table that this machine can run, for tests.
+struct NamedTable {
+  const char* name;
+  const Table<float>* table;
+};
+int AvailableFloatTables(NamedTable out[4]);
+
 }  // namespace heddle::kernels::sparse_attention

@@ -109,4 +109,29 @@ void ConvertRows(const at::Tensor& sums, std::span<const int32_t> rows, const at
       });
 }
 
+void CopyPadded(const at::Tensor& from, const at::Tensor& to) {
+  HEDDLE_CHECK(from.dim() == 3 && to.dim() == 3 && from.scalar_type() == to.scalar_type());
+  HEDDLE_CHECK(from.size(0) == to.size(0) && from.size(1) == to.size(1));
+  HEDDLE_CHECK(from.size(2) <= to.size(2) && from.stride(2) == 1 && to.stride(2) == 1);
+  const int64_t element = from.element_size();
+  const size_t used = static_cast<size_t>(from.size(2) * element);
+  const size_t padding = static_cast<size_t>((to.size(2) - from.size(2)) * element);
+  const char* source = static_cast<const char*>(from.const_data_ptr());
+  char* target = static_cast<char*>(to.data_ptr());
+  at::parallel_for(0, from.size(0), kRowsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t head = 0; head < from.size(1); ++head) {
+        char* t = target + (row * to.stride(0) + head * to.stride(1)) * element;
+        std::memcpy(t, source + (row * from.stride(0) + head * from.stride(1)) * element, used);
+        std::memset(t + used, 0, padding);
+      }
+    }
+  });
+}
+
+void CopyHeads(const at::Tensor& from, const at::Tensor& to) {
+  HEDDLE_CHECK(from.size(2) == to.size(2));
+  CopyPadded(from, to);
+}
+
 }  // namespace heddle::attention

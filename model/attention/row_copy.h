@@ -27,4 +27,10 @@ void ScatterAddRows(const at::Tensor& tiles, std::span<const int32_t> index,
 // to[n] = from[n] rounded to the type of `to`; `to` may be strided in the first dimension.
 void ConvertRows(const at::Tensor& sums, std::span<const int32_t> rows, const at::Tensor& to_NHD);
 
+// to = from, [N, H, D] both; rows and heads may lie at any distance (0 in `from`: one for all), the
+// last dimension is contiguous.
+void CopyHeads(const at::Tensor& from_NHD, const at::Tensor& to_NHD);
+// As CopyHeads into the first columns of each head of a wider `to`; the other columns become 0.
+void CopyPadded(const at::Tensor& from_NHD, const at::Tensor& to_NHE);
+
 }  // namespace heddle::attention

@@ -1,216 +1,300 @@
 #include "model/inference/decoder.h"
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/InferenceMode.h>
 
-#include <cmath>
-#include <tuple>
+#include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "heddle/v1/config.pb.h"
-#include "model/attention/attention.h"
+#include "model/attention/attention_stack.h"
 #include "model/block.h"
-#include "model/inference/kv_cache.h"
-#include "model/layers/buffer_pool.h"
+#include "model/inference/decode_attention.h"
 #include "model/layers/layers.h"
-#include "model/layers/rope.h"
+#include "model/layers/norm.h"
 #include "model/parameter_store.h"
+#include "model/store_views.h"
 
 namespace heddle::inference {
 namespace {
 
-using model::BlockTensors;
+struct Sequence {
+  int64_t length = 0;
+  std::vector<std::unique_ptr<SequenceCache>> caches;  // by layer
+};
 
-at::ScalarType ComputeType(model::Precision precision) {
-  if (precision == model::Precision::kBf16) return at::kBFloat16;
-  return precision == model::Precision::kFp64 ? at::kDouble : at::kFloat;
-}
+// Rows of one pass through the blocks, and which sequence each document belongs to.
+struct Batch {
+  std::vector<int32_t> ids;
+  std::vector<int32_t> positions;
+  std::vector<int32_t> cu_seqlens = {0};
+  std::vector<Sequence*> sequences;
+  int64_t longest = 0;
+
+  void Add(Sequence* sequence, std::span<const int64_t> tokens) {
+    int32_t position = static_cast<int32_t>(sequence->length);
+    for (const int64_t id : tokens) {
+      ids.push_back(static_cast<int32_t>(id));
+      positions.push_back(position++);
+    }
+    cu_seqlens.push_back(static_cast<int32_t>(ids.size()));
+    sequences.push_back(sequence);
+    longest = std::max<int64_t>(longest, static_cast<int64_t>(tokens.size()));
+  }
+  layers::Documents documents() const { return {cu_seqlens, positions, longest}; }
+  int64_t rows() const { return static_cast<int64_t>(ids.size()); }
+};
 
 class DecoderImpl : public Decoder {
  public:
-  DecoderImpl(const heddle::v1::ModelConfig& config, model::ParameterStore* store);
+  DecoderImpl(const heddle::v1::ModelConfig& config, model::ParameterStore* store,
+              const DecoderOptions& options);
 
-  StatusOr<std::vector<float>> Feed(std::span<const int64_t> ids) override;
-  void Reset() override;
-  int64_t length() const override { return length_; }
-  int64_t cache_bytes() const override;
+  SequenceId Open(int64_t reserve) override;
+  void Close(SequenceId sequence) override;
+  StatusOr<at::Tensor> Feed(std::span<const Turn> turns) override;
+  int64_t length(SequenceId sequence) const override { return Get(sequence).length; }
+  int64_t cache_bytes(SequenceId sequence) const override;
+  int64_t allocated_bytes(SequenceId sequence) const override;
+  DecoderCounters counters() const override;
 
  private:
-  // Runs tokens through all blocks; x becomes the last hidden states.
-  void Prefill(const std::vector<int32_t>& ids, at::Tensor* x);
-  void Step(int32_t id, at::Tensor* x);
-  void StepBlock(size_t layer, const std::vector<int32_t>& positions, const at::Tensor& x);
-  std::vector<float> LastLogits(const at::Tensor& x);
-  bool IsWindow(int layer) const {
-    return model::LayerKind(config_, layer) == heddle::v1::ATTENTION_KIND_SWA;
-  }
+  const Sequence& Get(SequenceId sequence) const;
+  Status Check(std::span<const Turn> turns) const;
+  // Each runs a batch through all blocks and returns the hidden states [rows, D].
+  at::Tensor Prefill(const Batch& batch);
+  at::Tensor Decode(const Batch& batch);
+  // logits[turns[i]] = head of row rows[i] of x.
+  void Head(const at::Tensor& x, const std::vector<int64_t>& rows,
+            const std::vector<int64_t>& turns, const at::Tensor& logits);
 
   const heddle::v1::ModelConfig config_;
-  const model::Heads heads_;
   const at::ScalarType type_;
-  const at::ScalarType statistics_;
-  layers::RopeTables rope_;
-  double scale_ = 0;
-  std::unique_ptr<attention::AttentionCore> dense_;
-  std::unique_ptr<attention::AttentionCore> window_;
+  const std::vector<layers::LayerStorage> storages_;
+  attention::AttentionStack prefill_;
+  DecodeShared shared_;
+  std::vector<std::unique_ptr<DecodeAttention>> decode_;
+  std::vector<model::Block> blocks_;
+  layers::Norm final_norm_;
   at::Tensor embedding_VD_;
-  at::Tensor final_norm_D_;
-  at::Tensor head_VD_;
-  std::vector<BlockTensors> weights_;
-  std::vector<std::unique_ptr<KvCache>> caches_;
-  layers::BufferPool pool_;
-  int64_t length_ = 0;
+  at::Tensor head_VD_;  // the embedding where tied
+  layers::BufferPool kept_;
+  layers::BufferPool scratch_;
+  std::map<SequenceId, Sequence> sequences_;
+  SequenceId next_ = 0;
+  int64_t prefill_block_rows_ = 0;
+  int64_t decode_block_rows_ = 0;
 };
 
-DecoderImpl::DecoderImpl(const heddle::v1::ModelConfig& config, model::ParameterStore* store)
+DecoderImpl::DecoderImpl(const heddle::v1::ModelConfig& config, model::ParameterStore* store,
+                         const DecoderOptions& options)
     : config_(config),
-      heads_(model::HeadsOf(config)),
-      type_(ComputeType(store->precision())),
-      statistics_(type_ == at::kDouble ? at::kDouble : at::kFloat),
-      rope_(layers::RopeFrequenciesOf(config, heads_.dim), type_ == at::kDouble) {
-  scale_ = rope_.frequencies().softmax_scale_factor / std::sqrt(static_cast<double>(heads_.dim));
-  const model::Window window = model::WindowOf(config);
-  dense_ = attention::MakeDense(scale_);
-  window_ = attention::MakeSlidingWindow(scale_, window);
-  const auto view = [&](const char* name) {
-    return model::ViewTensor(store->plan(), name, store->compute_data(), type_);
-  };
-  embedding_VD_ = view("model.embed_tokens.weight");
-  final_norm_D_ = view("model.norm.weight");
-  head_VD_ = config.tie_embeddings() ? embedding_VD_ : view("lm_head.weight");
-  for (int layer = 0; layer < config.n_layers(); ++layer) {
-    weights_.push_back(model::ViewBlock(store->plan(), layer, store->compute_data(), type_));
-    caches_.push_back(std::make_unique<KvCache>(heads_.kv, heads_.dim,
-                                                IsWindow(layer) ? window.keys : 0,
-                                                IsWindow(layer) ? window.sinks : 0, type_));
+      type_(model::ComputeType(store->precision())),
+      storages_(model::StoragesOf(*store)),
+      prefill_(config_, storages_),
+      final_norm_(config_, model::ModelStorage(*store), "model.norm") {
+  const layers::LayerStorage model = model::ModelStorage(*store);
+  embedding_VD_ = model.Weight("model.embed_tokens.weight");
+  head_VD_ = config.tie_embeddings() ? embedding_VD_ : model.Weight("lm_head.weight");
+  const DecodeLayerContext context{&config_, prefill_.ropes(), &shared_, options.cache};
+  for (const layers::LayerStorage& storage : storages_) {
+    blocks_.emplace_back(config_, storage);
+    decode_.push_back(MakeDecodeAttention(context, storage));
   }
 }
 
-void DecoderImpl::Reset() {
-  length_ = 0;
-  for (const auto& cache : caches_) cache->Reset();
+SequenceId DecoderImpl::Open(int64_t reserve) {
+  const c10::InferenceMode no_graph;
+  Sequence sequence;
+  for (const auto& layer : decode_) {
+    sequence.caches.push_back(layer->MakeCache());
+    sequence.caches.back()->Reserve(reserve);
+  }
+  sequences_.emplace(next_, std::move(sequence));
+  return next_++;
 }
 
-int64_t DecoderImpl::cache_bytes() const {
+void DecoderImpl::Close(SequenceId sequence) {
+  HEDDLE_CHECK(sequences_.erase(sequence) == 1, "sequence is not open");
+}
+
+const Sequence& DecoderImpl::Get(SequenceId sequence) const {
+  const auto found = sequences_.find(sequence);
+  HEDDLE_CHECK(found != sequences_.end(), "sequence is not open");
+  return found->second;
+}
+
+int64_t DecoderImpl::cache_bytes(SequenceId sequence) const {
   int64_t sum = 0;
-  for (const auto& cache : caches_) sum += cache->bytes();
+  for (const auto& cache : Get(sequence).caches) sum += cache->bytes();
   return sum;
 }
 
-void DecoderImpl::Prefill(const std::vector<int32_t>& ids, at::Tensor* x) {
-  const int64_t n = static_cast<int64_t>(ids.size());
-  const int64_t d = config_.d_model();
-  const std::vector<int32_t> cu = {0, static_cast<int32_t>(n)};
-  std::vector<int32_t> positions(ids.size());
-  for (size_t i = 0; i < ids.size(); ++i) positions[i] = static_cast<int32_t>(i);
-  rope_.Ensure(n);
-  dense_->Begin(cu);
-  window_->Begin(cu);
-  at::Tensor y = pool_.Take({n, d}, type_);
-  layers::Embed(embedding_VD_, ids, *x);
-  for (int layer = 0; layer < config_.n_layers(); ++layer) {
-    const size_t l = static_cast<size_t>(layer);
-    model::BlockContext context;
-    context.heads = heads_;
-    context.norm_eps = config_.norm_eps();
-    context.rope = &rope_;
-    context.positions = &positions;
-    context.core = IsWindow(layer) ? window_.get() : dense_.get();
-    model::BlockSaved saved;
-    const size_t mark = pool_.Mark();
-    model::BlockForward(weights_[l], context, *x, y, /*keep=*/false, &pool_, &saved);
-    const model::HeadViews heads = model::SplitHeads(heads_, saved.qkv);
-    caches_[l]->Append(heads.k, heads.v);
-    pool_.Release(mark);
-    std::swap(*x, y);
-  }
+int64_t DecoderImpl::allocated_bytes(SequenceId sequence) const {
+  int64_t sum = 0;
+  for (const auto& cache : Get(sequence).caches) sum += cache->allocated_bytes();
+  return sum;
 }
 
-void DecoderImpl::StepBlock(size_t layer, const std::vector<int32_t>& positions,
-                            const at::Tensor& x) {
-  const BlockTensors& w = weights_[layer];
-  const int64_t d = config_.d_model();
-  const size_t mark = pool_.Mark();
-  const at::Tensor h = pool_.Take({1, d}, type_);
-  const at::Tensor rstd = pool_.Take({1}, statistics_);
-  const at::Tensor qkv = pool_.Take({1, w.qkv_CD.size(0)}, type_);
-  const at::Tensor gate_up = pool_.Take({1, w.gate_up_2FD.size(0)}, type_);
-  const at::Tensor hidden = pool_.Take({1, w.down_DF.size(1)}, type_);
-  layers::RmsNorm(x, w.input_norm_D, config_.norm_eps(), h, rstd);
-  layers::Linear(h, w.qkv_CD, qkv);
-  layers::ApplyRope(rope_, {heads_.query + heads_.kv, heads_.dim, false, positions}, qkv);
-  const model::HeadViews heads = model::SplitHeads(heads_, qkv);
-  KvCache& cache = *caches_[layer];
-  cache.Append(heads.k, heads.v);
-  // [1, heads, rows, D]; every row of the cache is visible.
-  const auto batched = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
-  const at::Tensor o = std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      batched(heads.q), batched(cache.keys()), batched(cache.values()), /*dropout_p=*/0.0,
-      /*is_causal=*/false, /*attn_mask=*/std::nullopt, scale_));
-  layers::LinearAdd(x, o.transpose(1, 2).reshape({1, w.o_DHd.size(1)}), w.o_DHd, x);
-  layers::RmsNorm(x, w.post_norm_D, config_.norm_eps(), h, rstd);
-  layers::Linear(h, w.gate_up_2FD, gate_up);
-  layers::Swiglu(gate_up, hidden);
-  layers::LinearAdd(x, hidden, w.down_DF, x);
-  pool_.Release(mark);
+DecoderCounters DecoderImpl::counters() const {
+  const int64_t blocks = static_cast<int64_t>(blocks_.size());
+  return {prefill_block_rows_ / blocks, decode_block_rows_ / blocks};
 }
 
-void DecoderImpl::Step(int32_t id, at::Tensor* x) {
-  rope_.Ensure(length_ + 1);
-  const std::vector<int32_t> positions = {static_cast<int32_t>(length_)};
-  layers::Embed(embedding_VD_, std::vector<int32_t>{id}, *x);
-  for (size_t layer = 0; layer < weights_.size(); ++layer) StepBlock(layer, positions, *x);
-}
-
-std::vector<float> DecoderImpl::LastLogits(const at::Tensor& x) {
-  const at::Tensor last = x.narrow(0, x.size(0) - 1, 1);
-  const at::Tensor h = pool_.Take({1, x.size(1)}, type_);
-  const at::Tensor rstd = pool_.Take({1}, statistics_);
-  const at::Tensor logits = pool_.Take({1, config_.vocab_size()}, type_);
-  layers::RmsNorm(last, final_norm_D_, config_.norm_eps(), h, rstd);
-  layers::Linear(h, head_VD_, logits);
-  const at::Tensor wide = logits.to(at::kFloat);
-  const float* values = wide.data_ptr<float>();
-  return {values, values + wide.numel()};
-}
-
-StatusOr<std::vector<float>> DecoderImpl::Feed(std::span<const int64_t> ids) {
-  if (ids.empty()) return InvalidArgument("input_ids: no token");
-  std::vector<int32_t> checked;
-  for (const int64_t id : ids) {
-    if (id < 0 || id >= config_.vocab_size()) {
-      return InvalidArgument(
-          Str("input_ids: ", id, " is outside the vocabulary of ", config_.vocab_size()));
+Status DecoderImpl::Check(std::span<const Turn> turns) const {
+  std::set<SequenceId> seen;
+  for (size_t i = 0; i < turns.size(); ++i) {
+    const auto bad = [&](auto... what) { return InvalidArgument(Str("turn ", i, ": ", what...)); };
+    if (!sequences_.contains(turns[i].sequence)) {
+      return bad("sequence ", turns[i].sequence, " is not open");
     }
-    checked.push_back(static_cast<int32_t>(id));
+    if (!seen.insert(turns[i].sequence).second) {
+      return bad("sequence ", turns[i].sequence, " stands twice");
+    }
+    if (turns[i].ids.empty()) return bad("no token");
+    for (const int64_t id : turns[i].ids) {
+      if (id < 0 || id >= config_.vocab_size()) {
+        return bad("id ", id, " is outside the vocabulary of ", config_.vocab_size());
+      }
+    }
   }
+  return OkStatus();
+}
+
+at::Tensor DecoderImpl::Prefill(const Batch& batch) {
+  const layers::Documents documents = batch.documents();
+  prefill_.Begin(documents);
+  layers::CacheRows rows;
+  layers::PassContext context;
+  context.documents = &documents;
+  context.kept = &kept_;
+  context.scratch = &scratch_;
+  context.cache_rows = &rows;
+  at::Tensor x = kept_.Take({batch.rows(), config_.d_model()}, type_);
+  at::Tensor y = kept_.Take({batch.rows(), config_.d_model()}, type_);
+  layers::Embed(embedding_VD_, batch.ids, x);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const size_t mark = kept_.Mark();
+    rows = {};
+    blocks_[layer].feed_forward()->Begin(documents);
+    blocks_[layer].Forward(context, prefill_.layer(static_cast<int>(layer)), x, y);
+    for (size_t b = 0; b < batch.sequences.size(); ++b) {
+      batch.sequences[b]->caches[layer]->Append(rows, batch.cu_seqlens[b], batch.cu_seqlens[b + 1]);
+    }
+    kept_.Release(mark);
+    prefill_block_rows_ += batch.rows();
+    std::swap(x, y);
+  }
+  for (size_t b = 0; b < batch.sequences.size(); ++b) {
+    batch.sequences[b]->length += batch.cu_seqlens[b + 1] - batch.cu_seqlens[b];
+  }
+  return x;
+}
+
+at::Tensor DecoderImpl::Decode(const Batch& batch) {
+  const layers::Documents documents = batch.documents();
+  const int32_t last = *std::max_element(batch.positions.begin(), batch.positions.end());
+  prefill_.ropes()->Ensure(last + 1);
+  layers::PassContext context;
+  context.documents = &documents;
+  context.kept = &kept_;
+  context.scratch = &scratch_;
+  at::Tensor x = kept_.Take({batch.rows(), config_.d_model()}, type_);
+  at::Tensor y = kept_.Take({batch.rows(), config_.d_model()}, type_);
+  layers::Embed(embedding_VD_, batch.ids, x);
+  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const size_t mark = kept_.Mark();
+    std::vector<SequenceCache*> caches;
+    for (Sequence* sequence : batch.sequences) caches.push_back(sequence->caches[layer].get());
+    decode_[layer]->Continue(std::move(caches));
+    blocks_[layer].feed_forward()->Begin(documents);
+    blocks_[layer].Forward(context, decode_[layer].get(), x, y);
+    kept_.Release(mark);
+    decode_block_rows_ += batch.rows();
+    std::swap(x, y);
+  }
+  for (Sequence* sequence : batch.sequences) ++sequence->length;
+  return x;
+}
+
+void DecoderImpl::Head(const at::Tensor& x, const std::vector<int64_t>& rows,
+                       const std::vector<int64_t>& turns, const at::Tensor& logits) {
+  const int64_t n = static_cast<int64_t>(rows.size());
+  const at::Tensor last = kept_.Take({n, x.size(1)}, type_);
+  const at::Tensor h = kept_.Take({n, x.size(1)}, type_);
+  const at::Tensor norm_saved = kept_.Take({n}, layers::StatisticsType(type_));
+  const at::Tensor out = kept_.Take({n, config_.vocab_size()}, type_);
+  for (int64_t i = 0; i < n; ++i) last[i].copy_(x[rows[static_cast<size_t>(i)]]);
+  final_norm_.Forward(last, h, norm_saved);
+  layers::Linear(h, head_VD_, out);
+  for (int64_t i = 0; i < n; ++i) logits[turns[static_cast<size_t>(i)]].copy_(out[i]);
+}
+
+StatusOr<at::Tensor> DecoderImpl::Feed(std::span<const Turn> turns) {
+  RETURN_IF_ERROR(Check(turns));
   const c10::InferenceMode no_graph;
-  pool_.Release(0);
-  if (length_ == 0) {
-    at::Tensor x = pool_.Take({static_cast<int64_t>(ids.size()), config_.d_model()}, type_);
-    Prefill(checked, &x);
-    length_ = static_cast<int64_t>(ids.size());
-    return LastLogits(x);
+  const int64_t count = static_cast<int64_t>(turns.size());
+  const at::Tensor logits = at::empty({count, config_.vocab_size()}, layers::StatisticsType(type_));
+  // Round 0 takes whole prompts and the first token of other turns, round r their token r.
+  std::vector<bool> prompt;
+  size_t rounds = turns.empty() ? 0 : 1;
+  for (const Turn& turn : turns) {
+    prompt.push_back(Get(turn.sequence).length == 0);
+    if (!prompt.back()) rounds = std::max(rounds, turn.ids.size());
   }
-  at::Tensor x = pool_.Take({1, config_.d_model()}, type_);
-  for (const int32_t id : checked) {
-    Step(id, &x);
-    ++length_;
+  for (size_t round = 0; round < rounds; ++round) {
+    for (const bool prefill : {true, false}) {
+      Batch batch;
+      std::vector<int64_t> rows;
+      std::vector<int64_t> ended;
+      for (size_t i = 0; i < turns.size(); ++i) {
+        const std::span<const int64_t> ids = turns[i].ids;
+        if (prompt[i] != prefill || round >= (prefill ? 1 : ids.size())) continue;
+        batch.Add(&sequences_.at(turns[i].sequence), prefill ? ids : ids.subspan(round, 1));
+        if (prefill || round + 1 == ids.size()) {
+          rows.push_back(batch.rows() - 1);
+          ended.push_back(static_cast<int64_t>(i));
+        }
+      }
+      if (batch.ids.empty()) continue;
+      kept_.Release(0);
+      scratch_.Release(0);
+      const at::Tensor x = prefill ? Prefill(batch) : Decode(batch);
+      if (!rows.empty()) Head(x, rows, ended, logits);
+    }
   }
-  return LastLogits(x);
+  return logits;
 }
 
 }  // namespace
 
+DecoderOptions DecoderOptionsOf(const heddle::v1::KvCacheConfig& config) {
+  DecoderOptions options;
+  options.cache.threshold = config.threshold();
+  switch (config.quantization()) {
+    case heddle::v1::KvCacheConfig::QUANTIZATION_FP8:
+      options.cache.quantization = Quantization::kFp8;
+      break;
+    case heddle::v1::KvCacheConfig::QUANTIZATION_INT8:
+      options.cache.quantization = Quantization::kInt8;
+      break;
+    case heddle::v1::KvCacheConfig::QUANTIZATION_NONE:
+      break;
+  }
+  return options;
+}
+
 StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const heddle::v1::ModelConfig& config,
-                                                   model::ParameterStore* store) {
+                                                   model::ParameterStore* store,
+                                                   const DecoderOptions& options) {
   ASSIGN_OR_RETURN(const model::ModelPlan plan, model::PlanModel(config));
-  RETURN_IF_ERROR(model::CheckBlocks(config));
-  if (plan.flat_elements != store->plan().flat_elements) {
+  if (plan.flat_elements != store->plan().flat_elements ||
+      plan.tensors.size() != store->plan().tensors.size()) {
     return InvalidArgument("parameters: the store was made for another model");
   }
-  return std::make_unique<DecoderImpl>(config, store);
+  return std::make_unique<DecoderImpl>(config, store, options);
 }
 
 }  // namespace heddle::inference

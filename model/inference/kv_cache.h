@@ -1,4 +1,5 @@
-// Keys and values of one layer and one sequence, rotated already.
+// Keys and values of one layer and one sequence as attention reads them: rotated, gated where the
+// kind gates.
 //
 // Dense: row of position s is s. Window: rows 0 .. A-1 are the pinned first A positions, row
 // A + (s - A) mod W holds position s >= A. A position that is both sink and inside the window lives
@@ -7,49 +8,59 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
-namespace at {
-class Tensor;
-}
-namespace c10 {
-enum class ScalarType : int8_t;
-}
+#include "model/inference/row_store.h"
 
 namespace heddle::inference {
 
+// What memory.kv_cache says.
+struct CacheQuantization {
+  Quantization quantization = Quantization::kNone;
+  // Rows stay in the compute type until the sequence has more tokens than this, then all of them
+  // are quantised once (attention-and-moe.md section 10).
+  int64_t threshold = 512;
+  bool Due(int64_t length) const {
+    return quantization != Quantization::kNone && length > threshold;
+  }
+};
+
+struct KvCacheShape {
+  int64_t kv_heads = 0;
+  int64_t key_dim = 0;
+  int64_t value_dim = 0;
+  int64_t window = 0;  // 0: every position stays
+  int64_t sinks = 0;   // never quantised
+};
+
 class KvCache {
  public:
-  // window 0: dense.
-  KvCache(int64_t kv_heads, int64_t head_dim, int64_t window, int64_t sinks, c10::ScalarType type);
-  ~KvCache();
-  KvCache(const KvCache&) = delete;
-  KvCache& operator=(const KvCache&) = delete;
+  KvCache(const KvCacheShape& shape, at::ScalarType type, const CacheQuantization& quantization);
 
-  // Stores positions length(), length() + 1, ... of [n, J, D] tensors.
-  void Append(const at::Tensor& k_NJD, const at::Tensor& v_NJD);
-  void Reset();
+  // Room for `length` positions, not one more.
+  void Reserve(int64_t length);
+  // Stores positions length(), length() + 1, ... of [n, J, Dk] and [n, J, Dv] tensors of the
+  // compute type.
+  void Append(const at::Tensor& k_NJD, const at::Tensor& v_NJE);
 
+  const KvCacheShape& shape() const { return shape_; }
   int64_t length() const { return length_; }
   // Rows in use.
   int64_t rows() const;
-  // Bytes of the buffers that this length needs.
+  const RowStore& keys() const { return keys_; }
+  const RowStore& values() const { return values_; }
+  bool quantized() const { return keys_.quantized(); }
+  // Bytes that this length needs: all positions, or the window and its sinks.
   int64_t bytes() const;
-  at::Tensor keys() const;    // [rows, J, D]
-  at::Tensor values() const;  // [rows, J, D]
+  int64_t allocated_bytes() const { return keys_.allocated_bytes() + values_.allocated_bytes(); }
 
  private:
-  void Reserve(int64_t rows);
   int64_t RowOf(int64_t position) const;
 
-  struct Buffers;
-  int64_t kv_heads_;
-  int64_t head_dim_;
-  int64_t window_;
-  int64_t sinks_;
-  c10::ScalarType type_;
+  KvCacheShape shape_;
+  CacheQuantization quantization_;
+  RowStore keys_;
+  RowStore values_;
   int64_t length_ = 0;
-  std::unique_ptr<Buffers> buffers_;
 };
 
 }  // namespace heddle::inference

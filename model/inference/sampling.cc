@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "base/rng/rng.h"
-#include "model/inference/decoder.h"
 
 namespace heddle::inference {
 namespace {
@@ -35,18 +35,22 @@ Status CheckSampling(const SamplingOptions& options) {
   return OkStatus();
 }
 
-int64_t SampleToken(std::span<const float> logits, const SamplingOptions& options,
-                    int64_t position) {
+StatusOr<int64_t> SampleToken(std::span<const float> logits, const SamplingOptions& options,
+                              const Draw& draw) {
   HEDDLE_CHECK(!logits.empty());
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const auto before = [&](int32_t a, int32_t b) { return Before(logits, a, b); };
-  if (options.temperature == 0.0) return *std::min_element(order.begin(), order.end(), before);
+  const int32_t best = *std::min_element(order.begin(), order.end(), before);
+  const double maximum = logits[static_cast<size_t>(best)];
+  if (!std::isfinite(maximum)) {
+    return Internal(Str("no finite logit at position ", draw.position, ": the model has diverged"));
+  }
+  if (options.temperature == 0.0) return best;
 
   size_t kept = order.size();
   if (options.top_k > 0) kept = std::min(kept, static_cast<size_t>(options.top_k));
   std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(kept), order.end(), before);
-  const double maximum = logits[static_cast<size_t>(order.front())];
   std::vector<double> weights;
   double sum = 0;
   for (size_t i = 0; i < kept; ++i) {
@@ -60,31 +64,13 @@ int64_t SampleToken(std::span<const float> logits, const SamplingOptions& option
   double mass = 0;
   size_t nucleus = 0;
   while (nucleus < kept && (nucleus == 0 || mass < options.top_p * sum)) mass += weights[nucleus++];
-  const Rng rng(options.seed, "sampling");
-  double left = rng.UniformAt(static_cast<uint64_t>(position)) * mass;
+  const Rng rng = Rng(options.seed, "sampling").Child(draw.stream);
+  double left = rng.UniformAt(static_cast<uint64_t>(draw.position)) * mass;
   for (size_t i = 0; i + 1 < nucleus; ++i) {
     if (left < weights[i]) return order[i];
     left -= weights[i];
   }
   return order[nucleus - 1];
-}
-
-StatusOr<std::vector<int64_t>> Generate(Decoder* decoder, std::span<const int64_t> prompt,
-                                        const GenerateOptions& options,
-                                        const std::function<void(int64_t)>& on_token) {
-  RETURN_IF_ERROR(CheckSampling(options.sampling));
-  if (options.max_new_tokens < 0) return InvalidArgument("max-new-tokens: must be >= 0");
-  std::vector<int64_t> tokens;
-  if (options.max_new_tokens == 0) return tokens;
-  ASSIGN_OR_RETURN(std::vector<float> logits, decoder->Feed(prompt));
-  while (true) {
-    const int64_t token = SampleToken(logits, options.sampling, decoder->length());
-    tokens.push_back(token);
-    if (on_token) on_token(token);
-    if (options.eos == token) return tokens;
-    if (static_cast<int64_t>(tokens.size()) >= options.max_new_tokens) return tokens;
-    ASSIGN_OR_RETURN(logits, decoder->Feed(std::span(&token, 1)));
-  }
 }
 
 }  // namespace heddle::inference

@@ -1,18 +1,14 @@
 // From logits to tokens: greedy, or sampled with temperature, top-k and top-p. Draws are counter
-// based, so that a seed and a position give the same token whatever came before. Torch-free.
+// based: a seed, a sequence and a position give the same draw whatever came before and whatever
+// else is in the batch. Torch-free.
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <span>
-#include <vector>
 
 #include "base/status/status.h"
 
 namespace heddle::inference {
-
-class Decoder;
 
 struct SamplingOptions {
   double temperature = 0.0;  // 0: greedy
@@ -23,20 +19,15 @@ struct SamplingOptions {
 // INVALID_ARGUMENT names the option that is out of range.
 Status CheckSampling(const SamplingOptions& options);
 
-// Token for the sequence position `position`. Ties go to the lower id. NaN never wins.
-// REQUIRES: logits not empty, options checked.
-int64_t SampleToken(std::span<const float> logits, const SamplingOptions& options,
-                    int64_t position);
-
-struct GenerateOptions {
-  int64_t max_new_tokens = 64;
-  std::optional<int64_t> eos;  // generation ends after this token; it is part of the result
-  SamplingOptions sampling;
+// Which draw of a seed: `stream` tells sequences of a batch apart.
+struct Draw {
+  uint64_t stream = 0;
+  int64_t position = 0;  // of the token to come
 };
-// New tokens after `prompt`. Stops at eos or max_new_tokens. `on_token` (may be empty) sees each
-// token at once. INVALID_ARGUMENT as Feed and CheckSampling, and for max_new_tokens < 0.
-StatusOr<std::vector<int64_t>> Generate(Decoder* decoder, std::span<const int64_t> prompt,
-                                        const GenerateOptions& options,
-                                        const std::function<void(int64_t)>& on_token = {});
+
+// Ties go to the lower id, NaN never wins. INTERNAL if no logit is finite: the model has diverged.
+// REQUIRES: logits not empty, options checked.
+StatusOr<int64_t> SampleToken(std::span<const float> logits, const SamplingOptions& options,
+                              const Draw& draw);
 
 }  // namespace heddle::inference

@@ -3,15 +3,14 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 
 #include <cstring>
 #include <vector>
 
 #include "base/status/status.h"
 #include "kernels/pointwise/params.h"
+#include "model/layers/kernel_edge.h"
 #include "model/layers/rope.h"
 
 namespace heddle::layers {
@@ -19,49 +18,8 @@ namespace {
 
 namespace pw = kernels::pointwise;
 
-// Rows of one task; also the unit of partial sums, so it is part of the numbers (S49).
-constexpr int64_t kRowBlock = 128;
 constexpr int64_t kElementBlock = 64 * 1024;
 constexpr int64_t kColumnBlock = 64;
-
-pw::Element ElementOf(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kBFloat16:
-      return pw::Element::kBFloat16;
-    case at::kDouble:
-      return pw::Element::kFloat64;
-    default:
-      HEDDLE_CHECK(t.scalar_type() == at::kFloat, "compute type must be bf16, fp32 or fp64");
-      return pw::Element::kFloat32;
-  }
-}
-
-at::ScalarType StatisticsType(const at::Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-void CheckMatrix(const at::Tensor& t, int64_t rows, int64_t columns, at::ScalarType type) {
-  HEDDLE_CHECK(t.device().is_cpu());
-  HEDDLE_CHECK(t.dim() == 2, "matrix expected, rank is ", t.dim());
-  HEDDLE_CHECK(t.scalar_type() == type, "type ", static_cast<int>(t.scalar_type()));
-  HEDDLE_CHECK(t.size(0) == rows && t.size(1) == columns, "shape [", t.size(0), ", ", t.size(1),
-               "] for [", rows, ", ", columns, "]");
-  HEDDLE_CHECK(t.is_contiguous());
-}
-
-void CheckVector(const at::Tensor& t, int64_t size, at::ScalarType type) {
-  HEDDLE_CHECK(t.device().is_cpu());
-  HEDDLE_CHECK(t.dim() == 1 && t.size(0) == size, "vector of ", size, " expected");
-  HEDDLE_CHECK(t.scalar_type() == type);
-  HEDDLE_CHECK(t.is_contiguous());
-}
-
-template <typename Run>
-void ForRows(int64_t rows, const Run& run) {
-  at::parallel_for(0, rows, kRowBlock, [&](int64_t begin, int64_t end) {
-    run(pw::RowRange{begin, end});
-  });
-}
 
 }  // namespace
 
@@ -69,7 +27,7 @@ void RmsNorm(const at::Tensor& x, const at::Tensor& gain, double eps, const at::
              const at::Tensor& rstd) {
   CheckMatrix(y, x.size(0), x.size(1), x.scalar_type());
   CheckVector(gain, x.size(1), x.scalar_type());
-  CheckVector(rstd, x.size(0), StatisticsType(x));
+  CheckVector(rstd, x.size(0), StatisticsTypeOf(x));
   const pw::RmsNormForward p{x.size(1),       eps,          x.data_ptr(),
                              gain.data_ptr(), y.data_ptr(), rstd.data_ptr()};
   const pw::Table& kernels = pw::Kernels(ElementOf(x));
@@ -81,15 +39,13 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tens
                      const at::Tensor& dgain) {
   const int64_t n = x.size(0);
   const int64_t width = x.size(1);
-  const at::ScalarType statistics = StatisticsType(x);
+  const at::ScalarType statistics = StatisticsTypeOf(x);
   CheckMatrix(dy, n, width, x.scalar_type());
   CheckMatrix(dx, n, width, x.scalar_type());
   if (residual.defined()) CheckMatrix(residual, n, width, x.scalar_type());
   CheckVector(gain, width, x.scalar_type());
   CheckVector(rstd, n, statistics);
   CheckVector(dgain, width, statistics);
-  const int64_t blocks = (n + kRowBlock - 1) / kRowBlock;
-  const at::Tensor partial = at::zeros({blocks, width}, dgain.options());
   pw::RmsNormBackward p;
   p.width = width;
   p.x = x.data_ptr();
@@ -99,26 +55,69 @@ void RmsNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tens
   p.residual = residual.defined() ? residual.data_ptr() : nullptr;
   p.dx = dx.data_ptr();
   const pw::Table& kernels = pw::Kernels(ElementOf(x));
-  char* sums = static_cast<char*>(partial.data_ptr());
-  const int64_t row_bytes = width * partial.element_size();
-  at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      pw::RmsNormBackward q = p;
-      q.dgain = sums + block * row_bytes;
-      kernels.rms_norm_backward(q, {block * kRowBlock, std::min(n, (block + 1) * kRowBlock)});
-    }
+  const at::Tensor sums = BlockSums(n, width, statistics, [&](pw::RowRange rows, void* block_sums) {
+    pw::RmsNormBackward q = p;
+    q.dgain = block_sums;
+    kernels.rms_norm_backward(q, rows);
   });
-  const pw::Table& sum = pw::Kernels(ElementOf(dgain));
-  for (int64_t block = 0; block < blocks; ++block) {
-    sum.accumulate({sums + block * row_bytes, dgain.data_ptr()}, {0, width});
-  }
+  AddBlockSums(sums, 0, dgain);
+}
+
+void LayerNorm(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& bias, double eps,
+               const at::Tensor& y, const at::Tensor& rstd) {
+  const int64_t width = x.size(1);
+  CheckMatrix(x, x.size(0), width, gain.scalar_type());
+  CheckMatrix(y, x.size(0), width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(bias, width, x.scalar_type());
+  CheckVector(rstd, x.size(0), StatisticsTypeOf(x));
+  const pw::LayerNormForward p{width,           eps,          x.data_ptr(),   gain.data_ptr(),
+                               bias.data_ptr(), y.data_ptr(), rstd.data_ptr()};
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  ForRows(x.size(0), [&](pw::RowRange rows) { kernels.layer_norm_forward(p, rows); });
+}
+
+void LayerNormBackward(const at::Tensor& x, const at::Tensor& gain, const at::Tensor& rstd,
+                       const at::Tensor& dy, const at::Tensor& residual, const at::Tensor& dx,
+                       const at::Tensor& dgain, const at::Tensor& dbias) {
+  const int64_t n = x.size(0);
+  const int64_t width = x.size(1);
+  const at::ScalarType statistics = StatisticsTypeOf(x);
+  CheckMatrix(x, n, width, gain.scalar_type());
+  CheckMatrix(dy, n, width, x.scalar_type());
+  CheckMatrix(dx, n, width, x.scalar_type());
+  if (residual.defined()) CheckMatrix(residual, n, width, x.scalar_type());
+  CheckVector(gain, width, x.scalar_type());
+  CheckVector(rstd, n, statistics);
+  CheckVector(dgain, width, statistics);
+  CheckVector(dbias, width, statistics);
+  pw::LayerNormBackward p;
+  p.width = width;
+  p.x = x.data_ptr();
+  p.gain = gain.data_ptr();
+  p.rstd = rstd.data_ptr();
+  p.dy = dy.data_ptr();
+  p.residual = residual.defined() ? residual.data_ptr() : nullptr;
+  p.dx = dx.data_ptr();
+  const pw::Table& kernels = pw::Kernels(ElementOf(x));
+  const int64_t bias_at = width * rstd.element_size();
+  const at::Tensor sums =
+      BlockSums(n, 2 * width, statistics, [&](pw::RowRange rows, void* block_sums) {
+        pw::LayerNormBackward q = p;
+        q.dgain = block_sums;
+        q.dbias = static_cast<char*>(block_sums) + bias_at;
+        kernels.layer_norm_backward(q, rows);
+      });
+  AddBlockSums(sums, 0, dgain);
+  AddBlockSums(sums, width, dbias);
 }
 
 void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor& rows) {
   HEDDLE_CHECK(rows.dim() == 2 && rows.stride(1) == 1);
   HEDDLE_CHECK(static_cast<int64_t>(args.positions.size()) == rows.size(0));
-  HEDDLE_CHECK(args.heads * args.head_dim <= rows.size(1));
-  HEDDLE_CHECK(tables.cosine().scalar_type() == StatisticsType(rows));
+  const int64_t head_stride = args.head_stride > 0 ? args.head_stride : args.head_dim;
+  HEDDLE_CHECK((args.heads - 1) * head_stride + args.head_dim <= rows.size(1));
+  HEDDLE_CHECK(tables.cosine().scalar_type() == StatisticsTypeOf(rows));
   pw::Rope p;
   p.heads = args.heads;
   p.head_dim = args.head_dim;
@@ -130,7 +129,7 @@ void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor&
   p.from = rows.data_ptr();
   p.to = rows.data_ptr();
   p.from_row = p.to_row = rows.stride(0);
-  p.from_head = p.to_head = args.head_dim;
+  p.from_head = p.to_head = head_stride;
   const pw::Table& kernels = pw::Kernels(ElementOf(rows));
   ForRows(rows.size(0), [&](pw::RowRange range) { kernels.rope(p, range); });
 }
@@ -184,7 +183,7 @@ void Embed(const at::Tensor& table, std::span<const int32_t> ids, const at::Tens
 void EmbedBackward(const at::Tensor& gradient, std::span<const int32_t> ids,
                    const at::Tensor& table_gradient) {
   const int64_t width = gradient.size(1);
-  CheckMatrix(table_gradient, table_gradient.size(0), width, StatisticsType(gradient));
+  CheckMatrix(table_gradient, table_gradient.size(0), width, StatisticsTypeOf(gradient));
   HEDDLE_CHECK(gradient.is_contiguous());
   HEDDLE_CHECK(static_cast<int64_t>(ids.size()) == gradient.size(0));
   const pw::EmbeddingBackward p{gradient.size(0), width, ids.data(), gradient.data_ptr(),
@@ -213,7 +212,7 @@ void LinearInputGradient(const at::Tensor& dy, const at::Tensor& weight, const a
 
 void LinearWeightGradient(const at::Tensor& dy, const at::Tensor& x,
                           const at::Tensor& weight_gradient) {
-  CheckMatrix(weight_gradient, dy.size(1), x.size(1), StatisticsType(x));
+  CheckMatrix(weight_gradient, dy.size(1), x.size(1), StatisticsTypeOf(x));
   at::Tensor sum = weight_gradient;
   if (x.scalar_type() == sum.scalar_type()) {
     at::addmm_out(sum, sum, dy.t(), x);

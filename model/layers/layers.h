@@ -28,14 +28,24 @@ void RmsNormBackward(const at::Tensor& x_ND, const at::Tensor& gain_D, const at:
                      const at::Tensor& dy_ND, const at::Tensor& residual_ND,
                      const at::Tensor& dx_ND, const at::Tensor& dgain_D);
 
+// y = layernorm(x) gain + bias, rstd [N] S is for the backward.
+void LayerNorm(const at::Tensor& x_ND, const at::Tensor& gain_D, const at::Tensor& bias_D,
+               double eps, const at::Tensor& y_ND, const at::Tensor& rstd_N);
+// As RmsNormBackward; dgain and dbias [D] S are added to.
+void LayerNormBackward(const at::Tensor& x_ND, const at::Tensor& gain_D, const at::Tensor& rstd_N,
+                       const at::Tensor& dy_ND, const at::Tensor& residual_ND,
+                       const at::Tensor& dx_ND, const at::Tensor& dgain_D,
+                       const at::Tensor& dbias_D);
+
 struct RopeArgs {
   int64_t heads = 0;
   int64_t head_dim = 0;
   bool inverse = false;
   std::span<const int32_t> positions;  // [N], below the tables' length
+  int64_t head_stride = 0;             // columns from head to head; 0: head_dim
 };
-// Rotates the first `heads` heads of each row of rows_NC in place; C may hold more than heads x
-// head_dim columns.
+// Rotates the first `heads` heads of each row of rows_NC in place; C may hold more columns than
+// they take.
 void ApplyRope(const RopeTables& tables, const RopeArgs& args, const at::Tensor& rows_NC);
 
 // out = silu(gate) up, gate_up = [gate | up].

@@ -10,7 +10,7 @@ namespace heddle::layers {
 namespace {
 
 std::string FullName(int layer, const std::string& name) {
-  return Str("model.layers.", layer, ".", name);
+  return layer == LayerStorage::kNoLayer ? name : Str("model.layers.", layer, ".", name);
 }
 
 at::Tensor View(const LayerStorage& storage, const std::string& name, void* flat,

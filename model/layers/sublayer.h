@@ -1,24 +1,23 @@
-// One half of a transformer block behind one interface: attention of any kind, or a feed-forward
-// part of any kind. A block is
+// One half of a transformer block behind one interface, attention or feed-forward of any kind:
 //
 //   x2 = x + attention(norm(x))      y = x2 + feed_forward(norm(x2))
 //
-// and calls Forward and Backward of its two sublayers in an explicit loop; there is no autograd
-// graph (training-runtime.md section 5). A sublayer owns views of its weights and gradients, and
-// what one forward keeps for the backward that follows it. Equations and edge cases:
-// attention-and-moe.md.
-//
+// The caller runs Forward and Backward in an explicit loop; there is no autograd graph
+// (training-runtime.md section 5). A sublayer owns views of its weights and gradients, and what a
+// forward keeps for the backward that follows it. Equations: attention-and-moe.md.
 // Shapes: N packed tokens, D width. T is the compute type (bf16, fp32, fp64).
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
 #include "model/layers/buffer_pool.h"
+#include "model/layers/step_info.h"
 #include "model/model_plan.h"
 
 namespace heddle::layers {
@@ -41,28 +40,6 @@ enum class Pass {
 };
 inline bool Keeps(Pass pass) { return pass == Pass::kTrain || pass == Pass::kRecompute; }
 inline bool Counts(Pass pass) { return pass == Pass::kTrain || pass == Pass::kSelect; }
-
-// What the step decides for all layers. Equal on all ranks.
-struct StepInfo {
-  int64_t step = 0;   // 0-based, keys the router's noise
-  uint64_t seed = 0;  // training.seed
-  // 1 / global number of rows of the step: scale of the losses that are means over rows (indexer's
-  // KL, balancing, router z). 0 where no loss of a layer is wanted.
-  double row_scale = 0;
-  // Global index of the first row of this micro-batch in the step: keys the router's noise.
-  int64_t first_token = 0;
-  // Stage 1 of sparse training (attention-and-moe.md 6.3): indexers learn, attention is dense.
-  bool indexer_warmup = false;
-};
-
-// Losses of the layers themselves, already scaled by StepInfo::row_scale and their coefficient.
-// Added to by passes that count.
-struct LayerLosses {
-  double indexer = 0;  // KL of DSA and GSA
-  double balance = 0;  // MoE auxiliary loss
-  double router_z = 0;
-  double Total() const { return indexer + balance + router_z; }
-};
 
 // What a decoder's cache stores of the rows of a forward (sections 4, 5.5, 6.4, 7.4, 8). A field
 // that the kind has no use for stays undefined. All tensors have N rows and are valid until the
@@ -115,8 +92,14 @@ class Sublayer {
   virtual void UpdateBuffers() {}
 };
 
+inline at::ScalarType StatisticsType(at::ScalarType compute_type) {
+  return compute_type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
 // Where a sublayer finds its tensors: views into flat buffers by the plan's names.
 struct LayerStorage {
+  static constexpr int kNoLayer = -1;  // names are whole names
+
   const model::ModelPlan* plan = nullptr;
   int layer = 0;
   void* weights = nullptr;    // of the compute type

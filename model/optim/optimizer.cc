@@ -33,14 +33,23 @@ StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& tr
   return hyper;
 }
 
-std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper) {
+std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper,
+                                 double indexer_multiplier) {
   std::vector<GroupRange> groups;
   for (const model::TensorSpec& tensor : plan.tensors) {
     const double decay = tensor.decays ? hyper.weight_decay : 0.0;
-    if (!groups.empty() && groups.back().weight_decay == decay) continue;
+    if (!groups.empty() && groups.back().weight_decay == decay &&
+        groups.back().indexer == tensor.indexer) {
+      continue;
+    }
     // Padding belongs to the tensor before it; it is zero and stays so.
     if (!groups.empty()) groups.back().end = tensor.offset;
-    groups.push_back({tensor.offset, plan.flat_elements, decay, 1.0});
+    groups.push_back({.begin = tensor.offset,
+                      .end = plan.flat_elements,
+                      .weight_decay = decay,
+                      .learning_rate_multiplier = tensor.indexer ? indexer_multiplier : 1.0,
+                      .indexer = tensor.indexer,
+                      .frozen = false});
   }
   return groups;
 }
@@ -73,6 +82,7 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
     const int64_t end = std::min(group.end - shard.flat_offset, size);
     if (begin >= end) continue;
     covered += end - begin;
+    if (group.frozen) continue;
     kernels::adamw::Params part = base;
     part.learning_rate = static_cast<float>(args.learning_rate * group.learning_rate_multiplier);
     part.weight_decay = static_cast<float>(group.weight_decay);

@@ -36,9 +36,13 @@ struct GroupRange {
   int64_t end = 0;
   double weight_decay = 0.0;
   double learning_rate_multiplier = 1.0;
+  bool indexer = false;  // weights of an indexer
+  bool frozen = false;   // weights and moments stay as they are, bit for bit
 };
-// Covers [0, plan.flat_elements) in order; no decay for names with "bias" or "norm".
-std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper);
+// Covers [0, plan.flat_elements) in order; no decay for names with "bias" or "norm"; indexers learn
+// at `indexer_multiplier` times the rate.
+std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper,
+                                 double indexer_multiplier = 1.0);
 
 // What one rank owns: elements [flat_offset, flat_offset + size) of the flat buffer. All spans have
 // one size; `v` is empty for Lion; `compute_bf16` is empty in fp32 training.

@@ -1,6 +1,7 @@
 // heddle-model: what needs LibTorch but no cluster. `heddle` execs it for `model`, `generate` and
 // `ckpt export`, with a checkpoint already resolved to its record (architecture.md P5).
-//   heddle-model show|logits|generate|export|import DIR | --record FILE --root DIR ... [-o json]
+//   heddle-model show|logits|recall|generate|export|import DIR | --record FILE --root DIR ... [-o
+//   json]
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
@@ -56,6 +57,7 @@ struct Options {
   heddle::tool::ShowOptions show;
   heddle::tool::LogitsOptions logits;
   heddle::tool::GenerateVerbOptions generate;
+  heddle::tool::RecallOptions recall;
   heddle::tool::ExportVerbOptions write;
   std::string output = "table";
 };
@@ -83,14 +85,25 @@ void Declare(CLI::App* app, Options* options) {
   heddle::tool::GenerateVerbOptions* g = &options->generate;
   AddSource(generate, &g->source);
   AddOutput(generate, options);
-  generate->add_option("overrides", g->overrides, "memory.kv_cache.quantization=none");
-  generate->add_option("--prompt", g->prompt, "Text");
-  generate->add_option("--ids", g->ids, "Token ids 1,2,3")->delimiter(',');
+  generate->add_option("overrides", g->overrides, "memory.kv_cache.quantization=fp8 ...");
+  // One value per occurrence, so that an override may follow.
+  generate->add_option("--prompt", g->prompts, "Text; repeat it for a batch")
+      ->allow_extra_args(false);
+  generate->add_option("--ids", g->ids, "Token ids 1,2,3; repeat it for a batch")
+      ->allow_extra_args(false);
   generate->add_option("--max-new-tokens", g->max_new_tokens, "Tokens to add");
   generate->add_option("--temperature", g->temperature, "0: greedy");
   generate->add_option("--top-k", g->top_k, "0: all");
   generate->add_option("--top-p", g->top_p, "Probability mass kept");
   generate->add_option("--seed", g->seed, "Seed of the draws");
+
+  CLI::App* recall = app->add_subcommand("recall", "Attention mass on the indexers' selections");
+  AddSource(recall, &options->recall.source);
+  AddOutput(recall, options);
+  recall->add_option("--data", options->recall.data, "Packed data set")->required();
+  recall->add_option("--tokens", options->recall.tokens, "Tokens to measure on");
+  recall->add_option("--sequence-length", options->recall.sequence_length, "Longest document");
+  recall->add_option("--seed", options->recall.seed, "Seed of the random selections");
 
   for (const char* name : {"export", "import"}) {
     CLI::App* write = app->add_subcommand(name, "Write a model folder");
@@ -108,10 +121,11 @@ void Declare(CLI::App* app, Options* options) {
 Status Run(const CLI::App& app, Options* options) {
   const bool json = options->output == "json";
   options->show.wide = options->output == "wide";
-  options->show.json = options->generate.json = options->write.json = json;
+  options->show.json = options->generate.json = options->write.json = options->recall.json = json;
   if (app.got_subcommand("show")) return heddle::tool::RunShow(options->show);
   if (app.got_subcommand("logits")) return heddle::tool::RunLogits(options->logits);
   if (app.got_subcommand("generate")) return heddle::tool::RunGenerate(options->generate);
+  if (app.got_subcommand("recall")) return heddle::tool::RunRecall(options->recall);
   return heddle::tool::RunExport(options->write);
 }
 

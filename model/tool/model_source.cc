@@ -50,22 +50,20 @@ StatusOr<heddle::v1::CheckpointRecord> ReadRecord(const std::string& path) {
   return record;
 }
 
-// Every tensor of the plan once, its buffers where they were saved, none besides.
+// Every tensor and buffer of the plan once, none besides.
 Status FillStore(const std::vector<checkpoint::Weight>& weights, model::ParameterStore* store) {
-  size_t filled = 0;
+  const model::ModelPlan& plan = store->plan();
   for (const checkpoint::Weight& weight : weights) {
-    const model::TensorSpec* spec = store->plan().Find(weight.name);
-    const model::TensorSpec* buffer = store->plan().FindBuffer(weight.name);
-    const model::TensorSpec* known = spec != nullptr ? spec : buffer;
-    if (known == nullptr) return DataLoss(Str("unexpected tensor '", weight.name, "'"));
-    if (known->shape != weight.shape) return DataLoss(Str("shape of tensor '", weight.name, "'"));
-    const std::span<float> to = spec != nullptr ? store->master(*spec) : store->buffer(*buffer);
+    const model::TensorSpec* tensor = plan.Find(weight.name);
+    const model::TensorSpec* spec = tensor != nullptr ? tensor : plan.FindBuffer(weight.name);
+    if (spec == nullptr) return DataLoss(Str("unexpected tensor '", weight.name, "'"));
+    if (spec->shape != weight.shape) return DataLoss(Str("shape of tensor '", weight.name, "'"));
+    const std::span<float> to = tensor != nullptr ? store->master(*spec) : store->buffer(*spec);
     std::copy(weight.values.begin(), weight.values.end(), to.begin());
-    filled += spec != nullptr ? 1 : 0;
   }
-  if (filled != store->plan().tensors.size()) {
-    return DataLoss(
-        Str("checkpoint holds ", filled, " of ", store->plan().tensors.size(), " tensors"));
+  const size_t wanted = plan.tensors.size() + plan.buffers.size();
+  if (weights.size() != wanted) {
+    return DataLoss(Str("checkpoint holds ", weights.size(), " of ", wanted, " tensors"));
   }
   store->RefreshComputeWeights();
   return OkStatus();
@@ -80,6 +78,7 @@ StatusOr<ModelSource> OpenCheckpoint(const SourceOptions& options, bool with_wei
   ModelSource source;
   source.name = record.dir();
   source.config = run.model();
+  source.kv_cache = run.memory().kv_cache();
   source.tokenizer_sha256 = record.train_state().tokenizer_sha256();
   std::string data = run.data().path();
   if (data.empty() && run.data().mixture_size() > 0) data = run.data().mixture(0).path();

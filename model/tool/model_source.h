@@ -18,6 +18,7 @@ namespace heddle::tool {
 struct ModelSource {
   std::string name;  // for messages: the folder, or the checkpoint's folder
   heddle::v1::ModelConfig config;
+  heddle::v1::KvCacheConfig kv_cache;            // of the checkpoint's run; a folder has none
   std::unique_ptr<model::ParameterStore> store;  // null if weights were not asked for
   std::string tokenizer_path;                    // empty: none known
   std::string tokenizer_sha256;                  // what the checkpoint was trained with, or empty

@@ -39,17 +39,30 @@ Status RunLogits(const LogitsOptions& options);
 
 struct GenerateVerbOptions {
   SourceOptions source;
-  std::string prompt;
-  std::vector<int64_t> ids;
+  std::vector<std::string> prompts;  // several: one batch
+  std::vector<std::string> ids;      // the same as "1,2,3"
   int64_t max_new_tokens = 64;
   double temperature = 0.0;
   int64_t top_k = 0;
   double top_p = 1.0;
   uint64_t seed = 0;
-  std::vector<std::string> overrides;  // memory.kv_cache.quantization=none
+  // memory.kv_cache.quantization=fp8 ..., over what a checkpoint's run says.
+  std::vector<std::string> overrides;
   bool json = false;
 };
+// Sampled draws of prompt i depend on (seed, i, position) only.
 Status RunGenerate(const GenerateVerbOptions& options);
+
+struct RecallOptions {
+  SourceOptions source;
+  std::string data;  // packed data set
+  int64_t tokens = 4096;
+  int64_t sequence_length = 1024;  // longer documents are cut
+  uint64_t seed = 0;               // of the random selections
+  bool json = false;
+};
+// Attention mass on the keys that the model's indexers select, beside random selections.
+Status RunRecall(const RecallOptions& options);
 
 struct ExportVerbOptions {
   SourceOptions source;

@@ -43,7 +43,7 @@ void CheckGradients(Kind kind, bool tied) {
   }
   const double scale = 1.0 / 25.0;
   built.store->ZeroGradients();
-  ASSERT_TRUE(built.model->ForwardBackward(batch.view(), scale).ok());
+  ASSERT_TRUE(built.model->ForwardBackward(batch.view(), {.loss_scale = scale}).ok());
   const std::span<double> gradients = Doubles(built.store->gradient_data(), *built.store);
   const auto loss = [&] { return built.model->Evaluate(batch.view())->loss * scale; };
   for (const TensorSpec& tensor : built.store->plan().tensors) {
@@ -87,7 +87,7 @@ TEST(LanguageModel, PackedEqualsDocumentsAlone) {
     const BatchData batch = RandomBatch(kLengths, config.vocab_size(), 5);
     packed.store->ZeroGradients();
     alone.store->ZeroGradients();
-    const LossSum whole = *packed.model->ForwardBackward(batch.view(), 0.1);
+    const LossSum whole = *packed.model->ForwardBackward(batch.view(), {.loss_scale = 0.1});
     const at::Tensor logits = *packed.model->Logits(batch.view());
     LossSum sum;
     for (size_t b = 0; b + 1 < batch.cu.size(); ++b) {
@@ -95,7 +95,7 @@ TEST(LanguageModel, PackedEqualsDocumentsAlone) {
       one.ids.assign(batch.ids.begin() + batch.cu[b], batch.ids.begin() + batch.cu[b + 1]);
       one.labels.assign(batch.labels.begin() + batch.cu[b], batch.labels.begin() + batch.cu[b + 1]);
       one.cu = {0, batch.cu[b + 1] - batch.cu[b]};
-      const LossSum part = *alone.model->ForwardBackward(one.view(), 0.1);
+      const LossSum part = *alone.model->ForwardBackward(one.view(), {.loss_scale = 0.1});
       sum.loss += part.loss;
       sum.tokens += part.tokens;
       const at::Tensor part_logits = *alone.model->Logits(one.view());
@@ -121,11 +121,11 @@ TEST(LanguageModel, UniformLossAtInitialisationAndNoLossWithoutLabels) {
   EXPECT_NEAR(sum.loss / static_cast<double>(sum.tokens), std::log(37.0), 0.05);
   built.store->ZeroGradients();
   std::fill(batch.labels.begin(), batch.labels.end(), kIgnoredLabel);
-  const LossSum none = *built.model->ForwardBackward(batch.view(), 1.0);
+  const LossSum none = *built.model->ForwardBackward(batch.view(), {.loss_scale = 1.0});
   EXPECT_EQ(none.tokens, 0);
   EXPECT_EQ(none.loss, 0.0);
   for (const float g : built.store->gradients()) ASSERT_EQ(g, 0.0f);
-  EXPECT_TRUE(built.model->ForwardBackward({{}, {}, std::vector<int32_t>{0}}, 1.0).ok());
+  EXPECT_TRUE(built.model->ForwardBackward({{}, {}, std::vector<int32_t>{0}}, {.loss_scale = 1.0}).ok());
 }
 
 TEST(LanguageModel, ChunksOfLogitsDoNotChangeTheLoss) {
@@ -149,8 +149,8 @@ TEST(LanguageModel, RecomputationChangesNoBit) {
     Built kept = Build(config, precision);
     Built redone = Build(config, precision, recompute);
     for (int repeat = 0; repeat < 2; ++repeat) {
-      const LossSum a = *kept.model->ForwardBackward(batch.view(), 0.1);
-      const LossSum b = *redone.model->ForwardBackward(batch.view(), 0.1);
+      const LossSum a = *kept.model->ForwardBackward(batch.view(), {.loss_scale = 0.1});
+      const LossSum b = *redone.model->ForwardBackward(batch.view(), {.loss_scale = 0.1});
       EXPECT_EQ(a.loss, b.loss);
     }
     const auto a = kept.store->gradients();
@@ -173,7 +173,7 @@ std::vector<double> Train(const heddle::v1::ModelConfig& config, Precision preci
   std::vector<double> losses;
   for (int step = 0; step < steps; ++step) {
     built.store->ZeroGradients();
-    const LossSum sum = *built.model->ForwardBackward(batch.view(), 1.0 / 63.0);
+    const LossSum sum = *built.model->ForwardBackward(batch.view(), {.loss_scale = 1.0 / 63.0});
     losses.push_back(sum.loss / static_cast<double>(sum.tokens));
     const optim::GradientStats stats = optim::MeasureGradients(built.store->gradients());
     optim::StepArgs args;
@@ -225,12 +225,12 @@ TEST(LanguageModel, CallsHooksInTheOrderOfTheUnitsAndStopsAtAnError) {
     calls += Str("b", unit, " ");
     return OkStatus();
   };
-  ASSERT_TRUE(built.model->ForwardBackward(batch.view(), 1.0, hooks).ok());
+  ASSERT_TRUE(built.model->ForwardBackward(batch.view(), {.loss_scale = 1.0}, hooks).ok());
   EXPECT_EQ(calls, "f0 f1 f2 f3 f4 b4 b3 b2 b1 b0 ");
   hooks.before_backward = [](int unit) {
     return unit == 2 ? Unavailable("gather failed") : OkStatus();
   };
-  EXPECT_EQ(built.model->ForwardBackward(batch.view(), 1.0, hooks).status().code(),
+  EXPECT_EQ(built.model->ForwardBackward(batch.view(), {.loss_scale = 1.0}, hooks).status().code(),
             StatusCode::kUnavailable);
 }
 
@@ -238,7 +238,7 @@ TEST(LanguageModel, NamesTheBadFieldOfABatch) {
   const heddle::v1::ModelConfig config = TinyConfig(Kind::kDense, true);
   Built built = Build(config, Precision::kFp32);
   const auto error = [&](BatchData batch) {
-    return Message(built.model->ForwardBackward(batch.view(), 1.0).status());
+    return Message(built.model->ForwardBackward(batch.view(), {.loss_scale = 1.0}).status());
   };
   BatchData good = RandomBatch({8, 4}, config.vocab_size(), 1);
   BatchData bad = good;

@@ -236,9 +236,9 @@ TEST(ModelPlan, NamesTensorsOfLatentAttention) {
   mla->set_latent_norm(heddle::v1::MlaConfig::LATENT_NORM_LAYERNORM);
   const Shapes lora = With(common, {{"self_attn.q_a_proj.weight", {48, 256}},
                                     {"self_attn.q_a_layernorm.weight", {48}},
-                                    {"self_attn.q_a_layernorm.bias", {48}},
                                     {"self_attn.q_b_proj.weight", {256, 48}},
                                     {"self_attn.kv_a_layernorm.bias", {128}}});
+  // The query latent is always RMS-normalised: no bias there.
   EXPECT_EQ(AttentionTensors(config), lora);
   // The indexer reads the q latent where there is one.
   EXPECT_EQ(AttentionTensors(DsaOnMla(48)).at("self_attn.indexer.q_proj.weight"),

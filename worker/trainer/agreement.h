@@ -16,6 +16,9 @@ enum class Slot : size_t {
   kSquaredNorm,  // of this rank's slice of the reduced gradient
   kNonFinite,    // gradient values and losses that are not finite
   kLoss,         // summed over this rank's valid tokens
+  kIndexerLoss,  // losses of layers, already divided by global counts
+  kBalanceLoss,
+  kRouterLoss,
   kValidTokens,  // labels that count
   kTokens,       // tokens read
   kHashLow,      // sums of the halves of sequence hashes, exact in a double

@@ -118,7 +118,7 @@ StatusOr<Restored> Restore(const RankSpec& spec, const RunPlan& plan, const RunD
       damage.set_detail(Message(loaded));
       control->ReportDamage(damage);
     }
-    state->Reset();
+    RETURN_IF_ERROR(state->Reset());
   }
   if (spec.restore_size() > 0) {
     return DataLoss(Str("none of ", spec.restore_size(), " checkpoints can be loaded"));

@@ -4,11 +4,13 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <xxhash.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <vector>
 
 #include "base/settings/settings.h"
+#include "model/model_plan.h"
 
 namespace heddle::trainer {
 
@@ -29,6 +31,36 @@ std::string HashOf(const RunConfig& config) {
   std::snprintf(text.data(), text.size(), "%016llx",
                 static_cast<unsigned long long>(XXH3_64bits(bytes.data(), bytes.size())));
   return text.data();
+}
+
+bool Uses(const heddle::v1::ModelConfig& model, heddle::v1::AttentionKind kind) {
+  for (int layer = 0; layer < model.n_layers(); ++layer) {
+    if (model::LayerKind(model, layer) == kind) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// The two-stage training of indexers. A model of both kinds warms up until both have.
+void PlanIndexers(const RunConfig& config, RunPlan* plan) {
+  const heddle::v1::AttentionConfig& attention = config.model().attention();
+  // A model whose weights were trained before is frozen while its new indexers learn; from scratch
+  // there is nothing to keep.
+  const bool imported = config.checkpoint().has_init_from();
+  const auto frozen = [&](heddle::v1::Freeze freeze) {
+    return freeze == heddle::v1::FREEZE_TRUE || (freeze == heddle::v1::FREEZE_AUTO && imported);
+  };
+  if (Uses(config.model(), heddle::v1::ATTENTION_KIND_DSA)) {
+    plan->indexer_warmup_steps = attention.dsa().warmup_steps();
+    plan->freeze_during_warmup = frozen(attention.dsa().freeze());
+  }
+  if (Uses(config.model(), heddle::v1::ATTENTION_KIND_GSA)) {
+    plan->indexer_warmup_steps =
+        std::max<int64_t>(plan->indexer_warmup_steps, attention.gsa().warmup_steps());
+    plan->freeze_during_warmup = plan->freeze_during_warmup || frozen(attention.gsa().freeze());
+    plan->indexer_learning_rate_multiplier = attention.gsa().indexer_lr_multiplier();
+  }
 }
 
 }  // namespace
@@ -74,6 +106,8 @@ StatusOr<RunPlan> PlanRun(const RunConfig& config) {
   } else {
     problems.push_back(Message(optimizer.status()));
   }
+  plan.init_from = config.checkpoint().init_from();
+  PlanIndexers(config, &plan);
   plan.config_hash = HashOf(config);
   if (problems.empty()) {
     return plan;

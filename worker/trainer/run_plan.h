@@ -26,7 +26,13 @@ struct RunPlan {
   double grad_clip = 0;
   uint64_t seed = 0;
   optim::Hyperparameters optimizer;
+  double indexer_learning_rate_multiplier = 1;
+  // Steps that train the indexers of DSA and GSA against dense attention (attention-and-moe.md
+  // 6.3); 0 without such layers.
+  int64_t indexer_warmup_steps = 0;
+  bool freeze_during_warmup = false;  // ... while everything else stands still
   optim::Schedule schedule;
+  std::string init_from;    // model folder, or empty
   std::string config_hash;  // XXH3-64 of the resolved configuration, hex
 };
 

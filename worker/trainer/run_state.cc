@@ -1,11 +1,14 @@
 #include "worker/trainer/run_state.h"
 
+#include <google/protobuf/util/message_differencer.h>
+
 #include <algorithm>
 #include <cmath>
 #include <new>
 #include <utility>
 
 #include "checkpoint/tensor_io/load.h"
+#include "model/hf/model_dir.h"
 #include "model/model_plan.h"
 
 namespace heddle::trainer {
@@ -24,12 +27,58 @@ std::vector<TensorClass> ClassesOf(bool second_moment) {
   return classes;
 }
 
+// Weights of another architecture may have the same names and shapes (rotary layout, window).
+Status CheckSameModel(const std::string& dir, const heddle::v1::ModelConfig& model) {
+  ASSIGN_OR_RETURN(heddle::v1::ModelConfig imported, hf::ReadModelConfig(dir));
+  imported.set_max_position_embeddings(model.max_position_embeddings());
+  std::string difference;
+  google::protobuf::util::MessageDifferencer differencer;
+  differencer.set_message_field_comparison(
+      google::protobuf::util::MessageDifferencer::EQUIVALENT);
+  differencer.ReportDifferencesToString(&difference);
+  if (differencer.Compare(imported, model)) {
+    return OkStatus();
+  }
+  return FailedPrecondition(Str("checkpoint.init_from: the model in ", dir,
+                                " is not the one of this run: ", difference));
+}
+
+TensorInfo InfoOf(const model::TensorSpec& spec) {
+  TensorInfo info;
+  info.set_name(spec.name);
+  for (const int64_t size : spec.shape) {
+    info.add_shape(size);
+  }
+  info.set_master_type(heddle::v1::ELEMENT_TYPE_F32);
+  info.set_moment_type(heddle::v1::ELEMENT_TYPE_F32);
+  return info;
+}
+
+std::vector<TensorInfo> ListTensors(const model::ModelPlan& plan, bool second_moment) {
+  std::vector<TensorInfo> tensors;
+  for (const model::TensorSpec& spec : plan.tensors) {
+    tensors.push_back(InfoOf(spec));
+    for (const TensorClass tensor_class : ClassesOf(second_moment)) {
+      tensors.back().add_classes(tensor_class);
+    }
+  }
+  for (const model::TensorSpec& spec : plan.buffers) {
+    tensors.push_back(InfoOf(spec));
+    tensors.back().add_classes(heddle::v1::TENSOR_CLASS_BUFFER);
+  }
+  return tensors;
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConfig& model,
                                                      const RunPlan& plan) {
   auto state = std::unique_ptr<RunState>(new RunState());
   state->seed_ = plan.seed;
+  state->init_from_ = plan.init_from;
+  if (!plan.init_from.empty()) {
+    RETURN_IF_ERROR(CheckSameModel(plan.init_from, model));
+  }
   ASSIGN_OR_RETURN(model::ModelPlan layout, model::PlanModel(model));
   ASSIGN_OR_RETURN(state->store_, model::ParameterStore::Create(std::move(layout), plan.precision));
   const model::ModelPlan& kept = state->store_->plan();
@@ -41,34 +90,26 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   } catch (const std::bad_alloc&) {
     return ResourceExhausted(Str("no memory for the moments of ", elements, " parameters"));
   }
-  state->groups_ = optim::GroupsOf(kept, plan.optimizer);
-  std::vector<TensorInfo> tensors;
-  for (const model::TensorSpec& spec : kept.tensors) {
-    TensorInfo info;
-    info.set_name(spec.name);
-    for (const int64_t size : spec.shape) {
-      info.add_shape(size);
-    }
-    info.set_master_type(heddle::v1::ELEMENT_TYPE_F32);
-    info.set_moment_type(heddle::v1::ELEMENT_TYPE_F32);
-    for (const TensorClass tensor_class : ClassesOf(second_moment)) {
-      info.add_classes(tensor_class);
-    }
-    tensors.push_back(std::move(info));
+  state->groups_ = optim::GroupsOf(kept, plan.optimizer, plan.indexer_learning_rate_multiplier);
+  state->warmup_groups_ = state->groups_;
+  if (plan.freeze_during_warmup) {
+    for (optim::GroupRange& group : state->warmup_groups_) group.frozen = !group.indexer;
   }
-  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(std::move(tensors)));
+  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(ListTensors(kept, second_moment)));
   for (const TensorInfo& info : state->tensors_) {
-    state->specs_.push_back(kept.Find(info.name()));
+    const model::TensorSpec* spec = kept.Find(info.name());
+    state->specs_.push_back(spec != nullptr ? spec : kept.FindBuffer(info.name()));
   }
-  model::InitParameters(plan.seed, state->store_.get());
+  RETURN_IF_ERROR(state->Reset());
   return state;
 }
 
-void RunState::Reset() {
+Status RunState::Reset() {
   model::InitParameters(seed_, store_.get());
   std::fill(m_.begin(), m_.end(), 0.0f);
   std::fill(v_.begin(), v_.end(), 0.0f);
   counters_ = Counters();
+  return init_from_.empty() ? OkStatus() : hf::ReadWeights(init_from_, store_.get());
 }
 
 optim::Shard RunState::shard() {
@@ -92,20 +133,23 @@ std::string RunState::FirstNonFiniteGradient() {
   return "";
 }
 
-std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32_t world) const {
+float* RunState::Base(size_t tensor, int tensor_class) {
+  float* flat = tensor_class == heddle::v1::TENSOR_CLASS_BUFFER    ? store_->buffers().data()
+                : tensor_class == heddle::v1::TENSOR_CLASS_MASTER  ? store_->master().data()
+                : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ? m_.data()
+                                                                   : v_.data();
+  return flat + specs_[tensor]->offset;
+}
+
+std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32_t world) {
   std::vector<checkpoint::LocalRange> whole;
-  const std::span<const float> master = std::as_const(*store_).master();
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    const size_t offset = static_cast<size_t>(specs_[i]->offset);
     for (const int tensor_class : tensors_[i].classes()) {
-      const float* base = tensor_class == heddle::v1::TENSOR_CLASS_MASTER    ? master.data()
-                          : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ? m_.data()
-                                                                             : v_.data();
       whole.push_back({.tensor = tensors_[i].id(),
                        .tensor_class = static_cast<TensorClass>(tensor_class),
                        .first = 0,
                        .count = static_cast<uint64_t>(specs_[i]->elements),
-                       .data = base + offset});
+                       .data = Base(i, tensor_class)});
     }
   }
   return checkpoint::ReplicaShare(tensors_, whole, rank, world);
@@ -114,17 +158,13 @@ std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32
 Status RunState::Load(const heddle::v1::CheckpointRecord& record, const std::string& root) {
   std::vector<checkpoint::WantedRange> wanted;
   for (size_t i = 0; i < tensors_.size(); ++i) {
-    const size_t offset = static_cast<size_t>(specs_[i]->offset);
     for (const int tensor_class : tensors_[i].classes()) {
-      float* base = tensor_class == heddle::v1::TENSOR_CLASS_MASTER    ? store_->master().data()
-                    : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ? m_.data()
-                                                                       : v_.data();
       wanted.push_back({.name = tensors_[i].name(),
                         .shape = specs_[i]->shape,
                         .tensor_class = static_cast<TensorClass>(tensor_class),
                         .first = 0,
                         .count = static_cast<uint64_t>(specs_[i]->elements),
-                        .data = base + offset});
+                        .data = Base(i, tensor_class)});
     }
   }
   RETURN_IF_ERROR(checkpoint::LoadRanges(record, root, wanted));

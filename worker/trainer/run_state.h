@@ -1,4 +1,4 @@
-// Everything that a step changes: master weights, moments, counters, data position. What a
+// Everything that a step changes: master weights, moments, buffers, counters, data position. What a
 // checkpoint holds is exactly this, so that a run goes on bit for bit (training-runtime.md
 // P1, 14.1).
 #pragma once
@@ -28,7 +28,8 @@ struct Counters {
 
 class RunState {
  public:
-  // Initial weights, a pure function of the seed. RESOURCE_EXHAUSTED without memory.
+  // Initial weights: those of plan.init_from, else a pure function of the seed. RESOURCE_EXHAUSTED
+  // without memory; errors of hf::ReadWeights.
   static StatusOr<std::unique_ptr<RunState>> Create(const heddle::v1::ModelConfig& model,
                                                     const RunPlan& plan);
 
@@ -39,30 +40,39 @@ class RunState {
 
   // The optimizer's view of everything this rank updates.
   optim::Shard shard();
-  const std::vector<optim::GroupRange>& groups() const { return groups_; }
+  // `warmup`: the step trains indexers first (attention-and-moe.md 6.3); with a frozen model
+  // nothing else changes.
+  const std::vector<optim::GroupRange>& groups(bool warmup) const {
+    return warmup ? warmup_groups_ : groups_;
+  }
   // Name of the first tensor with a gradient that is not finite; empty without one.
   std::string FirstNonFiniteGradient();
 
   // As a checkpoint lists them.
   const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }
   // This rank's share of the replicated tensors, pointing into the live buffers.
-  std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world) const;
+  std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world);
 
   // Loads weights and moments; counters are the caller's. Errors as checkpoint::LoadRanges, after
   // which Reset() is due.
   Status Load(const heddle::v1::CheckpointRecord& record, const std::string& root);
   // Back to initial weights and zero moments.
-  void Reset();
+  Status Reset();
 
  private:
   RunState() = default;
 
   uint64_t seed_ = 0;
+  std::string init_from_;
   std::unique_ptr<model::ParameterStore> store_;
   std::vector<float> m_;
   std::vector<float> v_;  // empty for Lion
   std::vector<optim::GroupRange> groups_;
+  std::vector<optim::GroupRange> warmup_groups_;
   std::vector<heddle::v1::TensorInfo> tensors_;
+  // First element of a tensor's class in the live buffers.
+  float* Base(size_t tensor, int tensor_class);
+
   std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
   Counters counters_;
 };

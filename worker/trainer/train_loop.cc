@@ -57,6 +57,9 @@ StatusOr<bool> TrainLoop::Step() {
                                Phase::kReduce);
   const int64_t reduce_begin = parts_.clock->NowSteady();
   RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.state->gradients()));
+  if (!parts_.model->statistics().empty()) {
+    RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.model->statistics()));
+  }
   MeasureGradients(&agreement);
   FillRequests(&agreement);
   RETURN_IF_ERROR(agreement.Reach(parts_.group));
@@ -87,14 +90,12 @@ StatusOr<bool> TrainLoop::Step() {
 Status TrainLoop::ForwardBackward(Agreement* agreement) {
   const Counters& counters = parts_.state->counters();
   const RunPlan& plan = *parts_.plan;
-  const int64_t data_step = counters.data_position / plan.global_batch;
-  const int64_t valid =
-      stream::GlobalValidLabels(*parts_.data->train, data_step, plan.global_batch);
-  const double loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(valid, 1));
+  layers::StepInfo info = DescribeStep();
   const stream::MicroBatchRange mine =
       stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world());
 
   parts_.state->store()->ZeroGradients();
+  std::fill(parts_.model->statistics().begin(), parts_.model->statistics().end(), 0.0);
   for (int64_t m = mine.begin; m < mine.end; ++m) {
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kData);
     const int64_t begin = parts_.clock->NowSteady();
@@ -103,15 +104,44 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
     ASSIGN_OR_RETURN(const model::LossSum loss,
-                     parts_.model->ForwardBackward(ViewOf(batch), loss_scale));
+                     parts_.model->ForwardBackward(ViewOf(batch), info));
+    info.first_token += static_cast<int64_t>(batch.tokens.size());
     (*agreement)[Slot::kLoss] += loss.loss;
     (*agreement)[Slot::kValidTokens] += static_cast<double>(loss.tokens);
     (*agreement)[Slot::kTokens] += static_cast<double>(batch.tokens.size());
     (*agreement)[Slot::kHashLow] += static_cast<double>(batch.hash_low);
     (*agreement)[Slot::kHashHigh] += static_cast<double>(batch.hash_high);
-    (*agreement)[Slot::kNonFinite] += std::isfinite(loss.loss) ? 0 : 1;
+    (*agreement)[Slot::kIndexerLoss] += loss.layers.indexer;
+    (*agreement)[Slot::kBalanceLoss] += loss.layers.balance;
+    (*agreement)[Slot::kRouterLoss] += loss.layers.router_z;
+    (*agreement)[Slot::kNonFinite] +=
+        std::isfinite(loss.loss) && std::isfinite(loss.layers.Total()) ? 0 : 1;
   }
   return OkStatus();
+}
+
+// What holds for all micro-batches of the step; first_token is that of this rank's first one.
+layers::StepInfo TrainLoop::DescribeStep() const {
+  const Counters& counters = parts_.state->counters();
+  const RunPlan& plan = *parts_.plan;
+  const stream::SequenceSource& source = *parts_.data->train;
+  const int64_t begin = counters.data_position;
+  const stream::SequenceShape total =
+      stream::TotalShape(source, begin, begin + plan.global_batch);
+  const int64_t mine =
+      stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world()).begin *
+      plan.micro_batch;
+  layers::StepInfo info;
+  info.step = counters.step;
+  info.seed = plan.seed;
+  info.loss_scale = 1.0 / static_cast<double>(std::max<int64_t>(total.valid_labels, 1));
+  info.row_scale = 1.0 / static_cast<double>(std::max<int64_t>(total.tokens, 1));
+  info.first_token = stream::TotalShape(source, begin, begin + mine).tokens;
+  info.indexer_warmup = Warmup();
+  if (info.indexer_warmup && plan.freeze_during_warmup) {
+    info.loss_scale = 0;  // only the indexers learn
+  }
+  return info;
 }
 
 // Each rank measures its own slice of the reduced gradient; the slices add up to the whole (8.1).
@@ -144,12 +174,13 @@ void TrainLoop::Update(const Agreement& sums) {
   learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
   if (finite) {
     ++counters.updates;
-    optim::OptimizerStep(plan.optimizer, parts_.state->groups(),
+    optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()),
                          {.update = counters.updates,
                           .learning_rate = learning_rate_,
                           .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
                           .found_inf = false},
                          parts_.state->shard());
+    parts_.model->UpdateBuffers();
     counters.consecutive_nonfinite = 0;
   } else {
     ++counters.consecutive_nonfinite;
@@ -195,6 +226,13 @@ heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {
   point.set_attempt(parts_.spec->attempt());
   point.set_data_wait_seconds(times_.data);
   point.set_communication_seconds(times_.communication);
+  if (parts_.plan->indexer_warmup_steps > 0 || sums[Slot::kIndexerLoss] > 0) {
+    point.set_indexer_loss(sums[Slot::kIndexerLoss]);
+  }
+  if (sums[Slot::kBalanceLoss] > 0 || sums[Slot::kRouterLoss] > 0) {
+    point.set_balance_loss(sums[Slot::kBalanceLoss]);
+    point.set_router_z_loss(sums[Slot::kRouterLoss]);
+  }
   point.set_skipped_nonfinite(static_cast<uint64_t>(counters.step - counters.updates));
   return point;
 }

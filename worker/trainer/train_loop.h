@@ -61,6 +61,11 @@ class TrainLoop {
 
   // One step, in the order of the calls in Step().
   StatusOr<bool> Step();
+  layers::StepInfo DescribeStep() const;
+  // The next update is one of those that train indexers first.
+  bool Warmup() const {
+    return parts_.state->counters().step < parts_.plan->indexer_warmup_steps;
+  }
   Status ForwardBackward(Agreement* agreement);
   void MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);

@@ -93,7 +93,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"training.nan_policy=rollback"}, "rolling back"},
       {{"training.accumulation=layer_major"}, "layer_major accumulation"},
       {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
-      {{"memory.kv_cache.quantization=fp8"}, "a quantized cache"},
       {{"parallel.shard=full"}, "sharded training"},
       {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},
       {{"parallel.backend=mpi"}, "the MPI back end"},

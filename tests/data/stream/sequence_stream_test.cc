@@ -145,7 +145,9 @@ TEST_P(AnyPacking, GivesTheSameGlobalOrderToAnyNumberOfRanks) {
         }
       }
       const auto stream = MakeStream(*set, packing(), 90, 3, shuffle());
-      ASSERT_EQ(GlobalValidLabels(*stream, step, kGlobal), valid);
+      const SequenceShape total = TotalShape(*stream, step * kGlobal, (step + 1) * kGlobal);
+      ASSERT_EQ(total.valid_labels, valid);
+      ASSERT_EQ(total.tokens, static_cast<int64_t>(tokens.size()));
       if (world == 1) {
         tokens_of_step.push_back(tokens);
         hash_of_step.push_back(BatchHash(low, high));

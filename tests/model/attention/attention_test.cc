@@ -6,6 +6,7 @@
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -13,6 +14,7 @@
 
 #include "heddle/v1/config.pb.h"
 #include "kernels/attention/reference.h"
+#include "model/inference/kv_cache.h"
 #include "model/layers/layers.h"
 #include "model/layers/rope.h"
 #include "tests/model/golden.h"
@@ -315,8 +317,8 @@ TEST(Attention, RepeatsItselfBitwise) {
   }
 }
 
-// S4: with A = 0 token t - W influences nothing at t; S5: sinks always do.
-TEST(SlidingWindow, SeesExactlyWindowAndSinks) {
+// With A = 0 token t - W influences nothing at t, and sinks influence every later token.
+TEST(SlidingWindow, S4S5SeesExactlyWindowAndSinks) {
   constexpr int64_t kRows = 90;
   const std::vector<int32_t> cu = {0, kRows};
   const auto changed_rows = [&](const Mechanism& mechanism, int64_t key) {
@@ -336,14 +338,145 @@ TEST(SlidingWindow, SeesExactlyWindowAndSinks) {
   EXPECT_EQ(changed_rows({"", 6, 2}, 2), (std::vector<int64_t>{2, 3, 4, 5, 6, 7}));
 }
 
-// S1.
-TEST(SlidingWindow, IsDenseWhenTheDocumentFits) {
+TEST(SlidingWindow, S1IsDenseWhenTheDocumentFits) {
   const std::vector<int32_t> cu = Cumulative({68, 30, 64});
   const Inputs in = RandomInputs(cu.back());
   const auto swa = Make({"", 64, 4});
   const auto dense = Make({"", 0, 0});
   EXPECT_EQ(RunCore(swa.get(), cu, in, at::kBFloat16).out,
             RunCore(dense.get(), cu, in, at::kBFloat16).out);
+}
+
+// Keys that row t of a document sees (section 4).
+std::vector<int64_t> VisibleKeys(const Mechanism& mechanism, int64_t t) {
+  std::vector<int64_t> keys;
+  for (int64_t s = 0; s <= t; ++s) {
+    if (t - s < mechanism.window || s < mechanism.sinks) keys.push_back(s);
+  }
+  return keys;
+}
+
+// With queries of zero the output is the mean of the visible values: values without symmetry show
+// which keys a row sees, and that there are min(t + 1, W + min(A, max(0, t + 1 - W))) of them.
+TEST(SlidingWindow, S2RowsHaveTheSizesOfTheFormula) {
+  constexpr int64_t kRows = 150;
+  const std::vector<int32_t> cu = {0, kRows};
+  for (const Mechanism& mechanism : kMechanisms) {
+    if (mechanism.window == 0) continue;
+    const auto core = Make(mechanism);
+    Inputs in = RandomInputs(kRows);
+    std::fill(in.q.begin(), in.q.end(), 0.0);
+    const Outputs got = RunCore(core.get(), cu, in, at::kDouble);
+    for (int64_t t = 0; t < kRows; ++t) {
+      const std::vector<int64_t> keys = VisibleKeys(mechanism, t);
+      const int64_t outside = std::max<int64_t>(0, t + 1 - mechanism.window);
+      ASSERT_EQ(static_cast<int64_t>(keys.size()),
+                std::min(t + 1, mechanism.window + std::min(mechanism.sinks, outside)));
+      for (int64_t h = 0; h < kHeads; ++h) {
+        double mean = 0;
+        for (const int64_t s : keys) {
+          mean += in.v[static_cast<size_t>((s * kKvHeads + h * kKvHeads / kHeads) * kDim)] /
+                  static_cast<double>(keys.size());
+        }
+        ASSERT_NEAR(got.out[static_cast<size_t>((t * kHeads + h) * kDim)], mean, 1e-12)
+            << mechanism.name << " row " << t;
+      }
+    }
+  }
+}
+
+// Softmax over given rows of k and v [rows, J, D] for one query row and head; lse -inf and zeros
+// for no row.
+struct Part {
+  std::vector<double> out = std::vector<double>(kDim, 0.0);
+  double lse = -std::numeric_limits<double>::infinity();
+};
+Part Attend(const double* q, const std::vector<double>& k, const std::vector<double>& v, int64_t h,
+            const std::vector<int64_t>& rows) {
+  Part part;
+  if (rows.empty()) return part;
+  const int64_t j = h * kKvHeads / kHeads;
+  std::vector<double> scores;
+  for (const int64_t s : rows) {
+    double dot = 0;
+    for (int64_t i = 0; i < kDim; ++i) {
+      dot += q[i] * k[static_cast<size_t>((s * kKvHeads + j) * kDim + i)];
+    }
+    scores.push_back(kScale * dot);
+  }
+  const double maximum = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  for (const double score : scores) sum += std::exp(score - maximum);
+  part.lse = maximum + std::log(sum);
+  for (size_t n = 0; n < rows.size(); ++n) {
+    for (int64_t i = 0; i < kDim; ++i) {
+      part.out[static_cast<size_t>(i)] +=
+          std::exp(scores[n] - part.lse) *
+          v[static_cast<size_t>((rows[n] * kKvHeads + j) * kDim + i)];
+    }
+  }
+  return part;
+}
+
+// After position t was stored, the rows of the ring and the pinned sinks are exactly what t sees,
+// also when the ring has wrapped around many times.
+TEST(SlidingWindow, S3RingDecodeEqualsPrefill) {
+  constexpr int64_t kRows = 60;
+  const std::vector<int32_t> cu = {0, kRows};
+  const Inputs in = RandomInputs(kRows);
+  for (const Mechanism& mechanism : kMechanisms) {
+    if (mechanism.window == 0) continue;
+    const Outputs prefill = RunCore(Make(mechanism).get(), cu, in, at::kDouble);
+    inference::KvCache cache({kKvHeads, kDim, kDim, mechanism.window, mechanism.sinks}, at::kDouble,
+                             {});
+    const at::Tensor k = ToTensor(in.k, kKvHeads, at::kDouble);
+    const at::Tensor v = ToTensor(in.v, kKvHeads, at::kDouble);
+    for (int64_t t = 0; t < kRows; ++t) {
+      cache.Append(k.narrow(0, t, 1), v.narrow(0, t, 1));
+      std::vector<int64_t> rows(static_cast<size_t>(cache.rows()));
+      std::iota(rows.begin(), rows.end(), 0);
+      const std::vector<double> keys = ToVector(cache.keys().View(cache.rows()));
+      const std::vector<double> values = ToVector(cache.values().View(cache.rows()));
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const int64_t at = (t * kHeads + h) * kDim;
+        const Part step = Attend(in.q.data() + at, keys, values, h, rows);
+        for (int64_t i = 0; i < kDim; ++i) {
+          ASSERT_NEAR(step.out[static_cast<size_t>(i)], prefill.out[static_cast<size_t>(at + i)],
+                      1e-12)
+              << mechanism.name << " row " << t;
+        }
+      }
+    }
+  }
+}
+
+// The merge of two attentions over disjoint sets (section 1) gives the attention over their union.
+TEST(SlidingWindow, S6MergedSinksAndWindowEqualTheMaskedSet) {
+  constexpr int64_t kRows = 60;
+  const std::vector<int32_t> cu = {0, kRows};
+  const Inputs in = RandomInputs(kRows);
+  for (const Mechanism& mechanism : kMechanisms) {
+    if (mechanism.window == 0) continue;
+    const Outputs masked = RunCore(Make(mechanism).get(), cu, in, at::kDouble);
+    for (int64_t t = 0; t < kRows; ++t) {
+      std::vector<int64_t> window, sinks;
+      for (const int64_t s : VisibleKeys(mechanism, t)) {
+        (t - s < mechanism.window ? window : sinks).push_back(s);
+      }
+      for (int64_t h = 0; h < kHeads; ++h) {
+        const double* q = in.q.data() + (t * kHeads + h) * kDim;
+        const Part a = Attend(q, in.k, in.v, h, sinks);
+        const Part b = Attend(q, in.k, in.v, h, window);
+        const double m = std::max(a.lse, b.lse);
+        const double wa = std::exp(a.lse - m), wb = std::exp(b.lse - m);
+        for (size_t i = 0; i < kDim; ++i) {
+          const size_t at = static_cast<size_t>((t * kHeads + h) * kDim) + i;
+          ASSERT_NEAR((wa * a.out[i] + wb * b.out[i]) / (wa + wb), masked.out[at], 1e-12)
+              << mechanism.name << " row " << t;
+        }
+      }
+    }
+  }
 }
 
 // ---- Golden values, attention-and-moe.md section 14 ---------------------------------------------

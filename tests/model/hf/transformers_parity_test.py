@@ -66,7 +66,7 @@ CASES = {
                                                   sliding_window=16)),
     "deepseek_v3": (DeepseekV3Config, DEEPSEEK),
     "deepseek_v3 no q lora": (DeepseekV3Config, dict(DEEPSEEK, q_lora_rank=None, n_group=1,
-                                                     topk_group=1, norm_topk_prob=False)),
+                                                     topk_group=1)),
     "deepseek_v3 yarn": (DeepseekV3Config, dict(DEEPSEEK, rope_parameters=DEEP_YARN)),
     "deepseek_v3 half, tied": (DeepseekV3Config, dict(DEEPSEEK, rope_interleave=False,
                                                       tie_word_embeddings=True)),

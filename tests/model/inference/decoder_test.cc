@@ -3,135 +3,198 @@
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <map>
 
-#include "model/inference/sampling.h"
-#include "tests/model/tiny_model.h"
+#include "tests/model/inference/inference_models.h"
 
 namespace heddle::inference {
 namespace {
 
+using inference_test::BuildStrong;
+using inference_test::EveryKind;
+using inference_test::FeedOne;
+using inference_test::MakeDecoder;
+using inference_test::NamedConfig;
+using inference_test::Worst;
 using model::Precision;
 using model_test::BatchData;
-using model_test::Build;
 using model_test::Built;
-using model_test::Kind;
 using model_test::RandomBatch;
-using model_test::TinyConfig;
 
-double Worst(const std::vector<float>& got, const at::Tensor& row) {
-  const at::Tensor wide = row.to(at::kDouble).contiguous();
-  double worst = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    worst = std::max(worst, std::abs(got[i] - wide.data_ptr<double>()[i]));
-  }
-  return worst;
-}
+constexpr double kTolerance = 1e-10;
 
-// C3 and S3: 40 tokens is eight windows, so rings have wrapped around many times.
-TEST(Decoder, DecodeEqualsPrefillAtEveryPosition) {
-  for (const Kind kind : {Kind::kDense, Kind::kSwa, Kind::kHybrid}) {
-    const heddle::v1::ModelConfig config = TinyConfig(kind, true);
-    Built built = Build(config, Precision::kFp64);
-    const BatchData batch = RandomBatch({40}, config.vocab_size(), 3);
+// C3, S3, N10, G8, M4: 60 tokens are many windows and blocks, so that rings have wrapped around.
+TEST(Decoder, C3DecodeEqualsPrefillAtEveryPosition) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp64);
+    const BatchData batch = RandomBatch({60}, named.config.vocab_size(), 3);
     const at::Tensor logits = *built.model->Logits(batch.view());
-    for (const size_t prompt : {1u, 2u, 6u, 7u, 8u, 23u}) {
-      const auto decoder = *Decoder::Create(config, built.store.get());
-      for (int again = 0; again < 2; ++again) {
-        const std::span<const int64_t> ids(batch.ids);
-        std::vector<float> got = *decoder->Feed(ids.first(prompt));
-        EXPECT_LE(Worst(got, logits[static_cast<int64_t>(prompt) - 1]), 1e-6);
-        for (size_t t = prompt; t < 40; ++t) {
-          got = *decoder->Feed(ids.subspan(t, 1));
-          ASSERT_LE(Worst(got, logits[static_cast<int64_t>(t)]), 1e-6)
-              << "kind " << static_cast<int>(kind) << " prompt " << prompt << " position " << t;
-        }
-        decoder->Reset();
+    const auto decoder = MakeDecoder(named.config, built);
+    for (const size_t prompt : {1u, 2u, 6u, 7u, 8u, 23u, 59u}) {
+      const SequenceId sequence = decoder->Open();
+      const std::span<const int64_t> ids(batch.ids);
+      const at::Tensor first = FeedOne(decoder.get(), sequence, ids.first(prompt));
+      EXPECT_LE(Worst(first, logits[static_cast<int64_t>(prompt) - 1]), kTolerance);
+      for (size_t t = prompt; t < 60; ++t) {
+        const at::Tensor next = FeedOne(decoder.get(), sequence, ids.subspan(t, 1));
+        ASSERT_LE(Worst(next, logits[static_cast<int64_t>(t)]), kTolerance)
+            << named.name << " prompt " << prompt << " position " << t;
       }
+      decoder->Close(sequence);
     }
   }
 }
 
-// C13.
-TEST(Decoder, CacheTakesTheBytesOfTheFormula) {
-  for (const Kind kind : {Kind::kDense, Kind::kSwa, Kind::kHybrid}) {
-    const heddle::v1::ModelConfig config = TinyConfig(kind, true);
-    Built built = Build(config, Precision::kBf16);
-    const auto decoder = *Decoder::Create(config, built.store.get());
-    const BatchData batch = RandomBatch({30}, config.vocab_size(), 3);
-    ASSERT_TRUE(decoder->Feed(batch.ids).ok());
-    EXPECT_EQ(decoder->cache_bytes(), model::KvCacheBytes(config, 30, 2));
-    ASSERT_TRUE(decoder->Feed(std::span(batch.ids).first(3)).ok());
-    EXPECT_EQ(decoder->cache_bytes(), model::KvCacheBytes(config, 33, 2));
+TEST(Decoder, C3ATurnOfSeveralTokensEqualsTheTokensOneByOne) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp64);
+    const BatchData batch = RandomBatch({40}, named.config.vocab_size(), 5);
+    const at::Tensor logits = *built.model->Logits(batch.view());
+    const auto decoder = MakeDecoder(named.config, built);
+    const SequenceId sequence = decoder->Open();
+    const std::span<const int64_t> ids(batch.ids);
+    FeedOne(decoder.get(), sequence, ids.first(9));
+    EXPECT_LE(Worst(FeedOne(decoder.get(), sequence, ids.subspan(9, 20)), logits[28]), kTolerance);
+    EXPECT_EQ(decoder->length(sequence), 29);
+    EXPECT_LE(Worst(FeedOne(decoder.get(), sequence, ids.subspan(29, 11)), logits[39]), kTolerance);
   }
 }
 
-TEST(Decoder, RefusesWhatItCannotFeed) {
-  const heddle::v1::ModelConfig config = TinyConfig(Kind::kDense, true);
-  Built built = Build(config, Precision::kFp32);
-  const auto decoder = *Decoder::Create(config, built.store.get());
-  EXPECT_FALSE(decoder->Feed({}).ok());
-  EXPECT_FALSE(decoder->Feed(std::vector<int64_t>{1, 37}).ok());
-  EXPECT_EQ(decoder->length(), 0);
-}
-
-// C12.
-TEST(Generate, StopsAtEndOfTextAndAtTheMaximum) {
-  const heddle::v1::ModelConfig config = TinyConfig(Kind::kHybrid, true);
-  Built built = Build(config, Precision::kFp32);
-  const auto decoder = *Decoder::Create(config, built.store.get());
-  const std::vector<int64_t> prompt = {3, 1, 4};
-  GenerateOptions options;
-  options.max_new_tokens = 12;
-  options.sampling.temperature = 1.0;
-  options.sampling.seed = 5;
-  const std::vector<int64_t> free = *Generate(decoder.get(), prompt, options);
-  EXPECT_EQ(free.size(), 12u);
-  decoder->Reset();
-  EXPECT_EQ(*Generate(decoder.get(), prompt, options), free);
-  decoder->Reset();
-  options.eos = free[4];
-  std::vector<int64_t> stopped = *Generate(decoder.get(), prompt, options);
-  EXPECT_LE(stopped.size(), 5u);
-  EXPECT_EQ(stopped.back(), free[4]);
-  options.max_new_tokens = 0;
-  EXPECT_TRUE(Generate(decoder.get(), prompt, options)->empty());
-}
-
-TEST(SampleToken, GreedyTakesTheFirstOfTheHighest) {
-  const float nan = std::nanf("");
-  EXPECT_EQ(SampleToken(std::vector<float>{1, 5, nan, 5, 2}, {}, 0), 1);
-}
-
-TEST(SampleToken, FollowsTheProbabilitiesWithinTopKAndTopP) {
-  const std::vector<float> logits = {std::log(0.1f), std::log(0.4f), std::log(0.2f),
-                                     std::log(0.3f)};
-  const auto frequencies = [&](SamplingOptions options) {
-    options.temperature = 1.0;
-    std::map<int64_t, double> counts;
-    for (int64_t position = 0; position < 20'000; ++position) {
-      counts[SampleToken(logits, options, position)] += 1.0 / 20'000;
+// Sequences of unequal length in one batch, in another order at each step, some of them pausing:
+// every row has the logits of its document in a forward over whole documents.
+TEST(Decoder, C2C4ABatchOfUnequalLengthsEqualsEachSequenceAlone) {
+  const std::vector<int32_t> lengths = {31, 20, 44, 23, 37};
+  const std::vector<size_t> prompts = {12, 1, 25, 4, 18};
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp64);
+    const BatchData batch = RandomBatch(lengths, named.config.vocab_size(), 11);
+    const at::Tensor logits = *built.model->Logits(batch.view());
+    const auto decoder = MakeDecoder(named.config, built);
+    std::vector<SequenceId> sequences;
+    std::vector<Turn> turns;
+    std::map<SequenceId, size_t> index;
+    const auto ids = [&](size_t b) {
+      return std::span<const int64_t>(batch.ids).subspan(static_cast<size_t>(batch.cu[b]),
+                                                         static_cast<size_t>(lengths[b]));
+    };
+    const auto check = [&](const std::vector<Turn>& fed, int step) {
+      const at::Tensor got = *decoder->Feed(fed);
+      for (size_t i = 0; i < fed.size(); ++i) {
+        const size_t b = index.at(fed[i].sequence);
+        const int64_t row = batch.cu[b] + decoder->length(fed[i].sequence) - 1;
+        ASSERT_LE(Worst(got[static_cast<int64_t>(i)], logits[row]), kTolerance)
+            << named.name << " sequence " << b << " step " << step;
+      }
+    };
+    for (const size_t b : {3u, 0u, 4u, 1u, 2u}) {
+      const SequenceId sequence = decoder->Open();
+      index[sequence] = b;
+      sequences.push_back(sequence);
+      turns.push_back({sequence, ids(b).first(prompts[b])});
     }
-    return counts;
+    check(turns, -1);
+    for (int step = 0; step < 30; ++step) {
+      turns.clear();
+      for (size_t i = 0; i < sequences.size(); ++i) {
+        const SequenceId sequence = sequences[(i + static_cast<size_t>(step)) % sequences.size()];
+        const size_t b = index.at(sequence);
+        const size_t done = static_cast<size_t>(decoder->length(sequence));
+        if (done == ids(b).size() || (step + static_cast<int>(i)) % 4 == 0) continue;
+        turns.push_back({sequence, ids(b).subspan(done, 1)});
+      }
+      check(turns, step);
+    }
+  }
+}
+
+// A new prompt starts while another sequence decodes.
+TEST(Decoder, C2PromptsAndTokensShareACall) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp64);
+    const BatchData batch = RandomBatch({20, 15}, named.config.vocab_size(), 12);
+    const at::Tensor logits = *built.model->Logits(batch.view());
+    const auto decoder = MakeDecoder(named.config, built);
+    const std::span<const int64_t> ids(batch.ids);
+    const SequenceId a = decoder->Open();
+    const SequenceId b = decoder->Open();
+    FeedOne(decoder.get(), a, ids.first(10));
+    const std::vector<Turn> turns = {{b, ids.subspan(20, 7)}, {a, ids.subspan(10, 3)}};
+    const at::Tensor got = *decoder->Feed(turns);
+    EXPECT_LE(Worst(got[0], logits[26]), kTolerance) << named.name;
+    EXPECT_LE(Worst(got[1], logits[12]), kTolerance) << named.name;
+  }
+}
+
+TEST(Decoder, C13CachesTakeTheBytesOfTheFormula) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kBf16);
+    const auto decoder = MakeDecoder(named.config, built);
+    const BatchData batch = RandomBatch({70}, named.config.vocab_size(), 3);
+    const SequenceId sequence = decoder->Open(/*reserve=*/70);
+    EXPECT_EQ(decoder->allocated_bytes(sequence), model::KvCacheBytes(named.config, 70, 2))
+        << named.name;
+    FeedOne(decoder.get(), sequence, std::span(batch.ids).first(30));
+    EXPECT_EQ(decoder->cache_bytes(sequence), model::KvCacheBytes(named.config, 30, 2))
+        << named.name;
+    for (size_t t = 30; t < 70; ++t) {
+      FeedOne(decoder.get(), sequence, std::span(batch.ids).subspan(t, 1));
+      const int64_t length = static_cast<int64_t>(t) + 1;
+      EXPECT_EQ(decoder->cache_bytes(sequence), model::KvCacheBytes(named.config, length, 2))
+          << named.name << " " << length;
+    }
+    // All of it used, nothing allocated beside it.
+    EXPECT_EQ(decoder->allocated_bytes(sequence), decoder->cache_bytes(sequence)) << named.name;
+  }
+}
+
+// Bug 26: a decoder that runs the prefix again would show it here.
+TEST(Decoder, EveryTokenRunsThroughTheBlocksOnce) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp32);
+    const auto decoder = MakeDecoder(named.config, built);
+    const BatchData batch = RandomBatch({25}, named.config.vocab_size(), 4);
+    const SequenceId sequence = decoder->Open();
+    FeedOne(decoder.get(), sequence, std::span(batch.ids).first(10));
+    EXPECT_EQ(decoder->counters().prefill_rows, 10);
+    EXPECT_EQ(decoder->counters().decode_rows, 0);
+    for (size_t t = 10; t < 25; ++t) {
+      FeedOne(decoder.get(), sequence, std::span(batch.ids).subspan(t, 1));
+    }
+    EXPECT_EQ(decoder->counters().prefill_rows, 10);
+    EXPECT_EQ(decoder->counters().decode_rows, 15);
+  }
+}
+
+TEST(Decoder, RefusesTurnsItCannotFeedAndChangesNothing) {
+  const heddle::v1::ModelConfig config = EveryKind().front().config;
+  Built built = BuildStrong(config, Precision::kFp32);
+  const auto decoder = MakeDecoder(config, built);
+  const SequenceId a = decoder->Open();
+  const SequenceId b = decoder->Open();
+  const std::vector<int64_t> good = {1, 2};
+  const std::vector<int64_t> high = {1, 37};
+  const std::vector<int64_t> low = {-1};
+  const auto message = [&](const std::vector<Turn>& turns) {
+    const auto fed = decoder->Feed(turns);
+    EXPECT_EQ(fed.status().code(), StatusCode::kInvalidArgument);
+    return Message(fed.status());
   };
-  const auto all = frequencies({});
-  EXPECT_NEAR(all.at(0), 0.1, 0.01);
-  EXPECT_NEAR(all.at(1), 0.4, 0.015);
-  const auto two = frequencies({1.0, 2, 1.0, 0});
-  EXPECT_EQ(two.size(), 2u);
-  EXPECT_NEAR(two.at(1), 4.0 / 7.0, 0.015);
-  // 0.4 + 0.3 reaches 0.6; 0.4 alone does not.
-  const auto nucleus = frequencies({1.0, 0, 0.6, 0});
-  EXPECT_EQ(nucleus.size(), 2u);
-  EXPECT_TRUE(nucleus.contains(3));
-  EXPECT_NE(frequencies({1.0, 0, 1.0, 1}).at(2), all.at(2));
+  EXPECT_NE(message({{a, good}, {b, {}}}).find("turn 1: no token"), std::string::npos);
+  EXPECT_NE(message({{a, good}, {b, high}}).find("37"), std::string::npos);
+  EXPECT_NE(message({{a, low}}).find("-1"), std::string::npos);
+  EXPECT_NE(message({{a, good}, {a, good}}).find("twice"), std::string::npos);
+  decoder->Close(b);
+  EXPECT_NE(message({{a, good}, {b, good}}).find("not open"), std::string::npos);
+  EXPECT_EQ(decoder->length(a), 0);
+  EXPECT_EQ(decoder->counters().prefill_rows, 0);
+  EXPECT_EQ(decoder->Feed({})->size(0), 0);
 }
 
-TEST(SampleToken, NamesTheOptionOutOfRange) {
-  EXPECT_NE(Message(CheckSampling({-1.0, 0, 1.0, 0})).find("temperature"), std::string::npos);
-  EXPECT_NE(Message(CheckSampling({1.0, -1, 1.0, 0})).find("top-k"), std::string::npos);
-  EXPECT_NE(Message(CheckSampling({1.0, 0, 0.0, 0})).find("top-p"), std::string::npos);
+TEST(Decoder, RefusesAStoreOfAnotherModel) {
+  Built built = BuildStrong(EveryKind().front().config, Precision::kFp32);
+  heddle::v1::ModelConfig other = EveryKind().front().config;
+  other.set_n_layers(2);
+  EXPECT_FALSE(Decoder::Create(other, built.store.get()).ok());
 }
 
 }  // namespace

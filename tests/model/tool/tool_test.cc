@@ -15,7 +15,7 @@
 #include "model/hf/model_dir.h"
 #include "model/hf/safetensors.h"
 #include "model/inference/decoder.h"
-#include "model/inference/sampling.h"
+#include "model/inference/generate.h"
 #include "model/model_costs.h"
 #include "model/tool/verbs.h"
 #include "tests/model/tiny_model.h"
@@ -196,20 +196,58 @@ TEST_F(Tool, LogitsOfPaddedAndPackedInputAreTheModels) {
 TEST_F(Tool, GeneratesWhatTheDecoderGenerates) {
   GenerateVerbOptions options;
   options.source = folder_;
-  options.ids = {5, 3, 1};
+  options.ids = {"5,3,1"};
   options.max_new_tokens = 9;
   options.temperature = 0.8;
   options.seed = 4;
   options.json = true;
   const json made = Captured([&] { return RunGenerate(options); });
   const auto decoder = *inference::Decoder::Create(config_, built_.store.get());
+  const std::vector<inference::Prompt> prompts = {{{5, 3, 1}, 0}};
   inference::GenerateOptions same;
   same.max_new_tokens = 9;
   same.sampling.temperature = 0.8;
   same.sampling.seed = 4;
-  EXPECT_EQ(made["ids"].get<std::vector<int64_t>>(),
-            *inference::Generate(decoder.get(), options.ids, same));
+  const std::vector<inference::Generated> expected =
+      *inference::Generate(decoder.get(), prompts, same);
+  EXPECT_EQ(made["ids"].get<std::vector<int64_t>>(), expected[0].ids);
+  EXPECT_EQ(made["finish"], "max_new_tokens");
+  EXPECT_EQ(made["prompt_tokens"], 3);
+  EXPECT_EQ(made["kv_cache_bytes"], model::KvCacheBytes(config_, 3 + 8, 4));
   EXPECT_GT(made["tokens_per_second"].get<double>(), 0.0);
+}
+
+TEST_F(Tool, GeneratesABatchAsItGeneratesEachPromptAlone) {
+  GenerateVerbOptions options;
+  options.source = folder_;
+  options.ids = {"5,3,1", "7", "2,2,2,2,2,2,2,2,2"};
+  options.max_new_tokens = 6;
+  options.json = true;
+  const json batch = Captured([&] { return RunGenerate(options); });
+  ASSERT_EQ(batch["sequences"].size(), 3u);
+  for (size_t i = 0; i < 3; ++i) {
+    GenerateVerbOptions alone = options;
+    alone.ids = {options.ids[i]};
+    EXPECT_EQ(Captured([&] { return RunGenerate(alone); })["ids"], batch["sequences"][i]["ids"]);
+  }
+}
+
+TEST_F(Tool, GeneratesWithAQuantisedCache) {
+  GenerateVerbOptions options;
+  options.source = folder_;
+  options.ids = {"5,3,1"};
+  options.max_new_tokens = 30;
+  options.json = true;
+  const json wide = Captured([&] { return RunGenerate(options); });
+  for (const char* word : {"fp8", "int8"}) {
+    options.overrides = {Str("memory.kv_cache.quantization=", word), "memory.kv_cache.threshold=4"};
+    const json made = Captured([&] { return RunGenerate(options); });
+    EXPECT_EQ(made["ids"].size(), 30u);
+    EXPECT_LT(made["kv_cache_bytes"].get<int64_t>(), wide["kv_cache_bytes"].get<int64_t>());
+    // Above the length of the sequence, a threshold changes nothing.
+    options.overrides[1] = "memory.kv_cache.threshold=100";
+    EXPECT_EQ(Captured([&] { return RunGenerate(options); })["ids"], wide["ids"]);
+  }
 }
 
 TEST_F(Tool, ExportsACheckpointOfAnyWorldSize) {
@@ -273,10 +311,25 @@ TEST_F(Tool, SaysWhatIsWrongWithItsOptions) {
   GenerateVerbOptions generate;
   generate.source = folder_;
   EXPECT_NE(Message(RunGenerate(generate)).find("--prompt"), std::string::npos);
-  generate.prompt = "text";
+  generate.prompts = {"text"};
   EXPECT_EQ(RunGenerate(generate).code(), StatusCode::kNotFound);  // no tokenizer
-  generate.overrides = {"memory.kv_cache.quantization=fp8"};
-  EXPECT_EQ(RunGenerate(generate).code(), StatusCode::kInvalidArgument);
+  generate.prompts.clear();
+  generate.ids = {"1,2"};
+  const auto refused = [&](std::vector<std::string> overrides) {
+    generate.overrides = std::move(overrides);
+    const Status status = RunGenerate(generate);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return Message(status);
+  };
+  EXPECT_NE(refused({"memory.kv_cache.quantization=fp4"}).find("fp8"), std::string::npos);
+  EXPECT_NE(refused({"memory.kv_cache.threshold=4"}).find("no effect"), std::string::npos);
+  EXPECT_NE(refused({"training.seed=4"}).find("training.seed=4"), std::string::npos);
+  for (const char* ids : {"", "1,,2", "1,x", "1 2", ","}) {
+    generate.ids = {ids};
+    EXPECT_NE(refused({}).find("--ids"), std::string::npos) << ids;
+  }
+  generate.ids = {"1,37"};
+  EXPECT_NE(refused({}).find("37"), std::string::npos);
 }
 
 // Exit status of the contract, from the program itself.

@@ -1,0 +1,9 @@
+// Compiled with the flags of avx2 (CMakeLists.txt); only params.h and body.h may be included.
+#include "kernels/block_selection/body.h"
+#include "kernels/block_selection/tables.h"
+
+namespace heddle::kernels::block_selection {
+
+const Table<float> kAvx2 = {Select};
+
+}  // namespace heddle::kernels::block_selection

@@ -1,0 +1,47 @@
+// The feed-forward functions of experts on the rows that a Dispatch gives them, forward and
+// backward: one matrix product per expert and piece of its rows. Pieces are cut by shape alone and
+// each is computed by one thread, so that results do not depend on the number of threads; threads
+// take the next piece when they are done with one, so that uneven experts do not make them wait.
+//
+// N tokens, R rows of the dispatch (padding included), D width, F hidden width, C columns of the
+// first product (feed_forward.h). T compute type, S statistics type.
+#pragma once
+
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/layers/buffer_pool.h"
+#include "model/layers/feed_forward.h"
+#include "model/moe/dispatch.h"
+
+namespace heddle::moe {
+
+class Experts {
+ public:
+  // All of one shape; at least one.
+  Experts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts);
+
+  int64_t columns() const { return experts_.front().columns(); }
+
+  // pre [R, C] = the first product of each row, y [R, D] = f(x) of its expert, not weighted. y may
+  // be undefined: then only `pre` is computed, which is what a backward needs.
+  void Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& pre_RC,
+               const at::Tensor& y_RD, layers::BufferPool* scratch) const;
+
+  // Of out[token] += weight f(x[token]) for every row. Adds to the gradients of the weights,
+  // overwrites `pre`, writes dweight [R] S and returns dL/dx of each row [R, D], in `scratch`.
+  // weight and dweight [R] S may be undefined: all 1.
+  at::Tensor Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
+                      const at::Tensor& weight_R, const at::Tensor& pre_RC,
+                      const at::Tensor& dweight_R, layers::BufferPool* scratch) const;
+
+ private:
+  void WeightGradients(const Dispatch& dispatch, const at::Tensor& x_RD, const at::Tensor& dout_RD,
+                       const at::Tensor& dpre_RC, const at::Tensor& hidden_RF) const;
+
+  const layers::Activation activation_;
+  const std::vector<layers::FeedForwardTensors> experts_;
+};
+
+}  // namespace heddle::moe

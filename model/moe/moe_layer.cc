@@ -1,0 +1,299 @@
+#include "model/moe/moe_layer.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "base/status/status.h"
+#include "heddle/v1/config.pb.h"
+#include "model/layers/feed_forward.h"
+#include "model/layers/kernel_edge.h"
+#include "model/moe/dispatch.h"
+#include "model/moe/experts.h"
+#include "model/moe/router.h"
+
+namespace heddle::moe {
+namespace {
+
+namespace pw = kernels::pointwise;
+
+constexpr char kBiasName[] = "mlp.gate.e_score_correction_bias";
+
+std::vector<layers::FeedForwardTensors> ViewExperts(layers::Activation activation,
+                                                    const layers::LayerStorage& storage,
+                                                    int64_t experts) {
+  std::vector<layers::FeedForwardTensors> views;
+  for (int64_t e = 0; e < experts; ++e) {
+    views.push_back(ViewFeedForward(activation, storage, Str("mlp.experts.", e, ".")));
+  }
+  return views;
+}
+
+class MoeLayerImpl : public MoeLayer {
+ public:
+  MoeLayerImpl(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage);
+
+  void Forward(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& residual,
+               const at::Tensor& out) override;
+  void Backward(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& gradient,
+                const at::Tensor& dh) override;
+  std::span<double> statistics() override { return loads_; }
+  void UpdateBuffers() override;
+  const MoeCounters& counters() const override { return counters_; }
+
+ private:
+  struct Routing {
+    std::vector<int32_t> experts;  // [N, K]
+    Dispatch dispatch;
+  };
+
+  struct Values {
+    at::Tensor logits_NE;
+    at::Tensor weights_NK;
+    at::Tensor pre_RC;
+    at::Tensor shared_pre_NC;
+  };
+
+  void Score(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& logits);
+  void Route(const layers::PassContext& context, const at::Tensor& logits, Routing* routing);
+  // out = residual + shared + sum of the weighted rows y of the token.
+  void Combine(const Dispatch& dispatch, const at::Tensor& weights_NK, const at::Tensor& y_RD,
+               const at::Tensor& shared_ND, const at::Tensor& residual_ND,
+               const at::Tensor& out_ND) const;
+  // weights [N, K] of the tokens as weights of the rows, 0 for padding.
+  at::Tensor RowWeights(layers::BufferPool* scratch) const;
+  // dL/dweights [N, K] from those of the rows, 0 where dropped.
+  at::Tensor TokenGradients(const at::Tensor& drow, layers::BufferPool* scratch) const;
+
+  const at::ScalarType type_;
+  const int layer_;
+  const double capacity_factor_;
+  const double bias_update_rate_;
+  const bool bias_center_;
+  float* const bias_;
+  const Router router_;
+  const Experts experts_;
+  const std::optional<Experts> shared_;
+  std::vector<double> loads_;
+  MoeCounters counters_;
+
+  Routing routing_;            // of the last forward of training
+  Routing inference_routing_;  // apart, so that an evaluation disturbs no training pass
+  Values kept_;                // of the last forward that keeps
+};
+
+MoeLayerImpl::MoeLayerImpl(const heddle::v1::ModelConfig& config,
+                           const layers::LayerStorage& storage)
+    : type_(storage.type),
+      layer_(storage.layer),
+      capacity_factor_(config.moe().capacity_factor()),
+      bias_update_rate_(config.moe().bias_update_rate()),
+      bias_center_(config.moe().bias_center()),
+      bias_(storage.Buffer(kBiasName)),
+      router_(RouterOptionsOf(config.moe()), storage.Weight("mlp.gate.weight"),
+              storage.Gradient("mlp.gate.weight"), bias_),
+      experts_(layers::ActivationOf(config),
+               ViewExperts(layers::ActivationOf(config), storage, config.moe().n_experts())),
+      shared_(config.moe().n_shared() == 0
+                  ? std::nullopt
+                  : std::optional<Experts>(
+                        std::in_place, layers::ActivationOf(config),
+                        std::vector{ViewFeedForward(layers::ActivationOf(config), storage,
+                                                    "mlp.shared_experts.")})) {
+  if (bias_ != nullptr) loads_.assign(static_cast<size_t>(config.moe().n_experts()), 0.0);
+}
+
+void MoeLayerImpl::Score(const layers::PassContext& context, const at::Tensor& h,
+                         const at::Tensor& logits) {
+  if (context.pass == layers::Pass::kInference || context.step == nullptr) {
+    router_.Logits(h, nullptr, logits);
+    return;
+  }
+  const NoiseKey noise{context.step->seed, context.step->step, layer_, context.step->first_token};
+  router_.Logits(h, &noise, logits);
+}
+
+void MoeLayerImpl::Route(const layers::PassContext& context, const at::Tensor& logits,
+                         Routing* routing) {
+  const RouterOptions& o = router_.options();
+  const int64_t first_token = context.step == nullptr ? 0 : context.step->first_token;
+  const int64_t nan_tokens = router_.Select(logits, first_token, &routing->experts);
+  const bool inference = context.pass == layers::Pass::kInference;
+  const int64_t capacity =
+      Capacity(inference ? 0.0 : capacity_factor_, logits.size(0), o.top_k, o.experts);
+  BuildDispatch(routing->experts, o.top_k, o.experts, capacity, &routing->dispatch);
+  if (!Counts(context.pass)) return;
+  const Dispatch& dispatch = routing->dispatch;
+  for (size_t e = 0; e < loads_.size(); ++e) loads_[e] += static_cast<double>(dispatch.counts[e]);
+  counters_.assignments += static_cast<int64_t>(routing->experts.size());
+  counters_.dropped += dispatch.dropped;
+  counters_.nan_tokens += nan_tokens;
+}
+
+Router::Routed RoutedOf(const layers::PassContext& context, const at::Tensor& logits,
+                        const std::vector<int32_t>& experts, const at::Tensor& weights) {
+  return {logits, experts, weights, context.documents,
+          context.step == nullptr ? 0.0 : context.step->row_scale};
+}
+
+void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor& h,
+                           const at::Tensor& residual, const at::Tensor& out) {
+  const int64_t n = h.size(0);
+  const RouterOptions& o = router_.options();
+  const at::ScalarType statistics = layers::StatisticsType(type_);
+  const size_t mark = context.scratch->Mark();
+  layers::BufferPool* pool = Keeps(context.pass) ? context.kept : context.scratch;
+  Routing& routing = context.pass == layers::Pass::kInference ? inference_routing_ : routing_;
+  Values v;
+  v.logits_NE = pool->Take({n, o.experts}, statistics);
+  v.weights_NK = pool->Take({n, o.top_k}, statistics);
+  Score(context, h, v.logits_NE);
+  if (context.pass == layers::Pass::kRecompute) {
+    HEDDLE_CHECK(static_cast<int64_t>(routing.experts.size()) == n * o.top_k,
+                 "recomputation follows a kSelect forward of the same rows");
+  } else {
+    Route(context, v.logits_NE, &routing);
+  }
+  router_.Weigh(v.logits_NE, routing.experts, v.weights_NK);
+  if (Counts(context.pass) && context.losses != nullptr) {
+    router_.AddLosses(RoutedOf(context, v.logits_NE, routing.experts, v.weights_NK),
+                      context.losses);
+  }
+
+  const int64_t rows = routing.dispatch.rows();
+  v.pre_RC = pool->Take({rows, experts_.columns()}, type_);
+  at::Tensor y, shared_y;
+  if (out.defined()) y = context.scratch->Take({rows, h.size(1)}, type_);
+  experts_.Forward(routing.dispatch, h, v.pre_RC, y, context.scratch);
+  if (shared_.has_value()) {
+    v.shared_pre_NC = pool->Take({n, shared_->columns()}, type_);
+    if (out.defined()) shared_y = context.scratch->Take({n, h.size(1)}, type_);
+    shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
+  }
+  if (out.defined()) {
+    Combine(routing.dispatch, v.weights_NK, y, shared_y, residual, out);
+  }
+  context.scratch->Release(mark);
+  if (Keeps(context.pass)) kept_ = v;
+}
+
+void MoeLayerImpl::Combine(const Dispatch& dispatch, const at::Tensor& weights, const at::Tensor& y,
+                           const at::Tensor& shared, const at::Tensor& residual,
+                           const at::Tensor& out) const {
+  layers::CheckMatrix(out, weights.size(0), y.size(1), type_);
+  layers::CheckMatrix(residual, weights.size(0), y.size(1), type_);
+  pw::CombineRows p;
+  p.width = y.size(1);
+  p.per_row = weights.size(1);
+  p.parts = y.data_ptr();
+  p.slots = dispatch.slots.data();
+  p.weights = weights.data_ptr();
+  p.residual = residual.data_ptr();
+  p.shared = shared.defined() ? shared.data_ptr() : nullptr;
+  p.out = out.data_ptr();
+  const pw::Table& kernels = pw::Kernels(layers::ElementOf(out));
+  layers::ForRows(out.size(0), [&](pw::RowRange range) { kernels.combine_rows(p, range); });
+}
+
+at::Tensor MoeLayerImpl::RowWeights(layers::BufferPool* scratch) const {
+  const Dispatch& dispatch = routing_.dispatch;
+  const at::Tensor rows = scratch->Take({dispatch.rows()}, kept_.weights_NK.scalar_type());
+  const auto fill = [&](auto* to, const auto* from) {
+    for (size_t row = 0; row < dispatch.row_assignment.size(); ++row) {
+      const int32_t a = dispatch.row_assignment[row];
+      to[row] = a < 0 ? 0 : from[a];
+    }
+  };
+  if (rows.scalar_type() == at::kDouble) {
+    fill(rows.data_ptr<double>(), kept_.weights_NK.data_ptr<double>());
+  } else {
+    fill(rows.data_ptr<float>(), kept_.weights_NK.data_ptr<float>());
+  }
+  return rows;
+}
+
+at::Tensor MoeLayerImpl::TokenGradients(const at::Tensor& drow, layers::BufferPool* scratch) const {
+  const Dispatch& dispatch = routing_.dispatch;
+  const at::Tensor tokens =
+      scratch->Take({kept_.weights_NK.size(0), kept_.weights_NK.size(1)}, drow.scalar_type());
+  const auto fill = [&](auto* to, const auto* from) {
+    for (size_t a = 0; a < dispatch.slots.size(); ++a) {
+      to[a] = dispatch.slots[a] < 0 ? 0 : from[dispatch.slots[a]];
+    }
+  };
+  if (drow.scalar_type() == at::kDouble) {
+    fill(tokens.data_ptr<double>(), drow.data_ptr<double>());
+  } else {
+    fill(tokens.data_ptr<float>(), drow.data_ptr<float>());
+  }
+  return tokens;
+}
+
+void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor& h,
+                            const at::Tensor& gradient, const at::Tensor& dh) {
+  const int64_t n = h.size(0);
+  const RouterOptions& o = router_.options();
+  const Dispatch& dispatch = routing_.dispatch;
+  const at::ScalarType statistics = layers::StatisticsType(type_);
+  layers::BufferPool* scratch = context.scratch;
+  HEDDLE_CHECK(kept_.logits_NE.defined() && kept_.logits_NE.size(0) == n,
+               "a backward follows a forward that keeps");
+  layers::CheckMatrix(gradient, n, h.size(1), type_);
+  layers::CheckMatrix(dh, n, h.size(1), type_);
+  const size_t mark = scratch->Mark();
+  const at::Tensor weight = RowWeights(scratch);
+  const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
+  const at::Tensor dx =
+      experts_.Backward(dispatch, h, gradient, weight, kept_.pre_RC, dweight, scratch);
+  at::Tensor shared_dx;
+  if (shared_.has_value()) {
+    shared_dx = shared_->Backward(AllRows(n), h, gradient, at::Tensor(), kept_.shared_pre_NC,
+                                  at::Tensor(), scratch);
+  }
+  const at::Tensor dlogits = scratch->Take({n, o.experts}, statistics);
+  router_.LogitsGradient(RoutedOf(context, kept_.logits_NE, routing_.experts, kept_.weights_NK),
+                         TokenGradients(dweight, scratch), dlogits);
+  router_.WeightGradient(dlogits, h);
+
+  pw::CombineRows p;
+  p.width = h.size(1);
+  p.per_row = o.top_k;
+  p.parts = dx.data_ptr();
+  p.slots = dispatch.slots.data();
+  p.shared = shared_.has_value() ? shared_dx.data_ptr() : nullptr;
+  p.experts = o.experts;
+  p.dlogits = dlogits.data_ptr();
+  p.router = router_.weight().data_ptr();
+  p.out = dh.data_ptr();
+  const pw::Table& kernels = pw::Kernels(layers::ElementOf(h));
+  layers::ForRows(n, [&](pw::RowRange range) { kernels.combine_rows(p, range); });
+  scratch->Release(mark);
+}
+
+void MoeLayerImpl::UpdateBuffers() {
+  if (bias_ == nullptr || bias_update_rate_ == 0.0) return;
+  double total = 0;
+  for (const double load : loads_) total += load;
+  const double experts = static_cast<double>(loads_.size());
+  std::vector<double> signs;
+  double mean = 0;
+  for (const double load : loads_) {
+    // mean > load without a division: loads are whole numbers, so the comparison is exact.
+    const double above = total - experts * load;
+    signs.push_back(above > 0 ? 1.0 : (above < 0 ? -1.0 : 0.0));
+    mean += signs.back() / experts;
+  }
+  for (size_t e = 0; e < signs.size(); ++e) {
+    const double delta = bias_update_rate_ * (signs[e] - (bias_center_ ? mean : 0.0));
+    bias_[e] = static_cast<float>(static_cast<double>(bias_[e]) + delta);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<MoeLayer> MakeMoe(const heddle::v1::ModelConfig& config,
+                                  const layers::LayerStorage& storage) {
+  return std::make_unique<MoeLayerImpl>(config, storage);
+}
+
+}  // namespace heddle::moe

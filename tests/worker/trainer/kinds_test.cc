@@ -1,0 +1,201 @@
+// Sparse kinds and experts in a whole run: their indexers, buffers and losses survive a kill, do
+// not depend on how a step is divided, and a frozen model stands still (attention-and-moe.md 6.3,
+// D5, E6, E10).
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/status/status.h"
+#include "checkpoint/tensor_io/load.h"
+#include "tests/worker/trainer/job.h"
+
+namespace heddle::trainer {
+namespace {
+
+using heddle::v1::RunConfig;
+
+constexpr int64_t kWarmup = 6;
+
+RunConfig GsaConfig(int ranks, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  config.mutable_model()->mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_GSA);
+  config.mutable_model()->mutable_attention()->clear_pattern();
+  heddle::v1::GsaConfig* gsa = config.mutable_model()->mutable_attention()->mutable_gsa();
+  gsa->set_n_indexer_heads(2);
+  gsa->set_d_indexer(8);
+  gsa->set_k_min(4);
+  gsa->set_k_base(8);
+  gsa->set_k_max(12);
+  gsa->set_warmup_steps(kWarmup);
+  return config;
+}
+
+RunConfig DsaConfig(int ranks, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  config.mutable_model()->mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_DSA);
+  config.mutable_model()->mutable_attention()->clear_pattern();
+  heddle::v1::DsaConfig* dsa = config.mutable_model()->mutable_attention()->mutable_dsa();
+  dsa->set_n_indexer_heads(2);
+  dsa->set_d_indexer(8);
+  dsa->set_topk(8);
+  dsa->set_warmup_steps(kWarmup);
+  return config;
+}
+
+RunConfig NsaConfig(int ranks, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  config.mutable_model()->mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_NSA);
+  config.mutable_model()->mutable_attention()->clear_pattern();
+  heddle::v1::NsaConfig* nsa = config.mutable_model()->mutable_attention()->mutable_nsa();
+  nsa->set_kernel_size(4);
+  nsa->set_kernel_stride(2);
+  nsa->set_block_size(8);
+  nsa->set_topk(3);
+  nsa->set_window_size(8);
+  return config;
+}
+
+RunConfig MoeConfig(int ranks, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  heddle::v1::MoeConfig* moe = config.mutable_model()->mutable_moe();
+  moe->set_n_experts(4);
+  moe->set_top_k(2);
+  moe->set_n_shared(1);
+  moe->set_d_expert(16);
+  moe->set_router(heddle::v1::MoeConfig::ROUTER_SIGMOID);
+  moe->set_bias_update_rate(0.01);
+  moe->set_noise_std(0.1);
+  return config;
+}
+
+// Weights and buffers of the newest checkpoint.
+std::map<std::string, std::vector<float>> NewestWeights(Job* job) {
+  std::map<std::string, std::vector<float>> weights;
+  const auto read = checkpoint::ReadModelWeights(job->records().back(), job->root());
+  EXPECT_TRUE(read.ok()) << Message(read.status());
+  if (!read.ok()) return weights;
+  for (const checkpoint::Weight& weight : *read) weights[weight.name] = weight.values;
+  return weights;
+}
+
+// A kill in either stage: the series goes on bit for bit, the last checkpoints hold the same bits.
+void KillInBothStages(const RunConfig& config, int ranks) {
+  Job calm(config, ranks);
+  RunToEnd(&calm);
+  Job killed(config, ranks);
+  for (const uint64_t step : {kWarmup + 0, kWarmup + 6}) {
+    FakeAttempt attempt(killed.Next());
+    ASSERT_TRUE(attempt.WaitForStep(step));
+    attempt.Kill(0, SIGKILL);
+    attempt.Wait(30);
+    killed.Collect(&attempt);
+  }
+  RunToEnd(&killed);
+  ExpectSameBits(calm.series(), killed.series());
+  EXPECT_EQ(NewestWeights(&calm), NewestWeights(&killed));
+}
+
+TEST(Kinds, GsaWithItsReferenceVarianceGoesOnBitForBit) {
+  const RunConfig config = GsaConfig(2, 18);
+  KillInBothStages(config, 2);
+}
+TEST(Kinds, DsaGoesOnBitForBitFromBothStages) { KillInBothStages(DsaConfig(1, 18), 1); }
+TEST(Kinds, NsaGoesOnBitForBit) { KillInBothStages(NsaConfig(1, 18), 1); }
+TEST(Kinds, ExpertsWithNoiseAndBalancingBiasGoOnBitForBit) {
+  KillInBothStages(MoeConfig(2, 18), 2);
+}
+
+TEST(Kinds, BuffersMoveAndAreSaved) {
+  Job gsa(GsaConfig(1, 10), 1);
+  RunToEnd(&gsa);
+  int variances = 0;
+  for (const auto& [name, values] : NewestWeights(&gsa)) {
+    if (name.find("indexer.vref") == std::string::npos) continue;
+    ++variances;
+    EXPECT_GT(values[0], 0.0f) << name;
+  }
+  EXPECT_EQ(variances, 2);
+  Job moe(MoeConfig(1, 10), 1);
+  RunToEnd(&moe);
+  int biases = 0;
+  for (const auto& [name, values] : NewestWeights(&moe)) {
+    if (name.find("e_score_correction_bias") == std::string::npos) continue;
+    ++biases;
+    float largest = 0;
+    for (const float bias : values) largest = std::max(largest, std::abs(bias));
+    EXPECT_GT(largest, 0.005f) << name;
+    EXPECT_LE(largest, 0.1001f) << name << ": ten steps of 0.01";
+  }
+  EXPECT_EQ(biases, 2);
+}
+
+// E10: loads are counted over all ranks before the bias moves; noise is keyed by the global token.
+TEST(Kinds, AnyNumberOfRanksUpdatesTheBiasAlike) {
+  Job one(MoeConfig(1, 8), 1);
+  RunToEnd(&one);
+  Job three(MoeConfig(3, 8), 3);
+  RunToEnd(&three);
+  const auto a = NewestWeights(&one);
+  const auto b = NewestWeights(&three);
+  int biases = 0;
+  for (const auto& [name, values] : a) {
+    if (name.find("e_score_correction_bias") == std::string::npos) continue;
+    ++biases;
+    EXPECT_EQ(values, b.at(name)) << name;
+  }
+  EXPECT_EQ(biases, 2);
+  for (const auto& [step, point] : one.series()) {
+    EXPECT_NEAR(three.series().at(step).loss() / point.loss(), 1.0, 1e-3) << "step " << step;
+    EXPECT_NEAR(three.series().at(step).balance_loss(), point.balance_loss(), 1e-4);
+    EXPECT_GT(point.balance_loss(), 0.0);
+  }
+}
+
+TEST(Kinds, TheIndexersLossIsReportedInBothStagesAndFalls) {
+  Job job(DsaConfig(2, 30), 2);
+  job.config().mutable_model()->mutable_attention()->mutable_dsa()->set_warmup_steps(20);
+  RunToEnd(&job);
+  ASSERT_EQ(job.series().size(), 30u);
+  for (const auto& [step, point] : job.series()) EXPECT_GT(point.indexer_loss(), 0.0) << step;
+  // Stage 1 learns towards the dense attention of the same model.
+  EXPECT_LT(job.series().at(20).indexer_loss(), job.series().at(1).indexer_loss());
+}
+
+// D5 in a run: with a frozen model stage 1 changes indexers and nothing else, not by one bit.
+TEST(Kinds, D5FrozenWarmupTrainsIndexersAlone) {
+  for (const bool dsa : {true, false}) {
+    RunConfig config = dsa ? DsaConfig(1, 5) : GsaConfig(1, 5);
+    heddle::v1::AttentionConfig* attention = config.mutable_model()->mutable_attention();
+    if (dsa) {
+      attention->mutable_dsa()->set_freeze(heddle::v1::FREEZE_TRUE);
+    } else {
+      attention->mutable_gsa()->set_freeze(heddle::v1::FREEZE_TRUE);
+    }
+    config.mutable_checkpoint()->set_save_interval(1);
+    Job job(config, 1);
+    RunToEnd(&job);
+    const std::vector<heddle::v1::CheckpointRecord>& records = job.records();
+    ASSERT_GE(records.size(), 2u);
+    const auto first = *checkpoint::ReadModelWeights(records.front(), job.root());
+    const auto last = NewestWeights(&job);
+    int moved = 0;
+    for (const checkpoint::Weight& weight : first) {
+      const bool indexer = weight.name.find("indexer") != std::string::npos;
+      if (!indexer) {
+        EXPECT_EQ(weight.values, last.at(weight.name)) << weight.name;
+      } else {
+        moved += weight.values != last.at(weight.name) ? 1 : 0;
+      }
+    }
+    EXPECT_GT(moved, 4);
+    // The loss of the language model is still shown, though nothing learns from it.
+    EXPECT_GT(job.series().at(1).loss(), 1.0);
+  }
+}
+
+}  // namespace
+}  // namespace heddle::trainer
