@@ -83,7 +83,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
   LoadOptions lenient = files.options;
   lenient.require_implemented = false;
   const Rule rules[] = {
-      {{"model.attention.kind=dsa", "dsa.index_share_every=2"}, "selections shared by layers"},
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.optimizer=lion"}, "Lion"},
