@@ -212,7 +212,8 @@ Status ReadDeepseek(const json& object, ModelConfig* config) {
   if (scores != "sigmoid") return InvalidArgument(Str("scoring_func: '", scores, "' is not known"));
   if (every != 1) return InvalidArgument("moe_layer_freq: only 1 is known");
   if (!norm) {
-    return InvalidArgument("norm_topk_prob: false is not known with sigmoid scores");
+    return InvalidArgument(
+        "norm_topk_prob: false, but heddle normalises weights of sigmoid scores");
   }
   // Layers here without an expert need no mixture at all.
   if (first >= config->n_layers()) {
@@ -225,7 +226,7 @@ Status ReadDeepseek(const json& object, ModelConfig* config) {
   moe->set_d_expert(width);
   moe->set_route_scale(scale);
   moe->set_router(MoeConfig::ROUTER_SIGMOID);
-  moe->set_norm_topk(norm);
+  moe->set_norm_topk(true);
   moe->set_n_groups(groups);
   moe->set_topk_groups(chosen_groups);
   moe->set_first_dense(first);
@@ -306,7 +307,7 @@ void AddDeepseek(const ModelConfig& config, json* object) {
   o["n_shared_experts"] = moe.n_shared();
   o["moe_intermediate_size"] = moe.d_expert();
   o["routed_scaling_factor"] = moe.route_scale();
-  o["norm_topk_prob"] = true;  // a sigmoid router always normalises
+  o["norm_topk_prob"] = true;  // sigmoid scores always are (attention-and-moe.md section 9)
   o["n_group"] = moe.n_groups();
   o["topk_group"] = moe.topk_groups();
   o["first_k_dense_replace"] = moe.first_dense();

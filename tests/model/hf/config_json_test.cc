@@ -294,8 +294,8 @@ TEST(ConfigJson, RefusesOptionsOfKnownModelsThatItDoesNotCompute) {
       {R"({"model_type":"llama","num_hidden_layers":18446744073709551615})", "num_hidden_layers"},
       {R"({"model_type":"deepseek_v3","rms_norm_eps":1e-5})", "rms_norm_eps"},
       {R"({"model_type":"deepseek_v3","scoring_func":"softmax"})", "scoring_func"},
-      {R"({"model_type":"deepseek_v3","norm_topk_prob":false})", "norm_topk_prob"},
       {R"({"model_type":"deepseek_v3","moe_layer_freq":2})", "moe_layer_freq"},
+      {R"({"model_type":"deepseek_v3","norm_topk_prob":false})", "norm_topk_prob"},
       {R"({"model_type":"llama","model_type":"llama"})", "repeated"},
       {R"({"heddle":{"moe":{"layers":[4294967299]}}})", "layers"},
       {R"({"heddle":{"d_model":18446744073709551615}})", "d_model"}};

@@ -9,7 +9,6 @@
 #include <numeric>
 
 #include "heddle/v1/config.pb.h"
-#include "model/block.h"
 #include "tests/model/tiny_model.h"
 
 namespace heddle::hf {

@@ -42,7 +42,8 @@ DEEPSEEK = dict(q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_he
                 n_shared_experts=1, moe_intermediate_size=24, n_group=4, topk_group=2,
                 first_k_dense_replace=1, routed_scaling_factor=2.5)
 DEEP_YARN = dict(YARN, mscale=0.8, mscale_all_dim=0.8)
-INDEX = dict(index_n_heads=2, index_head_dim=16)
+# Enough heads that a row of scores has no exact zeros: torch.topk orders ties as it likes.
+INDEX = dict(index_n_heads=16, index_head_dim=16)
 
 CASES = {
     "llama": (LlamaConfig, dict()),
