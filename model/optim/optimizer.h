@@ -57,10 +57,10 @@ struct Shard {
 
 struct StepArgs {
   int64_t update = 1;          // 1 for the first update ever: t of the bias correction
-  int64_t frozen_updates = 0;  // of them, those at which only groups of indexers moved
   double learning_rate = 0.0;  // of this step, from LearningRate()
   double grad_scale = 1.0;     // the gradient is divided by it; max(1, norm / clip)
   bool found_inf = false;      // true: nothing is changed
+  int64_t frozen_updates = 0;  // of the updates, those at which only indexers moved
 };
 
 // The bias correction of a group counts its own updates. REQUIRES: update >= 1, fewer frozen

@@ -178,10 +178,10 @@ void TrainLoop::Update(const Agreement& sums) {
     counters.frozen_updates += Frozen() ? 1 : 0;
     optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()),
                          {.update = counters.updates,
-                          .frozen_updates = Frozen() ? 0 : counters.frozen_updates,
                           .learning_rate = learning_rate_,
                           .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
-                          .found_inf = false},
+                          .found_inf = false,
+                          .frozen_updates = Frozen() ? 0 : counters.frozen_updates},
                          parts_.state->shard());
     parts_.model->UpdateBuffers(Frozen());
     counters.consecutive_nonfinite = 0;

@@ -177,7 +177,7 @@ model_test::Built BuildStrong(const ModelConfig& config, model::Precision precis
     layers::StepInfo step;
     step.loss_scale = step.row_scale = 1.0 / 50;
     HEDDLE_CHECK(built.model->ForwardBackward(batch.view(), step).ok());
-    built.model->UpdateBuffers();
+    built.model->UpdateBuffers(/*frozen=*/false);
   }
   return built;
 }
