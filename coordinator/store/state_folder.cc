@@ -1,6 +1,7 @@
 #include "coordinator/store/state_folder.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -11,6 +12,10 @@
 
 namespace heddle::store {
 namespace {
+
+// A coordinator that was killed a moment ago holds the lock until the kernel has taken it apart.
+constexpr int kLockWaitMs = 2000;
+constexpr int kLockPollMs = 20;
 
 std::string BallastPath(const std::string& dir) { return dir + "/ballast"; }
 
@@ -60,12 +65,15 @@ StatusOr<StateLock> StateLock::Acquire(const std::string& dir) {
     return FromErrno("cannot open", path);
   }
   StateLock lock(fd);
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  for (int waited_ms = 0; flock(fd, LOCK_EX | LOCK_NB) != 0; waited_ms += kLockPollMs) {
     if (errno != EWOULDBLOCK) {
       return FromErrno("cannot lock", path);
     }
-    return FailedPrecondition(
-        Str("state folder ", dir, " is in use by the coordinator with pid ", OwnerOf(fd)));
+    if (waited_ms >= kLockWaitMs) {
+      return FailedPrecondition(
+          Str("state folder ", dir, " is in use by the coordinator with pid ", OwnerOf(fd)));
+    }
+    poll(nullptr, 0, kLockPollMs);
   }
   // The pid is for people; the lock itself is the kernel's. A full disk must not stop a start.
   const std::string pid = Str(getpid(), "\n");

@@ -64,9 +64,11 @@ def test(argv):
     with Hosts("c", "w1", "w2") as hosts, NetworkCluster(hosts) as c:
         data = prepare_data(c)
         c.up()
-        calm = c.submit(write_config(c, data, name="calm", steps=6000, ranks=1, save=100))
-        job = calm
-        wait_until("step 150", lambda: c.last_step(job) >= 150, 60)
+        job = c.submit(write_config(c, data, name="cut", steps=200_000, ranks=1, save=400))
+        # Cut right after a commit: the next save comes due behind the partition, so that its request is what arrives
+        # late. A save caught in the middle of its writing would wait for its permit and ask for nothing.
+        wait_until("a first commit", lambda: [k for k in c.json("ckpt", "ls", job)["checkpoints"]
+                                              if k["state"] == "COMMITTED"], 60)
         cut = next(name for name in ("w1", "w2") if c.rank_of(name))
         other = "w2" if cut == "w1" else "w1"
         old = c.job(job)["attempts"][-1]
