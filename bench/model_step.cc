@@ -6,9 +6,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -34,6 +34,13 @@ struct Options {
   int repeats = 3;
   model::Precision precision = model::Precision::kBf16;
 };
+
+// 0 for text that is no number.
+int64_t NumberOf(const std::string& text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size() ? value : 0;
+}
 
 // A run of the preset; its data set is never opened.
 StatusOr<v1::RunConfig> LoadPreset(const std::string& preset) {
@@ -98,8 +105,8 @@ int main(int argc, char** argv) {
   }
   heddle::Options options;
   options.preset = argv[1];
-  options.length = std::atoll(argv[2]);
-  if (argc > 3) options.repeats = std::max(1, std::atoi(argv[3]));
+  options.length = heddle::NumberOf(argv[2]);
+  if (argc > 3) options.repeats = static_cast<int>(std::max<int64_t>(1, heddle::NumberOf(argv[3])));
   if (argc > 4 && std::string(argv[4]) == "fp32")
     options.precision = heddle::model::Precision::kFp32;
   const heddle::Status status =

@@ -31,10 +31,10 @@ class LanguageModelImpl : public LanguageModel {
 
   StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
                                     const UnitHooks& hooks) override;
-  StatusOr<LossSum> Evaluate(const PackedBatch& batch) override;
+  StatusOr<LossSum> Evaluate(const PackedBatch& batch, const layers::StepInfo& step) override;
   StatusOr<at::Tensor> Logits(const PackedBatch& batch) override;
   std::span<double> statistics() override { return statistics_; }
-  void UpdateBuffers() override;
+  void UpdateBuffers(bool frozen) override;
 
  private:
   int HeadUnit() const { return layers_ + 1; }
@@ -48,7 +48,7 @@ class LanguageModelImpl : public LanguageModel {
   Status Backward(const CheckedBatch& batch, const layers::PassContext& context,
                   const UnitHooks& hooks, const at::Tensor& gradient);
   // The last hidden state of a forward that keeps nothing.
-  at::Tensor HiddenOnly(const CheckedBatch& batch);
+  at::Tensor HiddenOnly(const CheckedBatch& batch, const layers::StepInfo* step);
   // Loss of the rows; with `gradient` defined, writes dL/dx into it and adds weight gradients.
   double Head(const CheckedBatch& batch, const at::Tensor& x, double loss_scale,
               const at::Tensor& gradient);
@@ -125,15 +125,17 @@ void LanguageModelImpl::CollectStatistics() {
   }
 }
 
-void LanguageModelImpl::UpdateBuffers() {
+void LanguageModelImpl::UpdateBuffers(bool frozen) {
   size_t next = 0;
+  bool attention = false;
   for (layers::Sublayer* sublayer : Sublayers()) {
+    attention = !attention;  // a block's halves take turns
     const std::span<double> counted = sublayer->statistics();
     if (counted.empty()) continue;
     std::copy_n(statistics_.begin() + static_cast<std::ptrdiff_t>(next), counted.size(),
                 counted.begin());
     next += counted.size();
-    sublayer->UpdateBuffers();
+    if (attention || !frozen) sublayer->UpdateBuffers();
     std::fill(counted.begin(), counted.end(), 0.0);
   }
 }
@@ -243,7 +245,7 @@ StatusOr<LossSum> LanguageModelImpl::ForwardBackward(const PackedBatch& packed,
   return sum;
 }
 
-at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch) {
+at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch, const layers::StepInfo* step) {
   const int64_t n = static_cast<int64_t>(batch.ids.size());
   const int64_t d = config_.d_model();
   kept_.Release(0);
@@ -251,6 +253,7 @@ at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch) {
   const layers::Documents documents = Begin(batch);
   layers::PassContext context;
   context.documents = &documents;
+  context.step = step;
   context.kept = &kept_;
   context.scratch = &scratch_;
   at::Tensor x = kept_.Take({n, d}, type_);
@@ -265,19 +268,20 @@ at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch) {
   return x;
 }
 
-StatusOr<LossSum> LanguageModelImpl::Evaluate(const PackedBatch& packed) {
+StatusOr<LossSum> LanguageModelImpl::Evaluate(const PackedBatch& packed,
+                                              const layers::StepInfo& step) {
   ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
   const c10::InferenceMode no_graph;
   LossSum sum;
   sum.tokens = batch.valid_labels;
-  sum.loss = Head(batch, HiddenOnly(batch), 1.0, at::Tensor());
+  sum.loss = Head(batch, HiddenOnly(batch, &step), 1.0, at::Tensor());
   return sum;
 }
 
 StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
   ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
   const c10::InferenceMode no_graph;
-  const at::Tensor x = HiddenOnly(batch);
+  const at::Tensor x = HiddenOnly(batch, nullptr);
   const int64_t n = x.size(0);
   const at::Tensor h = scratch_.Take({n, x.size(1)}, type_);
   const at::Tensor norm_saved = scratch_.Take({n}, statistics_type_);

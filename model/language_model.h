@@ -7,8 +7,7 @@
 //   auto model = LanguageModel::Create(config.model(), store.get());
 //   store->ZeroGradients();
 //   for (micro_batch) model->ForwardBackward(micro_batch, {.loss_scale = 1.0 / valid_tokens, ...});
-//   (reduce store->gradients() and model->statistics(), clip, optim::OptimizerStep, which writes
-//   the compute weights, model->UpdateBuffers())
+//   (reduce gradients and model->statistics(), clip, OptimizerStep, UpdateBuffers())
 #pragma once
 
 #include <cstdint>
@@ -83,8 +82,10 @@ class LanguageModel {
   virtual StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
                                             const UnitHooks& hooks = {}) = 0;
 
-  // Loss only: no gradients, no saved activations, no change of state.
-  virtual StatusOr<LossSum> Evaluate(const PackedBatch& batch) = 0;
+  // Loss only: no gradients, no saved activations, no change of state. `step` says which stage of
+  // sparse training is evaluated; its scales are not looked at.
+  virtual StatusOr<LossSum> Evaluate(const PackedBatch& batch,
+                                     const layers::StepInfo& step = {}) = 0;
 
   // Logits of every row, [N, V] fp32 (fp64 for kFp64). Labels are not looked at.
   virtual StatusOr<at::Tensor> Logits(const PackedBatch& batch) = 0;
@@ -94,8 +95,9 @@ class LanguageModel {
   // start of a step and sums it over ranks after the last micro-batch.
   virtual std::span<double> statistics() = 0;
   // After the optimizer's step of a step that counted: changes the buffers of the store from
-  // statistics(), on all ranks alike.
-  virtual void UpdateBuffers() = 0;
+  // statistics(), on all ranks alike. `frozen`: the step trained indexers alone, so only what
+  // belongs to them moves; balancing biases stay.
+  virtual void UpdateBuffers(bool frozen) = 0;
 };
 
 }  // namespace heddle::model

@@ -58,6 +58,7 @@ class LayerCounter {
         attention_(config.attention()),
         heads_(HeadsOf(config)),
         latent_(LayerUsesLatent(config, layer)),
+        has_indexer_(LayerHasIndexer(config, layer)),
         experts_(LayerHasExperts(config, layer)),
         kind_(dense ? (latent_ ? heddle::v1::ATTENTION_KIND_MLA : heddle::v1::ATTENTION_KIND_DENSE)
                     : LayerKind(config, layer)),
@@ -118,6 +119,7 @@ class LayerCounter {
   void AddIndexed(int64_t length, int64_t k, double index_width, LayerFlops* flops) const {
     const double selected = SumMin(length, k);
     flops->attention = PerKey() * selected;
+    if (!has_indexer_) return;
     flops->scores = 2.0 * index_width * SumMin(length, length);
     flops->kl = 6.0 * index_width * selected;
   }
@@ -141,6 +143,7 @@ class LayerCounter {
   double Extra() const {
     if (kind_ == heddle::v1::ATTENTION_KIND_NSA) return NsaExtra();
     if (kind_ == heddle::v1::ATTENTION_KIND_DSA) {
+      if (!has_indexer_) return 0;
       const heddle::v1::DsaConfig& dsa = attention_.dsa();
       const double rq = attention_.mla().q_lora_rank();
       const double hi = dsa.n_indexer_heads();
@@ -181,6 +184,7 @@ class LayerCounter {
   const heddle::v1::AttentionConfig& attention_;
   const Heads heads_;
   const bool latent_;
+  const bool has_indexer_;
   const bool experts_;
   const AttentionKind kind_;
   const double d_;
@@ -333,7 +337,9 @@ int64_t LayerCacheBytes(const ModelConfig& config, int layer, int64_t length,
     }
     case heddle::v1::ATTENTION_KIND_DSA: {
       const int64_t core = LayerUsesLatent(config, layer) ? row.Latent() : row.KeyValue();
-      return length * (core + row.IndexKey(attention.dsa().d_indexer()));
+      const int64_t index =
+          LayerHasIndexer(config, layer) ? row.IndexKey(attention.dsa().d_indexer()) : 0;
+      return length * (core + index);
     }
     case heddle::v1::ATTENTION_KIND_GSA:
       return length * (row.KeyValue() + row.IndexKey(attention.gsa().d_indexer()));
@@ -378,6 +384,7 @@ int64_t DecodeBytesRead(const ModelConfig& config, int64_t length, const CacheFo
       continue;
     }
     bytes += VisibleKeys(config, layer, length - 1) * core;
+    if (!LayerHasIndexer(config, layer)) continue;
     if (kind == heddle::v1::ATTENTION_KIND_DSA) {
       bytes += length * row.IndexKey(attention.dsa().d_indexer());
     } else if (kind == heddle::v1::ATTENTION_KIND_GSA) {
@@ -398,10 +405,21 @@ SpeedUp SpeedUpOverDense(const ModelConfig& config, int64_t length, const SpeedU
   const double dense_step = 3.0 * dense.weights + dense.core_training;
   speed.step_training = dense_step / (3.0 * own.weights + own.core_training);
   speed.dense_core_share = dense.core_training / dense_step;
+  speed.added_share = 3.0 * (own.weights - dense.weights) / dense_step;
   const CacheFormat plain;
   speed.decode_bytes = static_cast<double>(DecodeBytesRead(DenseTwin(config), length, plain)) /
                        static_cast<double>(DecodeBytesRead(config, length, plain));
   return speed;
+}
+
+int64_t ActiveParameters(const ModelConfig& config, int64_t parameters) {
+  const heddle::v1::MoeConfig& moe = config.moe();
+  const int64_t matrices = config.ffn() == ModelConfig::FFN_SWIGLU ? 3 : 2;
+  const int64_t expert = matrices * config.d_model() * moe.d_expert();
+  for (int layer = 0; layer < config.n_layers(); ++layer) {
+    if (LayerHasExperts(config, layer)) parameters -= (moe.n_experts() - moe.top_k()) * expert;
+  }
+  return parameters;
 }
 
 int64_t BreakEvenLength(const ModelConfig& config, int64_t limit) {

@@ -53,6 +53,7 @@ struct SpeedUp {
   double step_training = 1;
   double decode_bytes = 1;      // cache bytes read at the last position, dense / own
   double dense_core_share = 0;  // of the twin's training step
+  double added_share = 0;       // projections that the twin lacks, of its training step
 };
 struct SpeedUpOptions {
   double index_cost = 1.0;  // relative cost of an indexer FLOP: 0.5 for FP8
@@ -60,6 +61,9 @@ struct SpeedUpOptions {
 // REQUIRES: PlanModel(config).ok(), length >= 1.
 SpeedUp SpeedUpOverDense(const heddle::v1::ModelConfig& config, int64_t length,
                          const SpeedUpOptions& options = {});
+
+// Parameters that one token visits: K of E experts.
+int64_t ActiveParameters(const heddle::v1::ModelConfig& config, int64_t parameters);
 
 // Smallest length <= `limit` from which a training step is faster than the dense twin's; 0 if there
 // is none, and for a model without sparse layers.

@@ -37,6 +37,7 @@ class LayerMemory {
         AddNsa(&bytes);
         break;
       case heddle::v1::ATTENTION_KIND_DSA:
+        if (!LayerHasIndexer(config_, layer_)) break;
         AddIndexer(attention_.dsa().n_indexer_heads(), attention_.dsa().d_indexer(),
                    attention_.dsa().topk(), &bytes);
         break;

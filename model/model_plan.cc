@@ -154,6 +154,16 @@ bool LayerUsesLatent(const ModelConfig& config, int layer) {
          (kind == heddle::v1::ATTENTION_KIND_DSA && DsaOnLatent(config));
 }
 
+bool LayerHasIndexer(const ModelConfig& config, int layer) {
+  const AttentionKind kind = LayerKind(config, layer);
+  if (kind != heddle::v1::ATTENTION_KIND_DSA) return kind == heddle::v1::ATTENTION_KIND_GSA;
+  int before = 0;
+  for (int other = 0; other < layer; ++other) {
+    if (LayerKind(config, other) == heddle::v1::ATTENTION_KIND_DSA) ++before;
+  }
+  return before % config.attention().dsa().index_share_every() == 0;
+}
+
 bool LayerHasExperts(const ModelConfig& config, int layer) {
   const heddle::v1::MoeConfig& moe = config.moe();
   if (moe.n_experts() == 0) return false;

@@ -108,6 +108,9 @@ heddle::v1::AttentionKind LayerKind(const heddle::v1::ModelConfig& config, int l
 
 // Whether the layer projects to a latent: kind mla, or dsa with core mla.
 bool LayerUsesLatent(const heddle::v1::ModelConfig& config, int layer);
+// Whether the layer selects keys itself: every gsa layer; of the dsa layers the first and every
+// index_share_every-th after it, whose selection the dsa layers in between share.
+bool LayerHasIndexer(const heddle::v1::ModelConfig& config, int layer);
 
 // Whether the feed-forward part of the layer is a mixture of experts: moe.layers, or moe.every
 // after moe.first_dense.

@@ -159,8 +159,6 @@ class RuleChecker {
              Str("attention.dsa.d_indexer: must be at least the rotated qk_rope_head_dim (",
                  dsa.d_indexer(), " < ", rotated, ")"));
     }
-    Refuse(dsa.index_share_every() != 1,
-           "attention.dsa.index_share_every: every layer of this version selects for itself");
   }
 
   void Gsa() {

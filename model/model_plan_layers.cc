@@ -130,6 +130,7 @@ class BlockPlanner {
   }
 
   void DsaIndexer() {
+    if (!LayerHasIndexer(config_, layer_)) return;
     const heddle::v1::DsaConfig& dsa = config_.attention().dsa();
     const int64_t inputs = IndexerInput();
     const Placement joined = {.joined = true, .indexer = true};

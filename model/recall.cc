@@ -158,7 +158,9 @@ StatusOr<std::vector<LayerRecall>> MeasureRecall(const heddle::v1::ModelConfig& 
     block.Forward(context, with_indexer != nullptr ? &probe : attention, x, y);
     std::swap(x, y);
   }
-  if (!indexed) return FailedPrecondition("the model has no layer with an indexer");
+  if (!indexed)
+    return FailedPrecondition(
+        "no layer has an indexer over grouped queries (DSA on MLA is not measured)");
   if (found.empty()) {
     return FailedPrecondition("no row sees more keys than it selects: give longer documents");
   }

@@ -367,6 +367,40 @@ void CheckFields(const v1::RunConfig& config, Problems& problems) {
   FieldChecker(config, problems).Run();
 }
 
+namespace {
+
+// Keys of experts and of GSA that another key of theirs switches off.
+std::string WhyIdleInLayers(const v1::ModelConfig& model, const std::string& canonical) {
+  const auto inside = [&](const char* group) { return canonical.rfind(group, 0) == 0; };
+  const v1::MoeConfig& moe = model.moe();
+  if (inside("model.moe.") && moe.n_experts() == 0) {
+    return "without model.moe.n_experts";
+  }
+  if (canonical == "model.moe.bias_center" && moe.bias_update_rate() == 0) {
+    return "without model.moe.bias_update_rate";
+  }
+  if (canonical == "model.moe.aux_form" && moe.aux_loss() == 0) {
+    return "without model.moe.aux_loss";
+  }
+  if (canonical == "model.moe.topk_groups" && moe.n_groups() <= 1) {
+    return "without model.moe.n_groups";
+  }
+  if (canonical == "model.moe.norm_topk" && moe.router() == v1::MoeConfig::ROUTER_SIGMOID) {
+    return "with model.moe.router=sigmoid, whose weights always sum to 1";
+  }
+  const v1::GsaConfig& gsa = model.attention().gsa();
+  const bool adaptive = inside("model.attention.gsa.k_m") || inside("model.attention.gsa.adaptive");
+  if (adaptive && !gsa.use_adaptive_k()) {
+    return "without model.attention.gsa.use_adaptive_k";
+  }
+  if (inside("model.attention.gsa.gate_") && !gsa.use_value_gate() && !gsa.use_output_gate()) {
+    return "without a gate";
+  }
+  return "";
+}
+
+}  // namespace
+
 std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   const auto inside = [&](const char* group) { return canonical.rfind(group, 0) == 0; };
   if (config.kind() == v1::RunConfig::KIND_COMMAND &&
@@ -388,8 +422,8 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   if (inside("logging.profiling.") && !config.logging().profiling().enabled()) {
     return "without logging.profiling.enabled";
   }
-  if (inside("model.moe.") && config.model().moe().n_experts() == 0) {
-    return "without model.moe.n_experts";
+  if (inside("model.moe.") || inside("model.attention.gsa.")) {
+    return WhyIdleInLayers(config.model(), canonical);
   }
   const auto type = config.model().rope().scaling().type();
   const bool llama3 = inside("model.rope.scaling.low_") || inside("model.rope.scaling.high_");
@@ -404,13 +438,43 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
 
 namespace {
 
+bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
+  const auto& pattern = attention.pattern();
+  return pattern.empty() ? attention.kind() == kind
+                         : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+}
+
+// Choices that are legal and seldom meant.
+void WarnOfIndexers(const v1::AttentionConfig& attention, int64_t max_steps,
+                    std::vector<std::string>& out) {
+  const auto never_sparse = [&](v1::AttentionKind kind, const char* name, int64_t steps) {
+    if (UsesKind(attention, kind) && steps >= max_steps) {
+      out.push_back(Str("model.attention.", name, ".warmup_steps (", steps,
+                        ") is not below training.max_steps (", max_steps,
+                        "): the run never leaves the dense stage"));
+    }
+  };
+  const v1::GsaConfig& gsa = attention.gsa();
+  never_sparse(v1::ATTENTION_KIND_DSA, "dsa", attention.dsa().warmup_steps());
+  never_sparse(v1::ATTENTION_KIND_GSA, "gsa", gsa.warmup_steps());
+  if (!UsesKind(attention, v1::ATTENTION_KIND_GSA) || !gsa.use_adaptive_k()) {
+    return;
+  }
+  if (gsa.adaptive_k() == v1::GsaConfig::ADAPTIVE_K_VARIANCE) {
+    out.push_back(
+        "model.attention.gsa.adaptive_k: variance looks at future and foreign tokens; it replays "
+        "weights that were trained with it (variance_causal does not)");
+  }
+  if (gsa.adaptive_k() == v1::GsaConfig::ADAPTIVE_K_LEARNED) {
+    out.push_back(
+        "model.attention.gsa.adaptive_k: learned replays weights that have its network; no loss "
+        "trains it here");
+  }
+}
+
 // Groups of kinds that no layer has.
 void AddUnusedGroups(const v1::AttentionConfig& attention, std::vector<std::string>& out) {
-  const auto uses = [&](v1::AttentionKind kind) {
-    const auto& pattern = attention.pattern();
-    return pattern.empty() ? attention.kind() == kind
-                           : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
-  };
+  const auto uses = [&](v1::AttentionKind kind) { return UsesKind(attention, kind); };
   const auto check = [&](bool present, v1::AttentionKind kind, const char* name) {
     if (present && !uses(kind)) {
       out.push_back(Str("model.attention.", name, " has no effect: no layer is of kind ", name));
@@ -448,6 +512,7 @@ std::vector<std::string> Warnings(const v1::RunConfig& config) {
     out.push_back("data.eval_path has no effect without training.eval_interval");
   }
   AddUnusedGroups(model.attention(), out);
+  WarnOfIndexers(model.attention(), training.max_steps(), out);
   return out;
 }
 

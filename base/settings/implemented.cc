@@ -21,7 +21,6 @@ struct Row {
 
 const std::vector<Row>& Table() {
   static const std::vector<Row> rows = {
-      {"model.attention.dsa.index_share_every", {"1"}, "selections shared by layers"},
       {"model.attention.logit_scale", {}, "the query temperature"},
       {"model.dropout", {"0"}, "dropout"},
       {"training.optimizer", {"adamw"}, "Lion"},

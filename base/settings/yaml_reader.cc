@@ -19,6 +19,7 @@ namespace {
 
 // yaml-cpp spends microseconds on each, used or not.
 constexpr int kReferencesMax = 10000;
+constexpr int kQuotesMax = 100000;        // and escapes
 constexpr size_t kMessageBytesMax = 200;  // its messages may quote the whole file
 
 // Leaves yaml-cpp's parser; caught in ReadYaml.
@@ -215,6 +216,7 @@ Status Prescan(const std::string& text, const std::string& source) {
   int depth = 0;
   int separators = 0;
   int references = 0;
+  int quotes = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const unsigned char c = static_cast<unsigned char>(text[i]);
     std::string problem;
@@ -226,6 +228,8 @@ Status Prescan(const std::string& text, const std::string& source) {
       problem = ++references > kReferencesMax
                     ? Str("more than ", kReferencesMax, " anchors and aliases")
                     : "";
+    } else if (c == '"' || c == '\'' || c == '\\' || c == '%') {
+      problem = ++quotes > kQuotesMax ? Str("more than ", kQuotesMax, " quotes and escapes") : "";
     } else if (c == ',' || c == '\n' || c == '-' || c == '?' || c == ':') {
       problem = ++separators > 2 * kNodesMax ? Str("more than ", kNodesMax, " values") : "";
     } else if (c == 0x7F || (c < 0x20 && c != '\t' && c != '\r')) {

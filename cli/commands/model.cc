@@ -22,7 +22,9 @@ Status TakeGlobals(const std::vector<std::string>& words, CommandContext* contex
         context->coordinator = value;
       } else if (value == "json") {
         context->output = OutputFormat::kJson;
-      } else if (value != "table" && value != "wide") {
+      } else if (value == "wide") {
+        context->output = OutputFormat::kWide;
+      } else if (value != "table") {
         return InvalidArgument(Str(word, " ", value, ": must be table, wide or json"));
       }
     } else {
@@ -56,12 +58,15 @@ Verb Make(std::vector<std::string> path, const char* doc) {
 
 std::vector<Verb> ModelVerbs() {
   return {
-      Make({"model", "show"}, "DIR|CKPT: parameters, FLOPs, memory of a model"),
+      Make({"model", "show"},
+           "DIR|CKPT|PRESET [--lengths 2048,16384]: parameters, FLOPs, caches of a model"),
       Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
       Make({"model", "recall"},
            "DIR|CKPT --data DIR [--tokens N]: attention mass on what the indexers select"),
-      Make({"model", "import"}, "HF_DIR --out DIR: read a Hugging Face folder"),
-      Make({"model", "export"}, "DIR|CKPT --out HF_DIR: write a Hugging Face folder"),
+      Make({"model", "import"},
+           "HF_DIR --out DIR [model.attention.kind=gsa ...] [--allow-nonfinite]: read a Hugging "
+           "Face folder"),
+      Make({"model", "export"}, "DIR|CKPT --out HF_DIR [--dense]: write a Hugging Face folder"),
       Make({"generate"},
            "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
            "[--top-p P] [--seed S] [memory.kv_cache.quantization=fp8]; repeat --prompt for a "

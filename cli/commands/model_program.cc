@@ -65,7 +65,9 @@ StatusOr<int> RunModelProgram(const CommandContext& context, const std::string& 
                               const std::string& target, const std::vector<std::string>& words) {
   std::vector<std::string> arguments = {context.program_dir + "/heddle-model", verb};
   TemporaryFile record;
-  if (IsFolder(target)) {
+  // `show` also knows the presets; the program says so if there is none of that name.
+  const bool preset = verb == "show" && target.find_first_of("@/") == std::string::npos;
+  if (IsFolder(target) || preset) {
     arguments.push_back(target);
   } else if (target.find('@') != std::string::npos) {
     ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
@@ -78,6 +80,8 @@ StatusOr<int> RunModelProgram(const CommandContext& context, const std::string& 
   arguments.insert(arguments.end(), words.begin(), words.end());
   if (context.json()) {
     arguments.insert(arguments.end(), {"-o", "json"});
+  } else if (context.output == OutputFormat::kWide) {
+    arguments.insert(arguments.end(), {"-o", "wide"});
   }
   return RunProgram(arguments);
 }

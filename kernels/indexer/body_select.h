@@ -254,13 +254,14 @@ struct RowSums {
   alignas(64) T chunk[kChunk];
 };
 
-// Sum of body(x) over a chunk, absent lanes 0.
+// Sum of body(x, present) over a chunk, absent lanes 0.
 template <typename T, typename Body>
 inline double SumOver(const RowSums<T>& s, const Body& body) {
   Value<T> sum{};
   for (int64_t i = 0; i < s.held; i += kWidth<T>) {
-    const Value<T> y = body(LoadLanes(s.chunk + i));
-    sum += LanesBelow<T>(s.held - i) ? y : Value<T>{};
+    const Orders<T> present = LanesBelow<T>(s.held - i);
+    const Value<T> y = body(LoadLanes(s.chunk + i), present);
+    sum += present ? y : Value<T>{};
   }
   return static_cast<double>(SumLanes<T>(sum));
 }
@@ -269,9 +270,10 @@ template <typename T>
 __attribute__((noinline)) void Digest(RowSums<T>* s, bool entropy) {
   if (s->held == 0) return;
   const double n = static_cast<double>(s->held);
-  const double mean = SumOver(*s, [](Value<T> x) { return x; }) / n;
+  const double mean = SumOver(*s, [](Value<T> x, Orders<T>) { return x; }) / n;
   const T center = static_cast<T>(mean);
-  const double about_center = SumOver(*s, [&](Value<T> x) { return (x - center) * (x - center); });
+  const double about_center =
+      SumOver(*s, [&](Value<T> x, Orders<T>) { return (x - center) * (x - center); });
   const double off = mean - static_cast<double>(center);
   const double squares = about_center - n * off * off;
   const double total = s->count + n;
@@ -287,9 +289,13 @@ __attribute__((noinline)) void Digest(RowSums<T>* s, bool entropy) {
   const double maximum = static_cast<double>(MaxLanes<T>(best));
   if (entropy) {
     const T shift = static_cast<T>(maximum);
-    const double sum = SumOver(*s, [&](Value<T> x) { return ExpLanes(x - shift); });
-    const double weighted =
-        SumOver(*s, [&](Value<T> x) { return ExpLanes(x - shift) * (x - shift); });
+    Value<T> products{};
+    const double sum = SumOver(*s, [&](Value<T> x, Orders<T> present) {
+      const Value<T> e = ExpLanes(x - shift);
+      products += present ? e * (x - shift) : Value<T>{};
+      return e;
+    });
+    const double weighted = static_cast<double>(SumLanes<T>(products));
     const double both = maximum > s->maximum ? maximum : s->maximum;
     const double before = s->exponentials > 0 ? s->maximum - both : 0;
     const double now = maximum - both;

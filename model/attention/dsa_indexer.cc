@@ -72,7 +72,7 @@ IndexRows DsaIndexer::Project(std::span<const int32_t> positions, const at::Tens
   const at::Tensor w_T = pool->Take({n, heads_}, type);
   at::Tensor key = pool->Take({n, width_}, type);
   layers::Linear(u, q_.weight, q_T);
-  layers::Linear(x, k_.weight, key);
+  layers::LinearByRow(x, k_.weight, key);
   layers::Linear(x, w_.weight, w_T);
   const at::Tensor q = Widen(q_T, pool);
   const at::Tensor w = Widen(w_T, pool);

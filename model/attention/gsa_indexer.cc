@@ -73,7 +73,7 @@ IndexRows GsaIndexer::Project(std::span<const int32_t> /*positions*/, const at::
   const at::Tensor key = pool->Take({n, width_}, type);
   const at::Tensor w = pool->Take({n, heads_}, type);
   layers::Linear(u, storage_.Weight("self_attn.indexer.q_proj.weight"), q);
-  layers::Linear(x, storage_.Weight("self_attn.indexer.k_proj.weight"), key);
+  layers::LinearByRow(x, storage_.Weight("self_attn.indexer.k_proj.weight"), key);
   layers::Linear(x, storage_.Weight("self_attn.indexer.weights_proj.weight"), w);
   w_ = Widen(w, pool);
   w_.add_(storage_.Weight("self_attn.indexer.weights_proj.bias"));
@@ -92,12 +92,12 @@ IndexRows GsaIndexer::Project(std::span<const int32_t> /*positions*/, const at::
 AdaptiveK GsaIndexer::Adaptive() const {
   AdaptiveK adaptive = adaptive_;
   if (adaptive.kind() != AdaptiveK::Kind::kLearned) return adaptive;
-  const std::string prefix = "self_attn.indexer.k_mlp.";
+  const std::string prefix = "self_attn.indexer.adaptive_k.";
   AdaptiveK::Mlp mlp;
-  mlp.first = ToVector(storage_.Weight(prefix + "0.weight"));
-  mlp.first_bias = ToVector(storage_.Weight(prefix + "0.bias"));
-  mlp.second = ToVector(storage_.Weight(prefix + "2.weight"));
-  mlp.second_bias = ToVector(storage_.Weight(prefix + "2.bias")).front();
+  mlp.first = ToVector(storage_.Weight(prefix + "fc1.weight"));
+  mlp.first_bias = ToVector(storage_.Weight(prefix + "fc1.bias"));
+  mlp.second = ToVector(storage_.Weight(prefix + "fc2.weight"));
+  mlp.second_bias = ToVector(storage_.Weight(prefix + "fc2.bias")).front();
   adaptive.set_mlp(std::move(mlp));
   return adaptive;
 }

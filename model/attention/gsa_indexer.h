@@ -4,8 +4,8 @@
 //
 // act is sigmoid or relu; no rotation. Trained by the KL of DSA on softmax(I / tau_I). Tensors:
 // self_attn.indexer.{q_proj,k_proj,weights_proj}.weight, weights_proj.bias (cw), bias (beta);
-// adaptive_k learned: k_mlp.{0,2}.{weight,bias}, which no loss trains. Buffer of variance_causal:
-// self_attn.indexer.vref [1].
+// adaptive_k learned: adaptive_k.{fc1,fc2}.{weight,bias}, which no loss trains. Buffer of
+// variance_causal: vref [1].
 #pragma once
 
 #include <array>

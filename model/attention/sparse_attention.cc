@@ -18,9 +18,14 @@ namespace {
 
 namespace ks = kernels::sparse_attention;
 
-constexpr int64_t kRowsPerBlock = 32;
-// Keys, values and their gradients of a task: 1 MiB at width 128, so that they stay in L2.
-constexpr int64_t kKeysPerTask = 256;
+// Pieces per thread, so that threads end together though a causal batch's last rows cost most.
+constexpr int64_t kPiecesPerThread = 8;
+// Neighbouring rows share keys in the cache; more rows than these gain nothing.
+constexpr int64_t kRowsPerBlockMax = 64;
+// Keys, values and their gradients of a task: 1 MiB at width 128, so that they stay in L2; fewer
+// keys make rows do more passes.
+constexpr int64_t kKeysPerTaskMin = 64;
+constexpr int64_t kKeysPerTaskMax = 512;
 
 // Runs body(i) for i in [0, count); a free thread takes the next i. Bodies are independent of each
 // other, so neither their order nor their thread matters.
@@ -163,20 +168,31 @@ ks::Problem<S> ProblemOf(double scale, const KeySets& sets, const at::Tensor& q,
   return p;
 }
 
-ks::Rows BlockOf(int64_t i, int64_t rows) {
-  return {i * kRowsPerBlock, std::min(rows, (i + 1) * kRowsPerBlock)};
+// Size of a piece of `count` rows or keys. No result depends on it.
+int64_t PieceOf(int64_t count, int64_t low, int64_t high) {
+  return std::clamp(count / (kPiecesPerThread * at::get_num_threads()), low, high);
 }
-int64_t Blocks(int64_t rows) { return (rows + kRowsPerBlock - 1) / kRowsPerBlock; }
+
+// Calls body(rows) for blocks of [0, rows) on LibTorch's threads.
+template <typename Body>
+void ForRowBlocks(int64_t rows, const Body& body) {
+  const int64_t step = PieceOf(rows, 1, kRowsPerBlockMax);
+  ForEach((rows + step - 1) / step, [&](int64_t i) {
+    body(ks::Rows{i * step, std::min(rows, (i + 1) * step)});
+  });
+}
 
 std::vector<ks::KeyTask> TasksOf(const KeyDocuments& documents, int64_t kv_heads) {
   std::vector<ks::KeyTask> tasks;
+  const int64_t step =
+      PieceOf(documents.key_rows.back() * kv_heads, kKeysPerTaskMin, kKeysPerTaskMax);
   for (size_t b = 0; b + 1 < documents.key_rows.size(); ++b) {
     const ks::Rows rows{documents.query_rows[b], documents.query_rows[b + 1]};
     const int64_t last = documents.key_rows[b + 1];
     // First keys first: under a causal mask they have the most rows.
-    for (int64_t key = documents.key_rows[b]; key < last; key += kKeysPerTask) {
+    for (int64_t key = documents.key_rows[b]; key < last; key += step) {
       for (int64_t j = 0; j < kv_heads; ++j) {
-        tasks.push_back({j, {key, std::min(last, key + kKeysPerTask)}, rows});
+        tasks.push_back({j, {key, std::min(last, key + step)}, rows});
       }
     }
   }
@@ -193,8 +209,7 @@ void Forward(double scale, const KeySets& sets, const at::Tensor& q, const at::T
   const Result result(out, type);
   const ks::Forward<S> forward{ProblemOf<S>(scale, sets, wide_q, wide_k, wide_v), result.data<S>(),
                                lse.data_ptr<S>()};
-  const int64_t rows = q.size(0);
-  ForEach(Blocks(rows), [&](int64_t i) { Kernels<S>().forward(forward, BlockOf(i, rows)); });
+  ForRowBlocks(q.size(0), [&](ks::Rows rows) { Kernels<S>().forward(forward, rows); });
   result.Finish();
 }
 
@@ -231,9 +246,8 @@ void Backward(double scale, const KeySets& sets, const KeyDocuments& documents,
                                  dq.data<S>(),
                                  dk.data<S>(),
                                  dv.data<S>()};
-  const int64_t rows = q.size(0);
   const ks::Table<S>& kernels = Kernels<S>();
-  ForEach(Blocks(rows), [&](int64_t i) { kernels.backward_queries(backward, BlockOf(i, rows)); });
+  ForRowBlocks(q.size(0), [&](ks::Rows rows) { kernels.backward_queries(backward, rows); });
   dq.Finish();
   const std::vector<ks::KeyTask> tasks = TasksOf(documents, t.k.size(1));
   ForEach(static_cast<int64_t>(tasks.size()),

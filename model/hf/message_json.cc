@@ -90,7 +90,8 @@ Status SetNumber(const json& value, const std::string& path, const FieldDescript
       return OkStatus();
     case FieldDescriptor::CPPTYPE_INT32: {
       if (!value.is_number_integer()) return bad();
-      const int64_t wide = value.get<int64_t>();
+      const bool large = value.is_number_unsigned() && value.get<uint64_t>() > INT32_MAX;
+      const int64_t wide = large ? INT64_MAX : value.get<int64_t>();
       if (wide < std::numeric_limits<int32_t>::min() ||
           wide > std::numeric_limits<int32_t>::max()) {
         return bad();
@@ -127,10 +128,11 @@ Status SetField(const json& value, const std::string& path, const FieldDescripto
       } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
         RETURN_IF_ERROR(FromJson(value[i], at, r.AddMessage(message, &field)));
       } else if (field.cpp_type() == FieldDescriptor::CPPTYPE_INT32 &&
-                 value[i].is_number_integer()) {
+                 value[i].is_number_integer() && value[i] >= 0 &&
+                 value[i] <= std::numeric_limits<int32_t>::max()) {
         r.AddInt32(message, &field, value[i].get<int32_t>());
       } else {
-        return InvalidArgument(Str(at, ": not supported here"));
+        return InvalidArgument(Str(at, ": ", value[i].dump(), " does not fit"));
       }
     }
     return OkStatus();

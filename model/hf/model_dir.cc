@@ -12,6 +12,8 @@
 
 #include "heddle/v1/config.pb.h"
 #include "model/hf/config_json.h"
+#include "model/hf/json_values.h"
+#include "model/hf/name_map.h"
 #include "model/hf/safetensors.h"
 #include "model/model_plan.h"
 #include "model/parameter_store.h"
@@ -23,6 +25,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr uintmax_t kJsonBytesMax = 64 << 20;
+constexpr int kIndexDepthMax = 8;
 constexpr char kIndexName[] = "model.safetensors.index.json";
 
 StatusOr<std::string> ReadText(const std::string& path) {
@@ -36,24 +39,32 @@ StatusOr<std::string> ReadText(const std::string& path) {
   return text;
 }
 
-// Names of the weight files, from the index if there is one.
-StatusOr<std::vector<std::string>> WeightFiles(const std::string& dir) {
+// Weight files, and which tensor the index sees in which; without an index one file.
+struct WeightFiles {
+  std::set<std::string> names;
+  std::map<std::string, std::string> file_of;  // by the files' tensor names; empty without an index
+};
+
+StatusOr<WeightFiles> FindFiles(const std::string& dir) {
   const std::string index = dir + "/" + kIndexName;
-  if (!fs::exists(index)) return std::vector<std::string>{"model.safetensors"};
+  if (!fs::exists(index)) return WeightFiles{{"model.safetensors"}, {}};
   ASSIGN_OR_RETURN(const std::string text, ReadText(index));
-  const json object = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (!object.is_object() || !object.contains("weight_map") || !object["weight_map"].is_object()) {
+  StatusOr<json> object = ParseJsonObject(text, kIndexDepthMax);
+  if (!object.ok()) return Annotate(object.status(), index);
+  if (!object->contains("weight_map") || !(*object)["weight_map"].is_object()) {
     return InvalidArgument(Str(index, ": no weight_map"));
   }
-  std::set<std::string> names;
-  for (const auto& [tensor, file] : object["weight_map"].items()) {
+  WeightFiles files;
+  for (const auto& [tensor, file] : (*object)["weight_map"].items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
-    if (name.empty() || name.find('/') != std::string::npos || name.front() == '.') {
+    if (name.empty() || name.find('/') != std::string::npos || name.front() == '.' ||
+        name.find('\0') != std::string::npos) {
       return InvalidArgument(Str(index, ": bad file name of tensor '", tensor, "'"));
     }
-    names.insert(name);
+    files.names.insert(name);
+    files.file_of.emplace(tensor, name);
   }
-  return std::vector<std::string>(names.begin(), names.end());
+  return files;
 }
 
 std::string Shape(const std::vector<int64_t>& shape) { return json(shape).dump(); }
@@ -69,65 +80,127 @@ Status CheckFinite(const std::string& name, std::span<const float> values) {
 
 struct Located {
   const SafetensorsFile* file;
+  std::string name;  // in the file
   const TensorEntry* entry;
 };
 
-// Every difference between what the plan wants and what the files hold.
-std::string Differences(const model::ModelPlan& plan,
-                        const std::map<std::string, Located>& present) {
-  std::string problems;
-  for (const model::TensorSpec& tensor : plan.tensors) {
-    const auto found = present.find(tensor.name);
-    if (found == present.end()) {
-      problems += Str("\n  missing ", tensor.name);
-    } else if (found->second.entry->shape != tensor.shape) {
-      problems += Str("\n  ", tensor.name, " is ", Shape(found->second.entry->shape), ", not ",
-                      Shape(tensor.shape));
+// What a folder's weight files hold, by our names.
+struct Folder {
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  std::map<std::string, Located> tensors;
+  std::string problems;  // one a line
+};
+
+StatusOr<Folder> OpenWeights(const std::string& dir, Architecture architecture) {
+  ASSIGN_OR_RETURN(const WeightFiles found, FindFiles(dir));
+  Folder folder;
+  std::set<std::string> seen;
+  for (const std::string& name : found.names) {
+    ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
+                     SafetensorsFile::Open(dir + "/" + name));
+    for (const auto& [tensor, entry] : file->header().tensors) {
+      seen.insert(tensor);
+      if (CarriesNothing(tensor)) continue;
+      const auto listed = found.file_of.find(tensor);
+      if (!found.file_of.empty() && (listed == found.file_of.end() || listed->second != name)) {
+        folder.problems += Str("\n  ", tensor, " is in ", name, ", the index says ",
+                               listed == found.file_of.end() ? "nothing" : listed->second);
+      }
+      const std::string ours = OurName(tensor, architecture);
+      if (!folder.tensors.emplace(ours, Located{file.get(), tensor, &entry}).second) {
+        folder.problems += Str("\n  ", tensor, " is there twice");
+      }
     }
+    folder.files.push_back(std::move(file));
   }
-  for (const auto& [name, located] : present) {
+  for (const auto& [tensor, name] : found.file_of) {
+    if (!seen.contains(tensor)) folder.problems += Str("\n  ", tensor, " is not in ", name);
+  }
+  return folder;
+}
+
+void CompareTensor(const model::TensorSpec& wanted, bool needed, Architecture architecture,
+                   const Folder& folder, std::string* problems) {
+  const auto found = folder.tensors.find(wanted.name);
+  if (found == folder.tensors.end()) {
+    if (needed) *problems += Str("\n  missing ", FileName(wanted.name, architecture));
+  } else if (found->second.entry->shape != wanted.shape) {
+    *problems += Str("\n  ", found->second.name, " is ", Shape(found->second.entry->shape),
+                     ", not ", Shape(wanted.shape));
+  }
+}
+
+// Every difference between what the plan wants and what the files hold.
+std::string Differences(const model::ModelPlan& plan, Architecture architecture,
+                        const Folder& folder) {
+  std::string problems = folder.problems;
+  for (const model::TensorSpec& tensor : plan.tensors) {
+    CompareTensor(tensor, /*needed=*/true, architecture, folder, &problems);
+  }
+  for (const model::TensorSpec& buffer : plan.buffers) {
+    CompareTensor(buffer, /*needed=*/false, architecture, folder, &problems);
+  }
+  for (const auto& [name, located] : folder.tensors) {
+    const bool known = plan.Find(name) != nullptr || plan.FindBuffer(name) != nullptr;
     // A tied head may be stored twice.
-    if (plan.Find(name) == nullptr && name != "lm_head.weight") {
-      problems += Str("\n  unexpected ", name);
-    }
+    if (!known && name != "lm_head.weight") problems += Str("\n  unexpected ", located.name);
   }
   return problems;
+}
+
+Status ReadTensor(const Folder& folder, const std::string& name, const ReadOptions& options,
+                  std::span<float> to) {
+  const Located& from = folder.tensors.at(name);
+  RETURN_IF_ERROR(from.file->ReadFloats(from.name, to));
+  return options.allow_nonfinite ? OkStatus() : CheckFinite(from.name, to);
+}
+
+StatusOr<std::string> ReadConfigText(const std::string& dir) {
+  return ReadText(dir + "/config.json");
 }
 
 }  // namespace
 
 StatusOr<heddle::v1::ModelConfig> ReadModelConfig(const std::string& dir) {
-  const std::string path = dir + "/config.json";
-  ASSIGN_OR_RETURN(const std::string text, ReadText(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadConfigText(dir));
   StatusOr<heddle::v1::ModelConfig> config = ReadConfigJson(text);
-  if (!config.ok()) return Annotate(config.status(), path);
+  if (!config.ok()) return Annotate(config.status(), dir + "/config.json");
   return config;
 }
 
-Status ReadWeights(const std::string& dir, model::ParameterStore* store) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> names, WeightFiles(dir));
-  std::vector<std::unique_ptr<SafetensorsFile>> files;
-  std::map<std::string, Located> present;
-  for (const std::string& name : names) {
-    ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
-                     SafetensorsFile::Open(dir + "/" + name));
-    for (const auto& [tensor, entry] : file->header().tensors) {
-      if (!present.emplace(tensor, Located{file.get(), &entry}).second) {
-        return InvalidArgument(Str(dir, ": tensor '", tensor, "' is in two files"));
-      }
-    }
-    files.push_back(std::move(file));
-  }
-  const std::string problems = Differences(store->plan(), present);
-  if (!problems.empty())
+Status ReadWeights(const std::string& dir, model::ParameterStore* store,
+                   const ReadOptions& options) {
+  ASSIGN_OR_RETURN(const std::string text, ReadConfigText(dir));
+  ASSIGN_OR_RETURN(const Architecture architecture, ReadArchitecture(text));
+  ASSIGN_OR_RETURN(const Folder folder, OpenWeights(dir, architecture));
+  const std::string problems = Differences(store->plan(), architecture, folder);
+  if (!problems.empty()) {
     return InvalidArgument(Str(dir, ": tensors differ from config.json:", problems));
+  }
   for (const model::TensorSpec& tensor : store->plan().tensors) {
-    const std::span<float> to = store->master(tensor);
-    RETURN_IF_ERROR(present.at(tensor.name).file->ReadFloats(tensor.name, to));
-    RETURN_IF_ERROR(CheckFinite(tensor.name, to));
+    RETURN_IF_ERROR(ReadTensor(folder, tensor.name, options, store->master(tensor)));
+  }
+  for (const model::TensorSpec& buffer : store->plan().buffers) {
+    const std::span<float> to = store->buffer(buffer);
+    if (folder.tensors.contains(buffer.name)) {
+      RETURN_IF_ERROR(ReadTensor(folder, buffer.name, options, to));
+    } else {
+      std::fill(to.begin(), to.end(), 0.0f);
+    }
   }
   store->RefreshComputeWeights();
   return OkStatus();
+}
+
+std::vector<NamedWeight> WeightsOf(model::ParameterStore* store) {
+  std::vector<NamedWeight> weights;
+  for (const model::TensorSpec& tensor : store->plan().tensors) {
+    weights.push_back({tensor.name, tensor.shape, store->master(tensor)});
+  }
+  for (const model::TensorSpec& buffer : store->plan().buffers) {
+    weights.push_back({buffer.name, buffer.shape, store->buffer(buffer)});
+  }
+  return weights;
 }
 
 namespace {
@@ -139,6 +212,7 @@ Status CheckWeights(const heddle::v1::ModelConfig& config,
   std::set<std::string> seen;
   for (const NamedWeight& weight : weights) {
     const model::TensorSpec* spec = plan.Find(weight.name);
+    if (spec == nullptr) spec = plan.FindBuffer(weight.name);
     if (spec == nullptr || spec->shape != weight.shape ||
         spec->elements != static_cast<int64_t>(weight.values.size())) {
       problems += Str("\n  unexpected ", weight.name, " ", Shape(weight.shape));
@@ -179,6 +253,40 @@ std::string ShardName(size_t index, size_t count) {
   return count == 1 ? "model.safetensors" : name;
 }
 
+// The architecture whose model gives the same logits with these weights, and the weights that its
+// files hold, under its names.
+Architecture ArchitectureFor(const heddle::v1::ModelConfig& config,
+                             std::vector<NamedWeight>* weights) {
+  const Architecture architecture = ArchitectureOf(config);
+  if (architecture != Architecture::kMixtral) return architecture;
+  const auto is_bias = [](const NamedWeight& weight) {
+    return weight.name.find(".e_score_correction_bias") != std::string::npos;
+  };
+  // Mixtral's router has no bias: one that does something needs our own type.
+  for (const NamedWeight& weight : *weights) {
+    if (is_bias(weight) && std::any_of(weight.values.begin(), weight.values.end(),
+                                       [](float value) { return value != 0.0f; })) {
+      return Architecture::kHeddle;
+    }
+  }
+  std::erase_if(*weights, is_bias);
+  for (NamedWeight& weight : *weights) weight.name = FileName(weight.name, architecture);
+  return architecture;
+}
+
+// Weight files of an earlier write, which an index or a reader of "*.safetensors" would still see.
+void RemoveOldWeights(const std::string& dir) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(dir, error)) {
+    const std::string name = entry.path().filename();
+    const bool weights =
+        name == "model.safetensors" || name == kIndexName ||
+        (name.rfind("model-", 0) == 0 && entry.path().extension() == ".safetensors");
+    std::error_code ignored;
+    if (weights) fs::remove(entry.path(), ignored);
+  }
+}
+
 Status WriteWeights(const std::string& dir, const std::vector<NamedWeight>& weights,
                     int64_t shard_bytes_max) {
   const auto shards = Split(weights, shard_bytes_max);
@@ -204,21 +312,22 @@ Status WriteModelDir(const std::string& dir, const heddle::v1::ModelConfig& conf
                      const std::vector<NamedWeight>& weights, const ExportOptions& options) {
   RETURN_IF_ERROR(CheckWeights(config, weights));
   for (const NamedWeight& weight : weights) {
-    RETURN_IF_ERROR(CheckFinite(weight.name, weight.values));
+    if (!options.allow_nonfinite) RETURN_IF_ERROR(CheckFinite(weight.name, weight.values));
   }
   std::error_code error;
   fs::create_directories(dir, error);
   if (error) return FromErrno("create", dir, error.value());
   // The old description must not stand beside new weights.
-  for (const char* name : {"config.json", kIndexName, "model.safetensors"}) {
-    fs::remove(dir + "/" + name, error);
-  }
-  RETURN_IF_ERROR(WriteWeights(dir, weights, options.shard_bytes_max));
+  fs::remove(dir + "/config.json", error);
+  RemoveOldWeights(dir);
+  std::vector<NamedWeight> written = weights;
+  const Architecture architecture = ArchitectureFor(config, &written);
+  RETURN_IF_ERROR(WriteWeights(dir, written, options.shard_bytes_max));
   if (!options.tokenizer_path.empty()) {
     ASSIGN_OR_RETURN(const std::string tokenizer, ReadText(options.tokenizer_path));
     RETURN_IF_ERROR(WriteFileSafely(dir + "/tokenizer.json", tokenizer));
   }
-  return WriteFileSafely(dir + "/config.json", WriteConfigJson(config));
+  return WriteFileSafely(dir + "/config.json", WriteConfigJson(config, architecture));
 }
 
 }  // namespace heddle::hf

@@ -22,26 +22,36 @@ namespace heddle::hf {
 // Reads DIR/config.json. NOT_FOUND; INVALID_ARGUMENT names file and key.
 StatusOr<heddle::v1::ModelConfig> ReadModelConfig(const std::string& dir);
 
-// Fills the master weights (and the compute copy) of a store made for this folder's config.
-// INVALID_ARGUMENT lists all missing, unexpected and mis-shaped tensors, and names a tensor with a
-// value that is not finite.
-Status ReadWeights(const std::string& dir, model::ParameterStore* store);
+struct ReadOptions {
+  bool allow_nonfinite = false;  // NaN and Inf are read as they stand
+};
+// Fills the master weights (and the compute copy) and the buffers of a store made for this folder's
+// config. A buffer that the folder lacks is 0.
+// INVALID_ARGUMENT lists all missing, unexpected and mis-shaped tensors by the names of the files,
+// and those whose place differs from the index; names a tensor with a value that is not finite.
+Status ReadWeights(const std::string& dir, model::ParameterStore* store,
+                   const ReadOptions& options = {});
 
-// One weight to be written, fp32, borrowed for the call.
+// One weight or buffer to be written, fp32, borrowed for the call.
 struct NamedWeight {
-  std::string name;
+  std::string name;  // ours
   std::vector<int64_t> shape;
   std::span<const float> values;
 };
+// Every weight and buffer of a store, in the plan's order.
+std::vector<NamedWeight> WeightsOf(model::ParameterStore* store);
 
 struct ExportOptions {
   std::string tokenizer_path;  // copied to DIR/tokenizer.json; empty: none
   int64_t shard_bytes_max = 5'000'000'000;
+  bool allow_nonfinite = false;
 };
 
 // Creates DIR and writes the folder; config.json last, so that a folder without it is incomplete.
-// Existing files of the same names are replaced. A tied head is not written.
-// INVALID_ARGUMENT if the weights are not those of `config`.
+// Existing files of the same names are replaced. A tied head is not written. Transformers' own
+// model type is written only where its model gives the same logits with these weights. A buffer
+// that is not among the weights counts as 0. INVALID_ARGUMENT if the weights are not those of
+// `config`, or a value is not finite.
 Status WriteModelDir(const std::string& dir, const heddle::v1::ModelConfig& config,
                      const std::vector<NamedWeight>& weights, const ExportOptions& options);
 

@@ -13,6 +13,8 @@
 #include <set>
 #include <utility>
 
+#include "model/hf/json_values.h"
+
 namespace heddle::hf {
 namespace {
 
@@ -20,6 +22,8 @@ using nlohmann::json;
 
 constexpr uint64_t kHeaderBytesMax = 100'000'000;
 constexpr size_t kLengthBytes = 8;
+// {"name": {"shape": [..]}}
+constexpr int kHeaderDepthMax = 3;
 
 struct DTypeInfo {
   DType dtype;
@@ -47,25 +51,6 @@ uint64_t LittleEndian(std::string_view bytes) {
     value |= static_cast<uint64_t>(static_cast<unsigned char>(bytes[i])) << (8 * i);
   }
   return value;
-}
-
-// nlohmann keeps the last of repeated keys: they are found while parsing.
-StatusOr<json> ParseObject(std::string_view text) {
-  std::vector<std::set<std::string>> open;
-  std::string repeated;
-  const auto callback = [&](int, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::object_start) open.emplace_back();
-    if (event == json::parse_event_t::object_end) open.pop_back();
-    if (event == json::parse_event_t::key && !open.back().insert(value.get<std::string>()).second) {
-      repeated = value.get<std::string>();
-    }
-    return true;
-  };
-  json parsed = json::parse(text.begin(), text.end(), callback, /*allow_exceptions=*/false);
-  if (parsed.is_discarded()) return InvalidArgument("header: not JSON");
-  if (!repeated.empty()) return InvalidArgument(Str("header: key '", repeated, "' is repeated"));
-  if (!parsed.is_object()) return InvalidArgument("header: not an object");
-  return parsed;
 }
 
 StatusOr<TensorEntry> ParseEntry(const std::string& name, const json& value) {
@@ -175,7 +160,9 @@ StatusOr<Header> ParseHeader(std::string_view start, uint64_t file_bytes) {
   if (text.empty() || text.front() != '{') {
     return InvalidArgument("offset 8: header does not begin with '{'");
   }
-  ASSIGN_OR_RETURN(const json parsed, ParseObject(text));
+  StatusOr<json> object = ParseJsonObject(text, kHeaderDepthMax);
+  if (!object.ok()) return Annotate(object.status(), "header");
+  const json parsed = *std::move(object);
   Header header;
   header.buffer_offset = kLengthBytes + length;
   for (const auto& [name, value] : parsed.items()) {
@@ -201,13 +188,18 @@ SafetensorsFile::~SafetensorsFile() {
 }
 
 StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Without O_NONBLOCK a FIFO of that name would be waited for.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return FromErrno("open", path);
   struct stat info = {};
   if (fstat(fd, &info) != 0) {
     const Status status = FromErrno("stat", path);
     close(fd);
     return status;
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(fd);
+    return InvalidArgument(Str(path, ": not a regular file"));
   }
   const size_t bytes = static_cast<size_t>(info.st_size);
   void* map = bytes == 0 ? nullptr : mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -239,26 +231,23 @@ Status SafetensorsFile::ReadFloats(const std::string& name, std::span<float> out
         Str(path_, ": tensor '", name, "' has ", entry.Elements(), " elements, not ", out.size()));
   }
   const std::string_view data = Data(name);
-  for (size_t i = 0; i < out.size(); ++i) {
-    switch (entry.dtype) {
-      case DType::kF32:
-        out[i] = ReadAt<float>(data, i);
-        break;
-      case DType::kBF16:
-        out[i] = BFloatToFloat(ReadAt<uint16_t>(data, i));
-        break;
-      case DType::kF16:
-        out[i] = HalfToFloat(ReadAt<uint16_t>(data, i));
-        break;
-      case DType::kF64:
-        out[i] = static_cast<float>(ReadAt<double>(data, i));
-        break;
-      default:
-        return InvalidArgument(Str(path_, ": tensor '", name, "' is ", DTypeName(entry.dtype),
-                                   ", not F32, BF16, F16 or F64"));
-    }
+  switch (entry.dtype) {
+    case DType::kF32:
+      if (!data.empty()) std::memcpy(out.data(), data.data(), data.size());
+      return OkStatus();
+    case DType::kBF16:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = BFloatToFloat(ReadAt<uint16_t>(data, i));
+      return OkStatus();
+    case DType::kF16:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = HalfToFloat(ReadAt<uint16_t>(data, i));
+      return OkStatus();
+    case DType::kF64:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(ReadAt<double>(data, i));
+      return OkStatus();
+    default:
+      return InvalidArgument(Str(path_, ": tensor '", name, "' is ", DTypeName(entry.dtype),
+                                 ", not F32, BF16, F16 or F64"));
   }
-  return OkStatus();
 }
 
 StatusOr<std::vector<int64_t>> SafetensorsFile::ReadIntegers(const std::string& name) const {

@@ -77,7 +77,7 @@ void DecodeGqa::AttendWide(const at::Tensor& q, const KvCache& cache, const at::
       batched(q), batched(cache.keys().View(cache.rows())),
       batched(cache.values().View(cache.rows())), /*dropout_p=*/0.0, /*is_causal=*/false,
       /*attn_mask=*/std::nullopt, scale_));
-  out.copy_(o.transpose(1, 2));
+  out.copy_(o.transpose(1, 2).squeeze(0));
 }
 
 void DecodeGqa::Attend(const layers::PassContext& context, const at::Tensor& q,

@@ -51,6 +51,7 @@ class DecodeIndexed : public DecodeAttention {
     const bool gsa = model::LayerKind(config, storage.layer) == heddle::v1::ATTENTION_KIND_GSA;
     layer_ = gsa ? attention::MakeGsa(config, storage, context.ropes)
                  : attention::MakeDsa(config, storage, context.ropes, &context.shared->training);
+    shares_ = !gsa;
     const model::Heads heads = model::HeadsOf(config);
     shape_ = {heads.kv, heads.dim, heads.dim};
     if (layer_->indexer().has_weights()) {
@@ -69,13 +70,14 @@ class DecodeIndexed : public DecodeAttention {
   const IndexedCache& CacheOf(size_t row) const {
     return *static_cast<const IndexedCache*>(caches()[row]);
   }
-  // shared_->selected becomes this layer's selection, unless it shares the one there is.
-  void Select(const attention::IndexedRows& rows) const;
+  // The keys of each row, by the layer's own indexer.
+  std::vector<std::vector<int32_t>> Select(const attention::IndexedRows& rows) const;
   // [B, H, D] S, of scratch: over the rows of `index` by query, or over all (null).
   at::Tensor Attend(const layers::PassContext& context, const at::Tensor& q,
                     const std::vector<std::vector<int32_t>>* index) const;
 
   DecodeShared* shared_;
+  bool shares_ = false;
   CacheQuantization quantization_;
   at::ScalarType type_;
   std::unique_ptr<attention::IndexedLayer> layer_;
@@ -83,15 +85,14 @@ class DecodeIndexed : public DecodeAttention {
   int64_t index_width_ = 0;
 };
 
-void DecodeIndexed::Select(const attention::IndexedRows& rows) const {
-  if (index_width_ == 0) return;
-  shared_->selected.clear();
+std::vector<std::vector<int32_t>> DecodeIndexed::Select(const attention::IndexedRows& rows) const {
+  std::vector<std::vector<int32_t>> selected;
   for (size_t b = 0; b < caches().size(); ++b) {
     const IndexedCache& cache = CacheOf(b);
     const attention::CachedIndexKeys keys{cache.index->View(cache.kv.length()).squeeze(1)};
-    shared_->selected.push_back(
-        layer_->indexer().SelectCached(rows.index, static_cast<int64_t>(b), keys));
+    selected.push_back(layer_->indexer().SelectCached(rows.index, static_cast<int64_t>(b), keys));
   }
+  return selected;
 }
 
 at::Tensor DecodeIndexed::Attend(const layers::PassContext& context, const at::Tensor& q,
@@ -124,9 +125,12 @@ void DecodeIndexed::Forward(const layers::PassContext& context, const at::Tensor
   const double dense_share = layer_->dense_share();
   at::Tensor attended;
   if (dense_share < 1) {
-    Select(rows);
-    HEDDLE_CHECK(shared_->selected.size() == n, "no layer selects before this");
-    attended = Attend(context, q, &shared_->selected);
+    // GSA selects for itself; of DSA's layers one may select for those after it.
+    std::vector<std::vector<int32_t>> own;
+    if (index_width_ > 0) (shares_ ? shared_->selected : own) = Select(rows);
+    const std::vector<std::vector<int32_t>>& selected = shares_ ? shared_->selected : own;
+    HEDDLE_CHECK(selected.size() == n, "no layer selects before this");
+    attended = Attend(context, q, &selected);
   }
   if (dense_share > 0) {
     const at::Tensor dense = Attend(context, q, nullptr);

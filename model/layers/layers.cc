@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #include <cstring>
@@ -20,6 +21,7 @@ namespace pw = kernels::pointwise;
 
 constexpr int64_t kElementBlock = 64 * 1024;
 constexpr int64_t kColumnBlock = 64;
+constexpr int64_t kRowsByRow = 32;
 
 }  // namespace
 
@@ -197,6 +199,21 @@ void EmbedBackward(const at::Tensor& gradient, std::span<const int32_t> ids,
 void Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& y) {
   at::Tensor out = y;
   at::mm_out(out, x, weight.t());
+}
+
+void LinearByRow(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& y) {
+  const int64_t rows = x.size(0);
+  const at::Tensor transposed = weight.t();
+  int64_t begin = 0;
+  for (; begin + kRowsByRow <= rows; begin += kRowsByRow) {
+    at::Tensor out = y.narrow(0, begin, kRowsByRow);
+    at::mm_out(out, x.narrow(0, begin, kRowsByRow), transposed);
+  }
+  if (begin == rows) return;
+  at::Tensor padded = at::empty({kRowsByRow, x.size(1)}, x.options());
+  padded.zero_();
+  padded.narrow(0, 0, rows - begin).copy_(x.narrow(0, begin, rows - begin));
+  y.narrow(0, begin, rows - begin).copy_(at::mm(padded, transposed).narrow(0, 0, rows - begin));
 }
 
 void LinearAdd(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,

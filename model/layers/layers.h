@@ -66,6 +66,10 @@ void EmbedBackward(const at::Tensor& gradient_ND, std::span<const int32_t> ids,
 
 // y = x W^T.
 void Linear(const at::Tensor& x_NI, const at::Tensor& weight_OI, const at::Tensor& y_NO);
+// y = x W^T where the bits of a row depend on that row alone, not on the number of rows or its
+// place among them: rows run in blocks of one size. For index keys, whose scores tie where tokens
+// repeat: the ties of a document must be those of its decoding (attention-and-moe.md section 1).
+void LinearByRow(const at::Tensor& x_NI, const at::Tensor& weight_OI, const at::Tensor& y_NO);
 // y = residual + x W^T; y may be residual.
 void LinearAdd(const at::Tensor& residual_NO, const at::Tensor& x_NI, const at::Tensor& weight_OI,
                const at::Tensor& y_NO);

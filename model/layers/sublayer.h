@@ -1,13 +1,10 @@
-// One half of a transformer block behind one interface: attention of any kind, or a feed-forward
-// part of any kind. A block is
+// One half of a transformer block behind one interface, attention or feed-forward of any kind:
 //
 //   x2 = x + attention(norm(x))      y = x2 + feed_forward(norm(x2))
 //
-// and calls Forward and Backward of its two sublayers in an explicit loop; there is no autograd
-// graph (training-runtime.md section 5). A sublayer owns views of its weights and gradients, and
-// what one forward keeps for the backward that follows it. Equations and edge cases:
-// attention-and-moe.md.
-//
+// The caller runs Forward and Backward in an explicit loop; there is no autograd graph
+// (training-runtime.md section 5). A sublayer owns views of its weights and gradients, and what a
+// forward keeps for the backward that follows it. Equations: attention-and-moe.md.
 // Shapes: N packed tokens, D width. T is the compute type (bf16, fp32, fp64).
 #pragma once
 

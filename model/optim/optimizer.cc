@@ -70,9 +70,6 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
   base.beta1 = static_cast<float>(hyper.beta1);
   base.beta2 = static_cast<float>(hyper.beta2);
   base.eps = static_cast<float>(hyper.eps);
-  const double t = static_cast<double>(args.update);
-  base.bias_correction1 = static_cast<float>(1.0 - std::pow(hyper.beta1, t));
-  base.bias_correction2_root = static_cast<float>(std::sqrt(1.0 - std::pow(hyper.beta2, t)));
 
   const kernels::adamw::Table& kernels = kernels::adamw::Kernels();
   const auto run = adamw ? kernels.adamw : kernels.lion;
@@ -84,6 +81,11 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
     covered += end - begin;
     if (group.frozen) continue;
     kernels::adamw::Params part = base;
+    const int64_t updates = args.update - (group.indexer ? 0 : args.frozen_updates);
+    HEDDLE_CHECK(updates >= 1, "a group that moves has an update");
+    const double t = static_cast<double>(updates);
+    part.bias_correction1 = static_cast<float>(1.0 - std::pow(hyper.beta1, t));
+    part.bias_correction2_root = static_cast<float>(std::sqrt(1.0 - std::pow(hyper.beta2, t)));
     part.learning_rate = static_cast<float>(args.learning_rate * group.learning_rate_multiplier);
     part.weight_decay = static_cast<float>(group.weight_decay);
     at::parallel_for(begin, end, kBlock, [&](int64_t from, int64_t to) {

@@ -60,9 +60,12 @@ struct StepArgs {
   double learning_rate = 0.0;  // of this step, from LearningRate()
   double grad_scale = 1.0;     // the gradient is divided by it; max(1, norm / clip)
   bool found_inf = false;      // true: nothing is changed
+  int64_t frozen_updates = 0;  // of the updates, those at which only indexers moved
 };
 
-// REQUIRES: update >= 1, spans of equal size, groups cover the shard. Uses LibTorch's threads.
+// The bias correction of a group counts its own updates. REQUIRES: update >= 1, fewer frozen
+// updates than updates where a group that is no indexer's moves, spans of equal size, groups cover
+// the shard. Uses LibTorch's threads.
 void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> groups,
                    const StepArgs& args, const Shard& shard);
 

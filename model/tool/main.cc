@@ -72,6 +72,8 @@ void Declare(CLI::App* app, Options* options) {
   CLI::App* show = app->add_subcommand("show", "Parameters, FLOPs and tensors");
   AddSource(show, &options->show.source);
   AddOutput(show, options);
+  show->add_option("--lengths", options->show.lengths, "Sequence lengths 2048,16384")
+      ->delimiter(',');
 
   CLI::App* logits = app->add_subcommand("logits", "Logits of token ids");
   AddSource(logits, &options->logits.source);
@@ -108,12 +110,17 @@ void Declare(CLI::App* app, Options* options) {
     AddSource(write, &options->write.source);
     AddOutput(write, options);
     write->add_option("--out", options->write.out, "Folder to write")->required();
+    write->add_flag("--allow-nonfinite", options->write.source.allow_nonfinite,
+                    "Take NaN and Inf as they are");
+    write->add_flag("--dense", options->write.dense, "Drop what sparse layers add");
+    write->add_option("--seed", options->write.seed, "Seed of what a new attention kind adds");
     write->add_option("overrides", options->write.overrides, "model.attention.kind=swa ...");
   }
 }
 
 Status Run(const CLI::App& app, Options* options) {
   const bool json = options->output == "json";
+  options->show.wide = options->output == "wide";
   options->show.json = options->generate.json = options->write.json = options->recall.json = json;
   if (app.got_subcommand("show")) return heddle::tool::RunShow(options->show);
   if (app.got_subcommand("logits")) return heddle::tool::RunLogits(options->logits);

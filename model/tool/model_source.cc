@@ -37,7 +37,7 @@ StatusOr<ModelSource> OpenFolder(const SourceOptions& options, bool with_weights
   if (fs::exists(tokenizer)) source.tokenizer_path = tokenizer;
   if (!with_weights) return source;
   RETURN_IF_ERROR(MakeStore(options, &source));
-  RETURN_IF_ERROR(hf::ReadWeights(options.dir, source.store.get()));
+  RETURN_IF_ERROR(hf::ReadWeights(options.dir, source.store.get(), {options.allow_nonfinite}));
   return source;
 }
 

@@ -17,13 +17,17 @@ struct SourceOptions {
   std::string root;
   std::string tokenizer;  // file; else the folder's, else that of the checkpoint's data set
   std::string precision = "fp32";
+  bool allow_nonfinite = false;  // NaN and Inf in a folder's weights are taken as they are
 };
 
 struct ShowOptions {
-  SourceOptions source;
+  SourceOptions source;  // `dir` may also name a preset of configs/model
   bool json = false;
+  bool wide = false;  // every tensor
+  // Sequence lengths; empty: 2048 and 16384, at most max_position_embeddings.
+  std::vector<int64_t> lengths;
 };
-// Parameters, FLOPs, cache and memory, and every tensor.
+// Parameters, FLOPs, cache bytes, cost against the dense twin, tensors.
 Status RunShow(const ShowOptions& options);
 
 struct LogitsOptions {
@@ -63,11 +67,13 @@ Status RunRecall(const RecallOptions& options);
 struct ExportVerbOptions {
   SourceOptions source;
   std::string out;
-  std::vector<std::string> overrides;  // model.attention.kind=swa ...: keys of group `model`
+  std::vector<std::string> overrides;  // model.attention.kind=gsa ...: keys of group `model`
+  bool dense = false;                  // every layer dense: what sparse layers add is dropped
+  uint64_t seed = 0;                   // of what a new attention kind adds
   bool json = false;
 };
-// Writes a model folder: `export` from a folder or checkpoint, `import` from a foreign folder. An
-// override must leave the tensors as they are (dense to swa and back, window, theta).
+// Writes a model folder: `export` from a folder or checkpoint, `import` from a foreign folder,
+// under another attention kind where asked (model/hf/convert.h). Lists what was added and dropped.
 Status RunExport(const ExportVerbOptions& options);
 
 }  // namespace heddle::tool

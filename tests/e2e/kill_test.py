@@ -3,7 +3,7 @@
 
 Proves (reliability T7-T9): the series of (step, loss, batch_hash) is bit-equal to that of an undisturbed run,
 a killed daemon stops no trainer, and every kill is recovered from. Prints one JSON line of figures.
-usage: kill_test.py [--kills N] [--seed S] [--steps N]
+usage: kill_test.py [--kills N] [--seed S]
 """
 
 import json
@@ -16,6 +16,9 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from support.faultlab.cluster import (Cluster, check, main, median, prepare_data, processes, seed_from, wait_until,
                                       write_config)
+
+
+STEPS = 200_000
 
 
 def option(argv, name, default):
@@ -77,48 +80,62 @@ def kill_daemon(cluster, job, program, rng):
     return took, lost
 
 
+def storm(cluster, job, kills, rng):
+    """Kills `kills` times; returns what was seen: recovery times, trainers lost, the series after each kill."""
+    victims = {"rank": [], "worker": [], "coordinator": []}
+    trainers_lost, seen = 0, []
+    kinds = [("rank", "worker", "coordinator")[i % 3] for i in range(kills)]
+    rng.shuffle(kinds)
+    for number, kind in enumerate(kinds):
+        time.sleep(rng.uniform(0.1, 1.2))
+        state = progress(cluster, job)
+        check(state is not None, "coordinator does not answer between kills")
+        check(state[2] != "DONE", f"job ended after {number} kills: {state}")
+        if kind == "rank":
+            took = kill_rank(cluster, job, rng)
+        else:
+            took, lost = kill_daemon(cluster, job, f"heddle-{kind}", rng)
+            trainers_lost += lost
+        if took is not None:
+            victims[kind].append(took)
+        seen.append((kind, cluster.series(job)))
+        print(f"kill {number + 1}/{kills}: {kind} recovered in {took and round(took)} ms", flush=True)
+    return victims, trainers_lost, seen
+
+
+def run_until(cluster, job, step, timeout):
+    """Waits for a step, then cancels the job; returns its series."""
+    wait_until(f"step {step} of {job}", lambda: cluster.last_step(job) >= step, timeout, 0.2)
+    cluster.heddle("cancel", job)
+    body = cluster.wait_done(job, 60)
+    check(body["state"] == "DONE" and body["result"] == "CANCELLED", f"cancelled job ended {body}")
+    return cluster.series(job), body
+
+
 def test(argv):
-    kills, steps = option(argv, "--kills", 30), option(argv, "--steps", 3000)
+    kills = option(argv, "--kills", 30)
     rng = random.Random(seed_from(argv))
     with Cluster(workers=2) as cluster:
         data = prepare_data(cluster)
         cluster.up()
-        calm = cluster.submit(write_config(cluster, data, name="calm", steps=steps))
-        body = cluster.wait_done(calm, 300)
-        check(body["state"] == "DONE" and body["result"] == "SUCCEEDED", f"undisturbed run ended {body}")
-        expected = cluster.series(calm)
-        check(len(expected) == steps, f"undisturbed run has {len(expected)} of {steps} steps")
-
-        stormy = cluster.submit(write_config(cluster, data, name="stormy", steps=steps))
+        # Longer than any storm: how far the job comes depends on the machine, what it computes must not.
+        stormy = cluster.submit(write_config(cluster, data, name="stormy", steps=STEPS))
         wait_until("first step", lambda: cluster.series(stormy), 60)
-        victims = {"rank": [], "worker": [], "coordinator": []}
-        trainers_lost, equal_checks = 0, 0
-        kinds = [("rank", "worker", "coordinator")[i % 3] for i in range(kills)]
-        rng.shuffle(kinds)
-        for number, kind in enumerate(kinds):
-            time.sleep(rng.uniform(0.1, 1.2))
-            state = progress(cluster, stormy)
-            check(state is not None, "coordinator does not answer between kills")
-            check(state[2] != "DONE", f"job ended after {number} kills: raise --steps")
-            if kind == "rank":
-                took = kill_rank(cluster, stormy, rng)
-            else:
-                took, lost = kill_daemon(cluster, stormy, f"heddle-{kind}", rng)
-                trainers_lost += lost
-            if took is not None:
-                victims[kind].append(took)
-            seen = cluster.series(stormy)
-            wrong = [s for s, v in seen.items() if expected[s] != v]
+        victims, trainers_lost, seen = storm(cluster, stormy, kills, rng)
+        series, body = run_until(cluster, stormy, cluster.last_step(stormy) + 50, 120)
+        seen.append(("end", series))
+
+        calm = cluster.submit(write_config(cluster, data, name="calm", steps=STEPS))
+        expected, undisturbed = run_until(cluster, calm, max(series), 1200)
+        check(undisturbed["restarts"] == 0, f"the undisturbed run restarted: {undisturbed}")
+        for number, (kind, points) in enumerate(seen):
+            wrong = [s for s, v in points.items() if expected.get(s) != v]
             check(not wrong, f"after kill {number + 1} ({kind}) step {wrong[:3]} differs from the undisturbed run")
-            equal_checks += 1
-            print(f"kill {number + 1}/{kills}: {kind} recovered in {took and round(took)} ms", flush=True)
-        body = cluster.wait_done(stormy, 600)
-        check(body["state"] == "DONE" and body["result"] == "SUCCEEDED", f"disturbed run ended {body}")
-        series = cluster.series(stormy)
-        check(series == expected, f"{sum(series.get(s) != v for s, v in expected.items())} steps differ")
+        check(len(series) == max(series), f"steps are missing: {len(series)} of {max(series)}")
         check(trainers_lost == 0, f"{trainers_lost} trainers died with a daemon")
-        print(json.dumps({"test": "kill", "kills": sum(map(len, victims.values())), "bit_exact": [equal_checks, kills],
-                          "steps": steps, "restarts": body["restarts"], "trainers_lost_to_daemon_kills": trainers_lost,
+        print(json.dumps({"test": "kill", "kills": sum(map(len, victims.values())), "bit_exact": [len(seen) - 1, kills],
+                          "steps": max(series), "restarts": body["restarts"],
+                          "trainers_lost_to_daemon_kills": trainers_lost,
                           "recovery_ms_p50": {k: round(median(v)) for k, v in victims.items() if v},
                           "recovery_ms_max": {k: round(max(v)) for k, v in victims.items() if v}}))
 

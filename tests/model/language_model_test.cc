@@ -70,16 +70,16 @@ void CheckGradients(Kind kind, bool tied) {
   }
 }
 
-TEST(LanguageModel, GradientsEqualFiniteDifferencesDenseTied) {
+TEST(LanguageModel, C8GradientsEqualFiniteDifferencesDenseTied) {
   CheckGradients(Kind::kDense, true);
 }
-TEST(LanguageModel, GradientsEqualFiniteDifferencesWindowUntied) {
+TEST(LanguageModel, C8GradientsEqualFiniteDifferencesWindowUntied) {
   CheckGradients(Kind::kSwa, false);
 }
-TEST(LanguageModel, GradientsEqualFiniteDifferencesHybrid) { CheckGradients(Kind::kHybrid, true); }
+TEST(LanguageModel, C8GradientsEqualFiniteDifferencesHybrid) { CheckGradients(Kind::kHybrid, true); }
 
 // The packed law and C11: loss, label count, logits and gradients are sums over documents alone.
-TEST(LanguageModel, PackedEqualsDocumentsAlone) {
+TEST(LanguageModel, C2C11PackedEqualsDocumentsAlone) {
   for (const Kind kind : {Kind::kDense, Kind::kSwa, Kind::kHybrid}) {
     const heddle::v1::ModelConfig config = TinyConfig(kind, false);
     Built packed = Build(config, Precision::kFp64);
@@ -140,7 +140,7 @@ TEST(LanguageModel, ChunksOfLogitsDoNotChangeTheLoss) {
 }
 
 // C10: recomputation gives the same bits.
-TEST(LanguageModel, RecomputationChangesNoBit) {
+TEST(LanguageModel, C10RecomputationChangesNoBit) {
   for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
     const heddle::v1::ModelConfig config = TinyConfig(Kind::kHybrid, true);
     const BatchData batch = RandomBatch(kLengths, config.vocab_size(), 4);
@@ -203,7 +203,7 @@ TEST(LanguageModel, Bf16FollowsFp32) {
   for (size_t i = 0; i < wide.size(); ++i) EXPECT_NEAR(narrow[i] / wide[i], 1.0, 0.02) << i;
 }
 
-TEST(LanguageModel, RepeatsARunBitForBit) {
+TEST(LanguageModel, C5RepeatsARunBitForBit) {
   ParameterStore* a = nullptr;
   ParameterStore* b = nullptr;
   EXPECT_EQ(Train(TinyConfig(Kind::kHybrid, true), Precision::kBf16, 10, &a),

@@ -189,6 +189,37 @@ TEST(ModelPlan, NamesTensorsOfNsaByCompressionAndProjections) {
                                                     {"self_attn.v_proj_win.weight", {128, 256}}}));
 }
 
+// The dsa layers alone count: of the pattern below they are 0, 1, 3, 4, 6, 7.
+TEST(ModelPlan, DsaLayersThatShareASelectionHaveNoIndexer) {
+  ModelConfig config = OfKind(heddle::v1::ATTENTION_KIND_DSA);
+  config.set_n_layers(8);
+  heddle::v1::AttentionConfig* attention = config.mutable_attention();
+  attention->clear_kind();
+  for (const heddle::v1::AttentionKind kind :
+       {heddle::v1::ATTENTION_KIND_DSA, heddle::v1::ATTENTION_KIND_DSA,
+        heddle::v1::ATTENTION_KIND_SWA}) {
+    attention->add_pattern(kind);
+  }
+  const double all = FlopsPerToken(config, 512).forward_weights;
+  const int64_t cache = KvCacheBytes(config, 100, 2);
+  const int64_t parameters = PlanModel(config)->parameters;
+  attention->mutable_dsa()->set_index_share_every(3);
+  const StatusOr<ModelPlan> plan = PlanModel(config);
+  ASSERT_TRUE(plan.ok());
+  std::vector<int> with_indexer;
+  for (int layer = 0; layer < 8; ++layer) {
+    const bool found = plan->Find("model.layers." + std::to_string(layer) +
+                                  ".self_attn.indexer.q_proj.weight") != nullptr;
+    EXPECT_EQ(found, LayerHasIndexer(config, layer));
+    if (found) with_indexer.push_back(layer);
+  }
+  EXPECT_EQ(with_indexer, (std::vector<int>{0, 4}));
+  // Four indexers fewer of 256 (2 x 32 + 32 + 2) weights and a norm of 2 x 32.
+  EXPECT_EQ(parameters - plan->parameters, 4 * (256 * 98 + 64));
+  EXPECT_EQ(all - FlopsPerToken(config, 512).forward_weights, 4 * 2.0 * 256 * 98);
+  EXPECT_EQ(cache - KvCacheBytes(config, 100, 2), 4 * 100 * 32 * 2);
+}
+
 TEST(ModelPlan, NamesTensorsOfIndexersAndGates) {
   using heddle::v1::GsaConfig;
   ModelConfig dsa = OfKind(heddle::v1::ATTENTION_KIND_DSA);

@@ -4,6 +4,7 @@
 The list follows attention-and-moe.md section 15: number there, what is wrong, where it is planted, the test that must
 catch it. A mutant whose place is gone is an error (the list must follow the code); one that no test notices fails the run.
 usage: mutants.py [--only N[,N]] [--keep]        about 8 minutes on two cores, most of it compilation
+       mutants.py --check                        only whether every place is still there
 """
 
 import json
@@ -136,7 +137,22 @@ def plant(mutant):
             file.write(text)
 
 
+def check():
+    """Every place exists: the list follows the code."""
+    gone = []
+    for number, what, name, old, *_ in MUTANTS:
+        with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+            text = file.read()
+        gone += [f"{number}: {name}: {what}" for there in ((old,) if isinstance(old, str) else old) if there not in text]
+    for line in gone:
+        print(f"place gone: {line}")
+    print(f"{len(MUTANTS)} mutants, {len(gone)} places gone")
+    sys.exit(1 if gone else 0)
+
+
 def main():
+    if "--check" in sys.argv:
+        check()
     only = {int(n) for n in option("--only", "").split(",") if n}
     mutants = [m for m in MUTANTS if not only or m[0] in only]
     copy_sources()

@@ -43,6 +43,7 @@ Status LoadOne(const CheckpointRecord& record, const RankSpec& spec, const RunPl
   Counters& counters = state->counters();
   counters.step = static_cast<int64_t>(saved.step());
   counters.updates = static_cast<int64_t>(saved.updates());
+  counters.frozen_updates = static_cast<int64_t>(saved.frozen_updates());
   counters.data_position = static_cast<int64_t>(saved.data_position());
   counters.tokens = static_cast<int64_t>(saved.tokens_seen());
   counters.consecutive_nonfinite = saved.consecutive_nonfinite();

@@ -7,6 +7,7 @@
 #include <new>
 #include <utility>
 
+#include "base/settings/settings.h"
 #include "checkpoint/tensor_io/load.h"
 #include "model/hf/model_dir.h"
 #include "model/model_plan.h"
@@ -27,20 +28,55 @@ std::vector<TensorClass> ClassesOf(bool second_moment) {
   return classes;
 }
 
+// What decides how a model computes, with "auto" resolved: not how it was or will be trained.
+heddle::v1::ModelConfig Computed(heddle::v1::ModelConfig model) {
+  settings::FillDefaults(&model);
+  const model::Heads heads = model::HeadsOf(model);
+  model.set_n_kv_heads(static_cast<int32_t>(heads.kv));
+  model.set_head_dim(static_cast<int32_t>(heads.dim));
+  model.clear_max_position_embeddings();
+  model.clear_dropout();
+  if (model.attention().has_nsa()) {
+    model.mutable_attention()->mutable_nsa()->clear_compress_init();
+  }
+  if (model.attention().has_dsa()) {
+    heddle::v1::DsaConfig* dsa = model.mutable_attention()->mutable_dsa();
+    dsa->clear_warmup_steps();
+    dsa->clear_kl_weight();
+    dsa->clear_freeze();
+  }
+  if (model.attention().has_gsa()) {
+    heddle::v1::GsaConfig* gsa = model.mutable_attention()->mutable_gsa();
+    gsa->clear_warmup_steps();
+    gsa->clear_kl_weight();
+    gsa->clear_freeze();
+    gsa->clear_indexer_temperature();
+    gsa->clear_indexer_lr_multiplier();
+    gsa->clear_gate_bias_init();
+  }
+  if (model.has_moe()) {
+    model.mutable_moe()->clear_aux_loss();
+    model.mutable_moe()->clear_aux_form();
+    model.mutable_moe()->clear_z_loss();
+    model.mutable_moe()->clear_noise_std();
+    model.mutable_moe()->clear_bias_center();
+    model.mutable_moe()->clear_capacity_factor();
+  }
+  return model;
+}
+
 // Weights of another architecture may have the same names and shapes (rotary layout, window).
 Status CheckSameModel(const std::string& dir, const heddle::v1::ModelConfig& model) {
-  ASSIGN_OR_RETURN(heddle::v1::ModelConfig imported, hf::ReadModelConfig(dir));
-  imported.set_max_position_embeddings(model.max_position_embeddings());
+  ASSIGN_OR_RETURN(const heddle::v1::ModelConfig imported, hf::ReadModelConfig(dir));
   std::string difference;
   google::protobuf::util::MessageDifferencer differencer;
-  differencer.set_message_field_comparison(
-      google::protobuf::util::MessageDifferencer::EQUIVALENT);
+  differencer.set_message_field_comparison(google::protobuf::util::MessageDifferencer::EQUIVALENT);
   differencer.ReportDifferencesToString(&difference);
-  if (differencer.Compare(imported, model)) {
+  if (differencer.Compare(Computed(imported), Computed(model))) {
     return OkStatus();
   }
-  return FailedPrecondition(Str("checkpoint.init_from: the model in ", dir,
-                                " is not the one of this run: ", difference));
+  return FailedPrecondition(
+      Str("checkpoint.init_from: the model in ", dir, " is not the one of this run: ", difference));
 }
 
 TensorInfo InfoOf(const model::TensorSpec& spec) {
@@ -119,6 +155,15 @@ optim::Shard RunState::shard() {
           .v = v_,
           .gradient = store_->gradients(),
           .compute_bf16 = store_->compute_bf16()};
+}
+
+void RunState::DropFrozenGradients() {
+  const std::span<float> gradients = store_->gradients();
+  for (const optim::GroupRange& group : warmup_groups_) {
+    if (group.frozen) {
+      std::fill(gradients.begin() + group.begin, gradients.begin() + group.end, 0.0f);
+    }
+  }
 }
 
 std::string RunState::FirstNonFiniteGradient() {

@@ -19,10 +19,11 @@
 namespace heddle::trainer {
 
 struct Counters {
-  int64_t step = 0;           // steps done, skipped updates included
-  int64_t updates = 0;        // of them, those that changed the weights
-  int64_t data_position = 0;  // next global sequence
-  int64_t tokens = 0;         // read by the job
+  int64_t step = 0;            // steps done, skipped updates included
+  int64_t updates = 0;         // of them, those that changed the weights
+  int64_t frozen_updates = 0;  // of these, those that changed indexers alone
+  int64_t data_position = 0;   // next global sequence
+  int64_t tokens = 0;          // read by the job
   int64_t consecutive_nonfinite = 0;
 };
 
@@ -45,6 +46,8 @@ class RunState {
   const std::vector<optim::GroupRange>& groups(bool warmup) const {
     return warmup ? warmup_groups_ : groups_;
   }
+  // Frozen weights have no gradient: it would count in the norm that clips the others.
+  void DropFrozenGradients();
   // Name of the first tensor with a gradient that is not finite; empty without one.
   std::string FirstNonFiniteGradient();
 

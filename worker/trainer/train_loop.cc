@@ -56,6 +56,9 @@ StatusOr<bool> TrainLoop::Step() {
   parts_.control->NoteProgress(static_cast<uint64_t>(parts_.state->counters().step),
                                Phase::kReduce);
   const int64_t reduce_begin = parts_.clock->NowSteady();
+  if (Frozen()) {
+    parts_.state->DropFrozenGradients();
+  }
   RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.state->gradients()));
   if (!parts_.model->statistics().empty()) {
     RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.model->statistics()));
@@ -103,8 +106,7 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
     times_.data += SecondsSince(begin);
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
-    ASSIGN_OR_RETURN(const model::LossSum loss,
-                     parts_.model->ForwardBackward(ViewOf(batch), info));
+    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->ForwardBackward(ViewOf(batch), info));
     info.first_token += static_cast<int64_t>(batch.tokens.size());
     (*agreement)[Slot::kLoss] += loss.loss;
     (*agreement)[Slot::kValidTokens] += static_cast<double>(loss.tokens);
@@ -126,8 +128,7 @@ layers::StepInfo TrainLoop::DescribeStep() const {
   const RunPlan& plan = *parts_.plan;
   const stream::SequenceSource& source = *parts_.data->train;
   const int64_t begin = counters.data_position;
-  const stream::SequenceShape total =
-      stream::TotalShape(source, begin, begin + plan.global_batch);
+  const stream::SequenceShape total = stream::TotalShape(source, begin, begin + plan.global_batch);
   const int64_t mine =
       stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world()).begin *
       plan.micro_batch;
@@ -138,8 +139,8 @@ layers::StepInfo TrainLoop::DescribeStep() const {
   info.row_scale = 1.0 / static_cast<double>(std::max<int64_t>(total.tokens, 1));
   info.first_token = stream::TotalShape(source, begin, begin + mine).tokens;
   info.indexer_warmup = Warmup();
-  if (info.indexer_warmup && plan.freeze_during_warmup) {
-    info.loss_scale = 0;  // only the indexers learn
+  if (Frozen()) {
+    info.loss_scale = 0;
   }
   return info;
 }
@@ -174,13 +175,15 @@ void TrainLoop::Update(const Agreement& sums) {
   learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
   if (finite) {
     ++counters.updates;
+    counters.frozen_updates += Frozen() ? 1 : 0;
     optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()),
                          {.update = counters.updates,
                           .learning_rate = learning_rate_,
                           .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
-                          .found_inf = false},
+                          .found_inf = false,
+                          .frozen_updates = Frozen() ? 0 : counters.frozen_updates},
                          parts_.state->shard());
-    parts_.model->UpdateBuffers();
+    parts_.model->UpdateBuffers(Frozen());
     counters.consecutive_nonfinite = 0;
   } else {
     ++counters.consecutive_nonfinite;
@@ -246,13 +249,15 @@ Status TrainLoop::Evaluate(heddle::v1::MetricPoint* point) {
   const int64_t sequences = parts_.data->eval_sequences;
   const int64_t end = sequences * (rank() + 1) / world();
   std::array<double, 2> sums{};
+  layers::StepInfo stage;
+  stage.indexer_warmup = Warmup();
   for (int64_t at = sequences * rank() / world(); at < end; at += parts_.plan->micro_batch) {
     parts_.control->NoteProgress(static_cast<uint64_t>(step), Phase::kEvaluate);
     stream::PackedBatch batch;
     for (int64_t i = at; i < std::min(end, at + parts_.plan->micro_batch); ++i) {
       RETURN_IF_ERROR(parts_.data->eval->Append(i, &batch));
     }
-    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->Evaluate(ViewOf(batch)));
+    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->Evaluate(ViewOf(batch), stage));
     sums[0] += loss.loss;
     sums[1] += static_cast<double>(loss.tokens);
   }
@@ -318,6 +323,7 @@ Status TrainLoop::Stage() {
   heddle::v1::TrainState state = DescribeRun(*parts_.spec, *parts_.plan, *parts_.data);
   state.set_step(static_cast<uint64_t>(counters.step));
   state.set_updates(static_cast<uint64_t>(counters.updates));
+  state.set_frozen_updates(static_cast<uint64_t>(counters.frozen_updates));
   state.set_data_position(static_cast<uint64_t>(counters.data_position));
   state.set_tokens_seen(static_cast<uint64_t>(counters.tokens));
   state.set_consecutive_nonfinite(static_cast<uint32_t>(counters.consecutive_nonfinite));

@@ -63,9 +63,9 @@ class TrainLoop {
   StatusOr<bool> Step();
   layers::StepInfo DescribeStep() const;
   // The next update is one of those that train indexers first.
-  bool Warmup() const {
-    return parts_.state->counters().step < parts_.plan->indexer_warmup_steps;
-  }
+  bool Warmup() const { return parts_.state->counters().step < parts_.plan->indexer_warmup_steps; }
+  // ... and nothing else.
+  bool Frozen() const { return Warmup() && parts_.plan->freeze_during_warmup; }
   Status ForwardBackward(Agreement* agreement);
   void MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);

@@ -83,7 +83,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
   LoadOptions lenient = files.options;
   lenient.require_implemented = false;
   const Rule rules[] = {
-      {{"model.attention.kind=dsa", "dsa.index_share_every=2"}, "selections shared by layers"},
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.optimizer=lion"}, "Lion"},
@@ -129,6 +128,33 @@ TEST(Warnings, NameKeysWithoutEffect) {
   for (const char* override : {"schedule.preemptible=true", "training.seed=3", "name=x"}) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
     EXPECT_TRUE(resolved.warnings.empty()) << override;
+  }
+}
+
+TEST(Warnings, NameChoicesOfSparseLayersThatAreSeldomMeant) {
+  const ConfigFiles files;
+  const std::string path = files.Write("run.yaml", kMinimal);
+  const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
+      {{"model.attention.kind=gsa", "gsa.warmup_steps=5", "gsa.adaptive_k=variance"},
+       "looks at future and foreign tokens"},
+      {{"model.attention.kind=gsa", "gsa.warmup_steps=5", "gsa.adaptive_k=learned"},
+       "no loss trains it"},
+      {{"model.attention.kind=gsa", "gsa.warmup_steps=5", "gsa.use_adaptive_k=false",
+        "gsa.k_min=9"},
+       "without model.attention.gsa.use_adaptive_k"},
+      {{"model.attention.kind=gsa", "gsa.warmup_steps=5", "gsa.use_value_gate=false",
+        "gsa.use_output_gate=false", "gsa.gate_bias_init=1"},
+       "without a gate"},
+      {{"model.attention.kind=dsa", "training.max_steps=100"}, "never leaves the dense stage"},
+      {{"model.moe.n_experts=4", "model.moe.bias_center=true"}, "bias_update_rate"},
+      {{"model.moe.n_experts=4", "model.moe.aux_loss=0", "model.moe.aux_form=sequence"},
+       "without model.moe.aux_loss"},
+      {{"model.moe.n_experts=4", "model.moe.router=sigmoid", "model.moe.norm_topk=false"},
+       "always sum to 1"}};
+  for (const auto& [overrides, text] : cases) {
+    ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, overrides, files.options));
+    ASSERT_EQ(resolved.warnings.size(), 1u) << text;
+    EXPECT_NE(resolved.warnings[0].find(text), std::string::npos) << resolved.warnings[0];
   }
 }
 

@@ -251,7 +251,7 @@ TEST(Flash, EqualsTheReference) {
 }
 
 // Units are documents, so packing, order and neighbours change no bit, and runs repeat.
-TEST(Flash, PackedEqualsAloneBitForBit) {
+TEST(Flash, C2PackedEqualsAloneBitForBit) {
   const std::vector<int32_t> lengths = {70, 1, 200, 33};
   const std::vector<int32_t> cu = Cumulative(lengths);
   const auto tensor = [&](int64_t heads, double phase) {
@@ -284,7 +284,7 @@ TEST(Flash, PackedEqualsAloneBitForBit) {
 }
 
 // C1 and C7: the future of a query changes nothing, bit for bit.
-TEST(Attention, DoesNotSeeTheFuture) {
+TEST(Attention, C7DoesNotSeeTheFuture) {
   const std::vector<int32_t> cu = {0, 300};
   for (const Mechanism& mechanism : kMechanisms) {
     const auto core = Make(mechanism);
@@ -303,7 +303,7 @@ TEST(Attention, DoesNotSeeTheFuture) {
 }
 
 // C4, C5.
-TEST(Attention, RepeatsItselfBitwise) {
+TEST(Attention, C5RepeatsItselfBitwise) {
   const std::vector<int32_t> cu = Cumulative({300, 40, 3, 90});
   const Inputs in = RandomInputs(cu.back());
   for (const Mechanism& mechanism : kMechanisms) {

@@ -18,7 +18,6 @@ namespace {
 using heddle::v1::DsaConfig;
 using model_test::AllZero;
 using model_test::CacheRowsOf;
-using model_test::DsaTensors;
 using model_test::FromVector;
 using model_test::Gen;
 using model_test::IndexedFixture;
@@ -50,7 +49,7 @@ struct GoldenDsa {
     dsa->set_n_indexer_heads(3);
     dsa->set_d_indexer(4);
     dsa->set_topk(6);
-    harness = std::make_unique<LayerHarness>(config, at::kDouble, DsaTensors(config));
+    harness = std::make_unique<LayerHarness>(config, at::kDouble);
     IndexedLayer::Parts parts;
     parts.indexer = std::make_unique<DsaIndexer>(harness->config(), harness->storage(),
                                                  harness->ropes(), /*rotary_dims=*/0, nullptr);
@@ -283,9 +282,11 @@ TEST(Dsa, D12ScoresDependOnDistancesOnly) {
 }
 
 TEST(Dsa, LayersThatShareASelectionFollowTheOneThatMadeIt) {
-  IndexedFixture full = MakeIndexed(model_test::DsaConfig(DsaConfig::PROFILE_V32, 5));
-  LayerHarness without(full.harness->config(), at::kDouble,
-                       model_test::GqaTensors(full.harness->config()));
+  heddle::v1::ModelConfig config = model_test::DsaConfig(DsaConfig::PROFILE_V32, 5);
+  config.set_n_layers(2);
+  config.mutable_attention()->mutable_dsa()->set_index_share_every(2);
+  IndexedFixture full = MakeIndexed(config);
+  LayerHarness without(config, at::kDouble, /*layer=*/1);
   without.Randomize(90);
   const auto sharing =
       MakeDsa(without.config(), without.storage(), without.ropes(), full.shared.get());
@@ -359,7 +360,7 @@ IndexedFixture PlantedLayer(DsaConfig::Profile profile, uint64_t seed) {
   config.set_head_dim(kPlantedWidth);
   config.set_n_heads(2);
   config.set_n_kv_heads(1);
-  config.mutable_rope()->set_theta(1e60);  // all but the first pair stand still
+  config.mutable_rope()->set_theta(1e12);  // all but the first pair hardly move
   config.mutable_attention()->mutable_dsa()->set_d_indexer(32);
   IndexedFixture f = MakeIndexed(config, at::kFloat, seed);
   for (const std::string& name : f.harness->names()) {

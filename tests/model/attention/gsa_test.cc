@@ -21,7 +21,6 @@ using model_test::DecodeAll;
 using model_test::FixedGsaConfig;
 using model_test::FromVector;
 using model_test::Gen;
-using model_test::GsaTensors;
 using model_test::IndexedFixture;
 using model_test::Infer;
 using model_test::LayerHarness;
@@ -75,7 +74,7 @@ TEST(Gsa, GoldenScoresAndGatedOutputOfTopSix) {
   Gsa(&config)->set_d_indexer(4);
   Gsa(&config)->set_use_adaptive_k(false);
   Gsa(&config)->set_k_base(6);
-  LayerHarness harness(config, at::kDouble, GsaTensors(config));
+  LayerHarness harness(config, at::kDouble);
   model_test::InjectHeads(&harness);
   model_test::InjectIndexer(&harness);
   harness.Set("self_attn.indexer.bias", FromVector(Gen(3, 0.2, 0.1), {3}));

@@ -14,8 +14,7 @@ namespace heddle::model_test {
 
 // Odd sizes on purpose: no width is a multiple of the vector length.
 inline heddle::v1::ModelConfig GqaConfig(int64_t d_model = 10) {
-  heddle::v1::ModelConfig config;
-  config.set_d_model(static_cast<int32_t>(d_model));
+  heddle::v1::ModelConfig config = SmallModel(d_model);
   config.set_n_heads(4);
   config.set_n_kv_heads(2);
   config.set_head_dim(6);
@@ -57,58 +56,6 @@ inline heddle::v1::ModelConfig FixedGsaConfig(int32_t k, int64_t d_model = 10) {
   return config;
 }
 
-inline std::vector<NamedShape> GqaTensors(const heddle::v1::ModelConfig& config) {
-  const model::Heads heads = model::HeadsOf(config);
-  const int64_t d = config.d_model();
-  return {{"self_attn.q_proj.weight", {heads.query * heads.dim, d}},
-          {"self_attn.k_proj.weight", {heads.kv * heads.dim, d}, true},
-          {"self_attn.v_proj.weight", {heads.kv * heads.dim, d}, true},
-          {"self_attn.o_proj.weight", {d, heads.query * heads.dim}}};
-}
-
-inline void AddIndexer(int64_t heads, int64_t width, int64_t d, std::vector<NamedShape>* tensors) {
-  tensors->push_back({"self_attn.indexer.q_proj.weight", {heads * width, d}});
-  tensors->push_back({"self_attn.indexer.k_proj.weight", {width, d}});
-  tensors->push_back({"self_attn.indexer.weights_proj.weight", {heads, d}});
-}
-
-inline std::vector<NamedShape> DsaTensors(const heddle::v1::ModelConfig& config) {
-  const heddle::v1::DsaConfig& dsa = config.attention().dsa();
-  std::vector<NamedShape> tensors = GqaTensors(config);
-  AddIndexer(dsa.n_indexer_heads(), dsa.d_indexer(), config.d_model(), &tensors);
-  if (dsa.profile() == heddle::v1::DsaConfig::PROFILE_V32) {
-    tensors.push_back({"self_attn.indexer.k_norm.weight", {dsa.d_indexer()}});
-    tensors.push_back({"self_attn.indexer.k_norm.bias", {dsa.d_indexer()}});
-  }
-  return tensors;
-}
-
-inline std::vector<NamedShape> GsaTensors(const heddle::v1::ModelConfig& config) {
-  const heddle::v1::GsaConfig& gsa = config.attention().gsa();
-  const model::Heads heads = model::HeadsOf(config);
-  const int64_t d = config.d_model();
-  std::vector<NamedShape> tensors = GqaTensors(config);
-  AddIndexer(gsa.n_indexer_heads(), gsa.d_indexer(), d, &tensors);
-  tensors.push_back({"self_attn.indexer.weights_proj.bias", {gsa.n_indexer_heads()}});
-  tensors.push_back({"self_attn.indexer.bias", {gsa.n_indexer_heads()}});
-  const int64_t width =
-      gsa.gate_form() == heddle::v1::GsaConfig::GATE_FORM_PER_HEAD ? 1 : heads.dim;
-  const auto gate = [&](const std::string& name, int64_t columns) {
-    tensors.push_back({"self_attn." + name + ".weight", {columns, d}});
-    tensors.push_back({"self_attn." + name + ".bias", {columns}});
-  };
-  if (gsa.use_value_gate()) gate("value_gate", heads.kv * width);
-  if (gsa.use_output_gate()) gate("output_gate", heads.query * width);
-  if (gsa.use_adaptive_k() && gsa.adaptive_k() == heddle::v1::GsaConfig::ADAPTIVE_K_LEARNED) {
-    const std::string mlp = "self_attn.indexer.k_mlp.";
-    tensors.push_back({mlp + "0.weight", {32, 3}});
-    tensors.push_back({mlp + "0.bias", {32}});
-    tensors.push_back({mlp + "2.weight", {1, 32}});
-    tensors.push_back({mlp + "2.bias", {1}});
-  }
-  return tensors;
-}
-
 // A layer and what it stands on.
 struct IndexedFixture {
   std::unique_ptr<LayerHarness> harness;
@@ -122,15 +69,11 @@ inline IndexedFixture MakeIndexed(const heddle::v1::ModelConfig& config,
                                   at::ScalarType type = at::kDouble, uint64_t seed = 5) {
   IndexedFixture f;
   f.shared = std::make_unique<attention::SharedSelection>();
-  if (config.attention().kind() == heddle::v1::ATTENTION_KIND_DSA) {
-    f.harness = std::make_unique<LayerHarness>(config, type, DsaTensors(config));
-    f.layer = attention::MakeDsa(f.harness->config(), f.harness->storage(), f.harness->ropes(),
-                                 f.shared.get());
-  } else {
-    f.harness = std::make_unique<LayerHarness>(
-        config, type, GsaTensors(config), std::vector<NamedShape>{{"self_attn.indexer.vref", {1}}});
-    f.layer = attention::MakeGsa(f.harness->config(), f.harness->storage(), f.harness->ropes());
-  }
+  f.harness = std::make_unique<LayerHarness>(config, type);
+  const bool dsa = config.attention().kind() == heddle::v1::ATTENTION_KIND_DSA;
+  f.layer = dsa ? attention::MakeDsa(f.harness->config(), f.harness->storage(), f.harness->ropes(),
+                                     f.shared.get())
+                : attention::MakeGsa(f.harness->config(), f.harness->storage(), f.harness->ropes());
   f.harness->ropes()->Ensure(64);
   f.harness->Randomize(seed);
   return f;
@@ -140,7 +83,7 @@ inline bool IsIndexer(const std::string& name) {
   return name.find(".indexer.") != std::string::npos;
 }
 inline bool IsTrainedByKl(const std::string& name) {
-  return IsIndexer(name) && name.find(".k_mlp.") == std::string::npos;
+  return IsIndexer(name) && name.find(".adaptive_k.") == std::string::npos;
 }
 
 // The keys of each row of the layer's last forward, counted from its document's start.

@@ -60,7 +60,9 @@ inline bool SameBits(const at::Tensor& a, const at::Tensor& b) {
 inline void ExpectNear(const std::vector<double>& a, const std::vector<double>& b, double tolerance,
                        const std::string& what) {
   ASSERT_EQ(a.size(), b.size()) << what;
-  for (size_t i = 0; i < a.size(); ++i) ASSERT_NEAR(a[i], b[i], tolerance) << what << ' ' << i;
+  for (size_t i = 0; i < a.size(); ++i) {
+    ASSERT_NEAR(a[i], b[i], tolerance * std::max(1.0, std::abs(b[i]))) << what << ' ' << i;
+  }
 }
 
 struct Sizes {

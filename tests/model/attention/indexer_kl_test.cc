@@ -344,7 +344,8 @@ TEST(Indexer, K5PeakMemoryIsLinearInLength) {
     MeasureScores(e.in, e.documents());
     return meter.peak();
   };
-  ExpectLinear(PeakBytes(kLong / 4, measure), PeakBytes(kLong, measure), kLong, "statistics");
+  ExpectLinear(PeakBytes(kLong / 8, measure), PeakBytes(kLong / 2, measure), kLong / 2,
+               "statistics");
   const auto sparse = [](const Example& e) {
     const KeySets sets = e.Select(64);
     const KlTarget target = e.Target(&sets);

@@ -18,8 +18,7 @@ inline constexpr int64_t kInjectedHeads = 4;
 inline constexpr int64_t kInjectedDim = 8;
 
 inline heddle::v1::ModelConfig InjectedConfig() {
-  heddle::v1::ModelConfig config;
-  config.set_d_model(kInjectedWidth);
+  heddle::v1::ModelConfig config = SmallModel(kInjectedWidth);
   config.set_n_heads(kInjectedHeads);
   config.set_n_kv_heads(2);
   config.set_head_dim(kInjectedDim);

@@ -1,5 +1,5 @@
-// One attention layer over a plan made by hand, driven as the model drives it: for the tests of
-// layers with parameters of their own.
+// One attention layer on the tensors of the model's plan, driven as the model drives it: for the
+// tests of layers with parameters of their own.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,13 +25,7 @@
 
 namespace heddle::model_test {
 
-struct NamedShape {
-  std::string name;  // after "model.layers.0."
-  std::vector<int64_t> shape;
-  bool joins_previous = false;  // end to end with the tensor before it
-};
-
-// Random documents of the given lengths, as the model hands them to a layer.
+// Documents of the given lengths, as the model hands them to a layer.
 class TestDocuments {
  public:
   explicit TestDocuments(const std::vector<int32_t>& lengths) {
@@ -99,24 +93,26 @@ inline bool AllZero(const at::Tensor& t) {
   return std::ranges::all_of(values, [](double v) { return v == 0; });
 }
 
-// Owns the weights, gradients and buffers of one layer.
+// Owns what the attention of one layer stands on, at the places that the model's plan gives it.
 class LayerHarness {
  public:
-  LayerHarness(heddle::v1::ModelConfig config, at::ScalarType type,
-               const std::vector<NamedShape>& tensors, const std::vector<NamedShape>& buffers = {})
-      : config_(std::move(config)), type_(type), ropes_(config_, type == at::kDouble) {
-    int64_t offset = 0;
-    for (const NamedShape& tensor : tensors) {
-      names_.push_back(tensor.name);
-      offset = Add(tensor, tensor.joins_previous ? offset : Aligned(offset), &plan_.tensors);
+  LayerHarness(heddle::v1::ModelConfig config, at::ScalarType type, int layer = 0)
+      : config_(std::move(config)),
+        type_(type),
+        layer_(layer),
+        ropes_(config_, type == at::kDouble) {
+    StatusOr<model::ModelPlan> plan = model::PlanModel(config_);
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    plan_ = *std::move(plan);
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    for (const model::TensorSpec& tensor : plan_.tensors) {
+      if (tensor.name.rfind(prefix + "self_attn.", 0) == 0) {
+        names_.push_back(tensor.name.substr(prefix.size()));
+      }
     }
-    plan_.flat_elements = Aligned(offset);
-    offset = 0;
-    for (const NamedShape& buffer : buffers) offset = Add(buffer, offset, &plan_.buffers);
-    plan_.buffer_elements = offset;
     weights_ = at::zeros({plan_.flat_elements}, type);
     gradients_ = at::zeros({plan_.flat_elements}, layers::StatisticsType(type));
-    buffers_.resize(static_cast<size_t>(offset), 0.0f);
+    buffers_.resize(static_cast<size_t>(plan_.buffer_elements), 0.0f);
     ropes_.Ensure(64);
   }
   LayerHarness(const LayerHarness&) = delete;
@@ -125,6 +121,7 @@ class LayerHarness {
   layers::LayerStorage storage() {
     layers::LayerStorage storage;
     storage.plan = &plan_;
+    storage.layer = layer_;
     storage.weights = weights_.data_ptr();
     storage.gradients = gradients_.data_ptr();
     storage.buffers = buffers_.data();
@@ -134,6 +131,7 @@ class LayerHarness {
   const heddle::v1::ModelConfig& config() const { return config_; }
   layers::RopeSet* ropes() { return &ropes_; }
   at::ScalarType type() const { return type_; }
+  // Tensors of the attention, without "model.layers.{layer}.".
   const std::vector<std::string>& names() const { return names_; }
   at::Tensor Weight(const std::string& name) { return storage().Weight(name); }
   at::Tensor Gradient(const std::string& name) { return storage().Gradient(name); }
@@ -145,7 +143,7 @@ class LayerHarness {
       weight.copy_(RandomTensor(weight.sizes().vec(), seed++, scale));
     }
   }
-  // A second layer's weights: those of the names both have.
+  // Another layer's weights, of the names both have.
   void CopyFrom(LayerHarness* other) {
     for (const std::string& name : names_) {
       if (other->storage().Has(name)) Set(name, other->Weight(name));
@@ -155,23 +153,9 @@ class LayerHarness {
   const at::Tensor& gradients() const { return gradients_; }
 
  private:
-  static int64_t Aligned(int64_t offset) {
-    return (offset + model::kFlatAlignment - 1) / model::kFlatAlignment * model::kFlatAlignment;
-  }
-  static int64_t Add(const NamedShape& tensor, int64_t offset,
-                     std::vector<model::TensorSpec>* specs) {
-    model::TensorSpec spec;
-    spec.name = "model.layers.0." + tensor.name;
-    spec.shape = tensor.shape;
-    spec.elements = 1;
-    for (const int64_t extent : tensor.shape) spec.elements *= extent;
-    spec.offset = offset;
-    specs->push_back(spec);
-    return offset + spec.elements;
-  }
-
   heddle::v1::ModelConfig config_;
   at::ScalarType type_;
+  int layer_;
   layers::RopeSet ropes_;
   model::ModelPlan plan_;
   std::vector<std::string> names_;
@@ -179,6 +163,16 @@ class LayerHarness {
   at::Tensor gradients_;
   std::vector<float> buffers_;
 };
+
+// The rest of a model that a test of one layer does not look at, small.
+inline heddle::v1::ModelConfig SmallModel(int64_t d_model) {
+  heddle::v1::ModelConfig config;
+  config.set_vocab_size(2);
+  config.set_n_layers(1);
+  config.set_d_ffn(2);
+  config.set_d_model(static_cast<int32_t>(d_model));
+  return config;
+}
 
 struct RunOptions {
   layers::StepInfo step;

@@ -16,6 +16,7 @@
 #include "model/hf/safetensors.h"
 #include "model/inference/decoder.h"
 #include "model/inference/generate.h"
+#include "model/model_costs.h"
 #include "model/tool/verbs.h"
 #include "tests/model/tiny_model.h"
 
@@ -116,6 +117,58 @@ TEST_F(Tool, ShowsTheExactCount) {
   EXPECT_EQ(shown["parameters"], built_.store->plan().parameters);
   EXPECT_EQ(shown["tensors"].size(), built_.store->plan().tensors.size());
   EXPECT_EQ(shown["config"]["attention"]["pattern"], json({"swa", "dense"}));
+}
+
+TEST_F(Tool, ShowsWhatAModelCostsAgainstItsDenseTwin) {
+  ShowOptions options = {{}, true, false, {16384, 2048, 2048}};
+  options.source.dir = "small-gsa";
+  const json shown = Captured([&] { return RunShow(options); });
+  EXPECT_EQ(shown["parameters"], 34'502'208);
+  // b (2 Hk D + dI) of 8 layers; in FP8 2 Hk (D + 4) + b dI.
+  EXPECT_EQ(shown["kv_cache_bytes_per_token"]["bf16"], 8 * (2 * 2 * 64 + 64) * 2);
+  EXPECT_EQ(shown["kv_cache_bytes_per_token"]["fp8"], 8 * (2 * 2 * 68 + 64 * 2));
+  ASSERT_EQ(shown["speed_up_over_dense"].size(), 2u);
+  const json& row = shown["speed_up_over_dense"][1];
+  EXPECT_EQ(row["sequence_length"], 16384);
+  const model::SpeedUp speed = model::SpeedUpOverDense(
+      [] {
+        heddle::v1::ModelConfig config;
+        config.set_d_model(512);
+        config.set_n_layers(8);
+        config.set_n_heads(8);
+        config.set_n_kv_heads(2);
+        config.set_d_ffn(1376);
+        config.mutable_attention()->set_kind(v1::ATTENTION_KIND_GSA);
+        config.mutable_attention()->mutable_gsa()->set_k_base(256);
+        return config;
+      }(),
+      16384);
+  EXPECT_DOUBLE_EQ(row["core_training"].get<double>(), speed.core_training);
+  EXPECT_DOUBLE_EQ(row["step_training"].get<double>(), speed.step_training);
+  EXPECT_GT(shown["break_even_length"].get<int64_t>(), 256);
+}
+
+// attention-and-moe.md section 12: `dsa-medium` cannot be faster, and is told so.
+TEST_F(Tool, ShowSaysSoWhenAPresetCannotBeFaster) {
+  ShowOptions options;
+  options.source.dir = "dsa-medium";
+  testing::internal::CaptureStdout();
+  EXPECT_TRUE(RunShow(options).ok());
+  const std::string table = testing::internal::GetCapturedStdout();
+  EXPECT_NE(table.find("no step speed-up is possible: up to max_position_embeddings = 128"),
+            std::string::npos)
+      << table;
+  EXPECT_NE(table.find("20954368"), std::string::npos);
+  options.json = true;
+  const json shown = Captured([&] { return RunShow(options); });
+  EXPECT_TRUE(shown["break_even_length"].is_null());
+  EXPECT_LT(shown["active_parameters"].get<int64_t>(), shown["parameters"].get<int64_t>());
+  options.source.dir = "tiny-dense";
+  EXPECT_EQ(Captured([&] { return RunShow(options); })["verdict"], "");
+  options.lengths = {0};
+  EXPECT_EQ(RunShow(options).code(), StatusCode::kInvalidArgument);
+  options.source.dir = "no-such-preset";
+  EXPECT_EQ(RunShow(options).code(), StatusCode::kNotFound);
 }
 
 TEST_F(Tool, LogitsOfPaddedAndPackedInputAreTheModels) {

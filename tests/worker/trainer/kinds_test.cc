@@ -11,6 +11,10 @@
 
 #include "base/status/status.h"
 #include "checkpoint/tensor_io/load.h"
+#include "model/hf/model_dir.h"
+#include "model/model_plan.h"
+#include "model/parameter_store.h"
+#include "tests/support/status_matchers.h"
 #include "tests/worker/trainer/job.h"
 
 namespace heddle::trainer {
@@ -169,6 +173,7 @@ TEST(Kinds, TheIndexersLossIsReportedInBothStagesAndFalls) {
 TEST(Kinds, D5FrozenWarmupTrainsIndexersAlone) {
   for (const bool dsa : {true, false}) {
     RunConfig config = dsa ? DsaConfig(1, 5) : GsaConfig(1, 5);
+    *config.mutable_model()->mutable_moe() = MoeConfig(1, 5).model().moe();
     heddle::v1::AttentionConfig* attention = config.mutable_model()->mutable_attention();
     if (dsa) {
       attention->mutable_dsa()->set_freeze(heddle::v1::FREEZE_TRUE);
@@ -195,6 +200,58 @@ TEST(Kinds, D5FrozenWarmupTrainsIndexersAlone) {
     // The loss of the language model is still shown, though nothing learns from it.
     EXPECT_GT(job.series().at(1).loss(), 1.0);
   }
+}
+
+// A model folder of other weights than the run's seed would give.
+std::map<std::string, std::vector<float>> WriteFolder(const heddle::v1::ModelConfig& model,
+                                                      const std::string& dir) {
+  std::map<std::string, std::vector<float>> weights;
+  auto store = *model::ParameterStore::Create(*model::PlanModel(model), model::Precision::kFp32);
+  model::InitParameters(99, store.get());
+  std::vector<hf::NamedWeight> named;
+  for (const model::TensorSpec& spec : store->plan().tensors) {
+    const std::span<const float> values = store->master(spec);
+    weights[spec.name].assign(values.begin(), values.end());
+    named.push_back({spec.name, spec.shape, values});
+  }
+  EXPECT_OK(hf::WriteModelDir(dir, model, named, {}));
+  return weights;
+}
+
+// freeze: auto keeps a model that was trained elsewhere as it is while its new indexers learn.
+TEST(Kinds, StartsFromAModelFolderAndKeepsItDuringTheWarmup) {
+  const checkpoint::TempDir folder;
+  RunConfig config = GsaConfig(1, kWarmup);
+  const auto given = WriteFolder(config.model(), folder.path() + "/model");
+  config.mutable_checkpoint()->set_init_from(folder.path() + "/model");
+  // How the run trains is its own business.
+  config.mutable_model()->mutable_attention()->mutable_gsa()->set_kl_weight(0.5);
+  Job job(config, 1);
+  RunToEnd(&job);
+  ASSERT_FALSE(job.records().empty());
+  int kept = 0;
+  for (const auto& [name, values] : NewestWeights(&job)) {
+    if (name.find("indexer") != std::string::npos) continue;
+    EXPECT_EQ(values, given.at(name)) << name;
+    ++kept;
+  }
+  EXPECT_GT(kept, 10);
+}
+
+TEST(Kinds, RefusesAFolderOfAnotherModel) {
+  const checkpoint::TempDir folder;
+  RunConfig config = GsaConfig(1, 4);
+  heddle::v1::ModelConfig other = config.model();
+  other.mutable_attention()->mutable_gsa()->set_k_base(9);  // same tensors, another model
+  WriteFolder(other, folder.path() + "/model");
+  config.mutable_checkpoint()->set_init_from(folder.path() + "/model");
+  Job job(config, 1);
+  FakeAttempt attempt(job.Next());
+  const std::vector<FakeRankEnd> ends = attempt.Wait(30);
+  EXPECT_EQ(ends.at(0).code, static_cast<int>(ExitCode::kDoNotRetry));
+  ASSERT_TRUE(ends.at(0).words.has_value());
+  EXPECT_NE(ends.at(0).words->detail().find("k_base"), std::string::npos)
+      << ends.at(0).words->detail();
 }
 
 }  // namespace

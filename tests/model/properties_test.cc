@@ -1,0 +1,108 @@
+// Laws that hold for every kind of model, over shapes and ragged batches that rapidcheck draws
+// (attention-and-moe.md section 13: C1, C2, C7). A failure prints the smallest case it shrinks to.
+#include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "tests/model/inference/inference_models.h"
+#include "tests/model/tiny_model.h"
+
+namespace heddle::model {
+namespace {
+
+using inference_test::BuildStrong;
+using inference_test::EveryKind;
+using inference_test::NamedConfig;
+using model_test::BatchData;
+using model_test::Built;
+using model_test::RandomBatch;
+
+struct Case {
+  NamedConfig named;
+  std::vector<int32_t> lengths;
+  uint64_t seed = 0;
+};
+
+// Any kind of any of the inference tests' models, with other widths and head counts.
+Case DrawCase() {
+  Case drawn;
+  const std::vector<NamedConfig> all = EveryKind();
+  drawn.named = all[*rc::gen::inRange<size_t>(0, all.size())];
+  drawn.lengths = *rc::gen::resize(
+      5, rc::gen::nonEmpty(rc::gen::container<std::vector<int32_t>>(rc::gen::inRange(0, 34))));
+  drawn.seed = *rc::gen::inRange<uint64_t>(1, 1000);
+  drawn.named.config.set_d_model(4 * *rc::gen::inRange(3, 8));
+  drawn.named.config.set_d_ffn(*rc::gen::inRange(5, 40));
+  RC_TAG(drawn.named.name);
+  return drawn;
+}
+
+std::vector<double> Rows(const at::Tensor& logits, int64_t begin, int64_t count) {
+  const at::Tensor rows = logits.narrow(0, begin, count).contiguous();
+  const double* data = rows.const_data_ptr<double>();
+  return {data, data + rows.numel()};
+}
+
+double Distance(const std::vector<double>& a, const std::vector<double>& b) {
+  double largest = a.size() == b.size() ? 0 : INFINITY;
+  for (size_t i = 0; i < a.size() && i < b.size(); ++i) {
+    largest = std::max(largest, std::abs(a[i] - b[i]));
+  }
+  return largest;
+}
+
+BatchData Document(const BatchData& batch, size_t b, int32_t length) {
+  BatchData one;
+  one.ids.assign(batch.ids.begin() + batch.cu[b], batch.ids.begin() + batch.cu[b] + length);
+  one.labels.assign(one.ids.size(), kIgnoredLabel);
+  one.cu = {0, length};
+  return one;
+}
+
+RC_GTEST_PROP(EveryKindOfModel, C2PackedEqualsAlone, ()) {
+  const Case drawn = DrawCase();
+  Built built = BuildStrong(drawn.named.config, Precision::kFp64);
+  const BatchData batch = RandomBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
+  RC_PRE(!batch.ids.empty());
+  const at::Tensor packed = *built.model->Logits(batch.view());
+  for (size_t b = 0; b + 1 < batch.cu.size(); ++b) {
+    const int32_t length = batch.cu[b + 1] - batch.cu[b];
+    if (length == 0) continue;
+    const BatchData one = Document(batch, b, length);
+    const at::Tensor alone = *built.model->Logits(one.view());
+    RC_ASSERT(Distance(Rows(packed, batch.cu[b], length), Rows(alone, 0, length)) < 1e-10);
+  }
+}
+
+RC_GTEST_PROP(EveryKindOfModel, C1PrefixesAreConsistent, ()) {
+  const Case drawn = DrawCase();
+  Built built = BuildStrong(drawn.named.config, Precision::kFp64);
+  const int32_t length = *rc::gen::inRange(2, 34);
+  const int32_t prefix = *rc::gen::inRange(1, length);
+  const BatchData batch = RandomBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
+  const at::Tensor whole = *built.model->Logits(batch.view());
+  const BatchData head = Document(batch, 0, prefix);
+  const at::Tensor part = *built.model->Logits(head.view());
+  RC_ASSERT(Distance(Rows(whole, 0, prefix), Rows(part, 0, prefix)) < 1e-10);
+}
+
+RC_GTEST_PROP(EveryKindOfModel, C7TheFutureChangesNothingBefore, ()) {
+  const Case drawn = DrawCase();
+  Built built = BuildStrong(drawn.named.config, Precision::kFp64);
+  const int32_t length = *rc::gen::inRange(2, 34);
+  const int32_t changed = *rc::gen::inRange(1, length);
+  BatchData batch = RandomBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
+  const std::vector<double> before = Rows(*built.model->Logits(batch.view()), 0, changed);
+  int64_t& id = batch.ids[static_cast<size_t>(changed)];
+  id = (id + 1) % drawn.named.config.vocab_size();
+  const std::vector<double> after = Rows(*built.model->Logits(batch.view()), 0, changed);
+  RC_ASSERT(std::memcmp(before.data(), after.data(), before.size() * sizeof(double)) == 0);
+}
+
+}  // namespace
+}  // namespace heddle::model
