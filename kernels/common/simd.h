@@ -84,7 +84,7 @@ template <typename T>
 }
 
 // exp(x) with a relative error below 2 ulp; 0 below -87.3, exp(88) above 88; NaN stays NaN.
-[[maybe_unused]] inline F16 Exp(F16 x) {
+[[maybe_unused, gnu::always_inline]] inline F16 Exp(F16 x) {
   const F16 low = Splat(-87.33654f);
   const F16 high = Splat(88.0f);
   const F16 clipped = x < low ? low : (x > high ? high : x);

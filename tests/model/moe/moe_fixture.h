@@ -148,7 +148,7 @@ struct PlainRow {
   std::vector<double> scores;
   std::vector<int> chosen;
   std::vector<double> weights;
-  double margin = 0;  // of the choice, groups left aside
+  double margin = 0;  // between the worst chosen and the best other expert, groups left aside
 };
 
 // One token's routing, without noise.
@@ -174,7 +174,7 @@ inline PlainRow PlainRoute(MoeCase& c, const double* x) {
     if (in) worst_in = std::min(worst_in, biased[i]);
     if (!in) best_out = std::max(best_out, biased[i]);
   }
-  row.margin = worst_in - best_out;
+  row.margin = std::abs(worst_in - best_out);
   const bool normalise = moe.norm_topk() || moe.router() == MoeConfig::ROUTER_SIGMOID;
   for (const int e : row.chosen) {
     row.weights.push_back(moe.route_scale() * row.scores[static_cast<size_t>(e)] /

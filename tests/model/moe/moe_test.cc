@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "model/moe/dispatch.h"
 #include "tests/model/moe/moe_fixture.h"
 
 namespace heddle::moe {
@@ -461,6 +462,48 @@ TEST(Moe, C9EmptyBatchesAndExpertsWithoutTokens) {
       EXPECT_EQ(untouched, 6 - config.moe().top_k());
     }
   }
+}
+
+// Any configuration, any ragged batch, against the plain loops; recomputation gives the same bits.
+TEST(Moe, C9RandomShapesEqualThePlainSum) {
+  const Rng rng(2026, "moe.random_shapes");
+  int compared = 0;
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    SCOPED_TRACE(seed);
+    RngCursor draw(rng.Child(seed));
+    const auto below = [&](uint64_t bound) { return static_cast<int>(draw.Below(bound)); };
+    const int groups = 1 + below(3);
+    const int per_group = 1 + below(5);
+    const int topk_groups = 1 + below(static_cast<uint64_t>(groups));
+    ModelConfig config =
+        SmallConfig(groups * per_group, 1 + below(static_cast<uint64_t>(topk_groups * per_group)));
+    MoeConfig* moe = config.mutable_moe();
+    moe->set_n_groups(groups);
+    moe->set_topk_groups(topk_groups);
+    moe->set_n_shared(below(3));
+    moe->set_d_expert(1 + below(40));
+    moe->set_norm_topk(below(2) == 0);
+    if (below(2) == 0) moe->set_router(MoeConfig::ROUTER_SIGMOID);
+    if (below(2) == 0) moe->set_bias_update_rate(1e-3);
+    if (below(2) == 0) moe->set_capacity_factor(0.1 * (1 + below(20)));
+    moe->set_route_scale(0.5 + 0.5 * below(4));
+    config.set_ffn(static_cast<ModelConfig::Ffn>(below(3)));
+    std::vector<int32_t> lengths;
+    for (int i = below(4); i >= 0; --i) lengths.push_back(below(3) == 0 ? 0 : below(60));
+    MoeCase c(config, at::kDouble), again(config, at::kDouble);
+    const Batch batch(lengths, kWidth, "random" + std::to_string(seed));
+    if (batch.rows() > 0 && moe_test::Margin(c, batch) < 1e-9) continue;  // sums differ in order
+    const int64_t capacity =
+        Capacity(moe->capacity_factor(), batch.rows(), moe->top_k(), moe->n_experts());
+    Runner runner = c.NewRunner();
+    const Outcome trained = runner.Train(batch);
+    EXPECT_LT(MaxDifference(trained.out, PlainMoe(c, batch, capacity)), 1e-10);
+    EXPECT_LT(MaxDifference(runner.Infer(batch).out, PlainMoe(c, batch)), 1e-10);
+    EXPECT_EQ(trained, again.NewRunner().TrainWithRecomputation(batch));
+    EXPECT_EQ(c.Gradients(), again.Gradients());
+    ++compared;
+  }
+  EXPECT_GT(compared, 50);
 }
 
 // Bugs 35 and 36: recomputation neither counts again nor routes again.
