@@ -360,7 +360,7 @@ IndexedFixture PlantedLayer(DsaConfig::Profile profile, uint64_t seed) {
   config.set_head_dim(kPlantedWidth);
   config.set_n_heads(2);
   config.set_n_kv_heads(1);
-  config.mutable_rope()->set_theta(1e12);  // all but the first pair hardly move
+  config.mutable_rope()->set_theta(1e12);  // only the first three pairs move
   config.mutable_attention()->mutable_dsa()->set_d_indexer(32);
   IndexedFixture f = MakeIndexed(config, at::kFloat, seed);
   for (const std::string& name : f.harness->names()) {
@@ -369,12 +369,13 @@ IndexedFixture PlantedLayer(DsaConfig::Profile profile, uint64_t seed) {
     weight.copy_(RandomTensor(weight.sizes().vec(), ++seed,
                               1.0 / std::sqrt(static_cast<double>(kPlantedWidth))));
   }
-  if (profile == DsaConfig::PROFILE_V32)
+  if (profile == DsaConfig::PROFILE_V32) {
     f.harness->Weight("self_attn.indexer.k_norm.weight").fill_(1);
+  }
   at::Tensor sharp = at::zeros({2 * kPlantedWidth, kPlantedWidth}, at::kFloat);
   for (int64_t i = 0; i < 2 * kPlantedWidth; ++i) {
-    // The first pair (0, D/2) turns whatever theta is: attention leaves it out.
-    if (i % (kPlantedWidth / 2) != 0) sharp[i][i % kPlantedWidth] = 1.5;
+    // Pairs (i, i + D/2) that turn within a document are left out: content alone decides.
+    if (i % (kPlantedWidth / 2) >= 3) sharp[i][i % kPlantedWidth] = 1.7;
   }
   f.harness->Set("self_attn.q_proj.weight", sharp);
   f.harness->Set("self_attn.k_proj.weight", sharp.narrow(0, 0, kPlantedWidth));
