@@ -82,7 +82,9 @@ LanguageModelImpl::LanguageModelImpl(const heddle::v1::ModelConfig& config, Para
       type_(ComputeType(store->precision())),
       statistics_type_(layers::StatisticsType(type_)),
       storages_(StoragesOf(*store)),
-      attention_(config_, storages_),
+      attention_(
+          config_, storages_,
+          options.reference_attention ? attention::Cores::kReference : attention::Cores::kFast),
       final_norm_(config_, ModelStorage(*store), "model.norm") {
   const layers::LayerStorage model = ModelStorage(*store);
   const std::string head = config.tie_embeddings() ? "model.embed_tokens.weight" : "lm_head.weight";

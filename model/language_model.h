@@ -62,6 +62,9 @@ struct LanguageModelOptions {
   Recompute recompute = Recompute::kNone;
   // Rows of logits held at a time times the vocabulary, in bytes of the compute type.
   int64_t logits_chunk_bytes = kDefaultLogitsChunkBytes;
+  // Dense and window layers run the kernel of the sparse kinds, which then give the same bits where
+  // their selection leaves nothing out (X2). Slower.
+  bool reference_attention = false;
 };
 
 class LanguageModel {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/model_plan.h"
@@ -51,5 +52,10 @@ std::unique_ptr<AttentionCore> MakeDense(double scale);
 // Sliding window with sinks (section 4): key s is visible to query t iff s <= t and (t - s < W or
 // s < A); W counts the query itself. Work and memory are O(T (W + A + tile)).
 std::unique_ptr<AttentionCore> MakeSlidingWindow(double scale, model::Window window);
+
+// The reference of both, in any precision: the kernel of the sparse kinds over the same keys, so
+// that a sparse layer whose selection leaves nothing out gives the same bits. Without `window`:
+// dense.
+std::unique_ptr<AttentionCore> MakeReferenceCore(double scale, std::optional<model::Window> window);
 
 }  // namespace heddle::attention

@@ -14,8 +14,10 @@
 namespace heddle::attention {
 
 AttentionStack::AttentionStack(const heddle::v1::ModelConfig& config,
-                               const std::vector<layers::LayerStorage>& storages)
-    : config_(config), ropes_(config, !storages.empty() && storages.front().type == at::kDouble) {
+                               const std::vector<layers::LayerStorage>& storages, Cores cores)
+    : config_(config),
+      cores_(cores),
+      ropes_(config, !storages.empty() && storages.front().type == at::kDouble) {
   for (const layers::LayerStorage& storage : storages) layers_.push_back(Make(storage));
 }
 AttentionStack::~AttentionStack() = default;
@@ -30,10 +32,17 @@ std::unique_ptr<layers::Sublayer> AttentionStack::Make(const layers::LayerStorag
   };
   switch (kind) {
     case heddle::v1::ATTENTION_KIND_DENSE:
-      if (dense_ == nullptr) dense_ = MakeDense(scale());
+      if (dense_ == nullptr) {
+        dense_ =
+            cores_ == Cores::kFast ? MakeDense(scale()) : MakeReferenceCore(scale(), std::nullopt);
+      }
       return MakeGqa(config_, storage, &ropes_, dense_.get());
     case heddle::v1::ATTENTION_KIND_SWA:
-      if (window_ == nullptr) window_ = MakeSlidingWindow(scale(), model::WindowOf(config_));
+      if (window_ == nullptr) {
+        const model::Window window = model::WindowOf(config_);
+        window_ = cores_ == Cores::kFast ? MakeSlidingWindow(scale(), window)
+                                         : MakeReferenceCore(scale(), window);
+      }
       return MakeGqa(config_, storage, &ropes_, window_.get());
     case heddle::v1::ATTENTION_KIND_NSA:
       return MakeNsa(config_, storage, &ropes_);

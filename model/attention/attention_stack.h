@@ -16,12 +16,15 @@ class ModelConfig;
 
 namespace heddle::attention {
 
+// What dense and window layers run: the fastest core for their type, or MakeReferenceCore.
+enum class Cores { kFast, kReference };
+
 class AttentionStack {
  public:
   // One layer per storage. REQUIRES: PlanModel(config) is OK and made the storages' plan; `config`
   // outlives the stack.
   AttentionStack(const heddle::v1::ModelConfig& config,
-                 const std::vector<layers::LayerStorage>& storages);
+                 const std::vector<layers::LayerStorage>& storages, Cores cores = Cores::kFast);
   ~AttentionStack();
 
   // Once per micro-batch, before its first Forward. `documents` outlives the micro-batch.
@@ -33,6 +36,7 @@ class AttentionStack {
   std::unique_ptr<layers::Sublayer> Make(const layers::LayerStorage& storage);
 
   const heddle::v1::ModelConfig& config_;
+  const Cores cores_;
   layers::RopeSet ropes_;
   std::unique_ptr<AttentionCore> dense_;  // null: no layer needs it
   std::unique_ptr<AttentionCore> window_;

@@ -67,9 +67,12 @@ class DecodeAttention : public layers::Sublayer {
   std::vector<SequenceCache*> caches_;
 };
 
-// What the layers of one decoder share within a pass: the keys that the last layer with an indexer
-// of its own selected, for the layers that share its selection (index_share_every).
+// What the layers of one decoder share: a counter, and within a pass the keys that the last layer
+// with an indexer of its own selected, for the layers that share its selection (index_share_every).
 struct DecodeShared {
+  // Keys that attention scored since the decoder was made, once per key head that has keys of its
+  // own (MLA: one) and per branch: what the cost formulas count (X4).
+  int64_t attended_keys = 0;
   std::vector<std::vector<int32_t>> selected;  // by row
   attention::SharedSelection training;         // of the layers' forward, which decoding never calls
 };

@@ -33,7 +33,8 @@ class GqaCache : public SequenceCache {
 class DecodeGqa : public DecodeAttention {
  public:
   DecodeGqa(const DecodeLayerContext& context, const layers::LayerStorage& storage)
-      : projection_(*context.config, storage, context.ropes),
+      : shared_(context.shared),
+        projection_(*context.config, storage, context.ropes),
         o_weight_(storage.Weight("self_attn.o_proj.weight")),
         quantization_(context.quantization),
         type_(storage.type) {
@@ -62,6 +63,7 @@ class DecodeGqa : public DecodeAttention {
     return static_cast<const GqaCache*>(caches()[static_cast<size_t>(row)])->kv;
   }
 
+  DecodeShared* shared_;
   attention::QkvProjection projection_;
   at::Tensor o_weight_;
   CacheQuantization quantization_;
@@ -85,6 +87,7 @@ void DecodeGqa::Attend(const layers::PassContext& context, const at::Tensor& q,
   std::vector<int64_t> rows;
   std::vector<RowsOf> quantized;
   for (int64_t b = 0; b < q.size(0); ++b) {
+    shared_->attended_keys += CacheOf(b).rows() * shape_.kv_heads;
     if (CacheOf(b).quantized()) {
       rows.push_back(b);
       quantized.push_back({&CacheOf(b), nullptr});

@@ -104,6 +104,7 @@ at::Tensor DecodeIndexed::Attend(const layers::PassContext& context, const at::T
   const at::Tensor o = context.scratch->Take({q.size(0), q.size(1), q.size(2)}, q.scalar_type());
   const at::Tensor lse = context.scratch->Take({q.size(0), q.size(1)}, q.scalar_type());
   const GatheredRows gathered = Gather(rows, q.scalar_type(), context.scratch);
+  shared_->attended_keys += gathered.k_MJD.size(0) * gathered.k_MJD.size(1);
   AttendGathered(layer_->scale(), WholeStretches(gathered), q, gathered.k_MJD, gathered.v_MJE, o,
                  lse);
   return o;

@@ -111,13 +111,14 @@ void DecodeMla::Select(const attention::IndexRows& rows) const {
 void DecodeMla::Attend(const layers::PassContext& context, const at::Tensor& query,
                        const MlaCache& cache, const std::vector<int32_t>* index,
                        const at::Tensor& z) const {
+  const int64_t count = index == nullptr ? cache.length : static_cast<int64_t>(index->size());
+  shared_->attended_keys += count;
   if (index == nullptr && !cache.rows.quantized()) {
     mla_.Attend(query, cache.rows.View(cache.length).squeeze(1), z);
     return;
   }
   const size_t mark = context.scratch->Mark();
   const at::ScalarType wide = layers::StatisticsType(type_);
-  const int64_t count = index == nullptr ? cache.length : static_cast<int64_t>(index->size());
   const at::Tensor rows = context.scratch->Take({count, 1, mla_.row_width()}, wide);
   if (index == nullptr) {
     cache.rows.ReadFirst(rows);

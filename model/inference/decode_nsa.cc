@@ -15,7 +15,8 @@ namespace {
 class DecodeNsa : public DecodeAttention {
  public:
   DecodeNsa(const DecodeLayerContext& context, const layers::LayerStorage& storage)
-      : weights_(*context.config, storage, context.ropes),
+      : shared_(context.shared),
+        weights_(*context.config, storage, context.ropes),
         quantization_(context.quantization),
         type_(storage.type) {}
 
@@ -41,11 +42,22 @@ class DecodeNsa : public DecodeAttention {
   void AttendSelected(const attention::KeySets& blocks, const Step& step) const;
   void AttendWindow(const Step& step) const;
 
+  // One branch: q over the rows that `sets` names, to step.o and step.lse.
+  void Attend(size_t branch, const attention::KeySets& sets, const at::Tensor& k,
+              const at::Tensor& v, const Step& step) const;
+
+  DecodeShared* shared_;
   attention::NsaWeights weights_;
   CacheQuantization quantization_;
   at::ScalarType type_;
   mutable layers::BufferPool pool_;  // of emissions
 };
+
+void DecodeNsa::Attend(size_t branch, const attention::KeySets& sets, const at::Tensor& k,
+                       const at::Tensor& v, const Step& step) const {
+  shared_->attended_keys += sets.pairs() * (shape().heads.kv / sets.set_heads);
+  AttendGathered(shape().selection.scale, sets, step.q, k, v, step.o[branch], step.lse[branch]);
+}
 
 attention::KeySets DecodeNsa::AttendCompressed(const layers::PassContext& context,
                                                const Step& step) const {
@@ -68,8 +80,7 @@ attention::KeySets DecodeNsa::AttendCompressed(const layers::PassContext& contex
     cache.compressed_values().ReadFirst(vc.narrow(0, queries.window_first[b], cache.windows()));
   }
   const attention::NsaGeometry geometry = attention::GeometryOf(shape(), std::move(queries));
-  AttendGathered(shape().selection.scale, geometry.compressed, step.q, kc, vc, step.o[0],
-                 step.lse[0]);
+  Attend(0, geometry.compressed, kc, vc, step);
   return attention::SelectBlocks(shape(), geometry.queries, step.q, kc, step.lse[0], step.scratch)
       .sets;
 }
@@ -104,8 +115,7 @@ void DecodeNsa::AttendSelected(const attention::KeySets& blocks, const Step& ste
     gather.push_back({&CacheOf(b).tokens(), &index[b]});
   }
   const GatheredRows gathered = Gather(gather, step.q.scalar_type(), step.scratch);
-  AttendGathered(shape().selection.scale, sets, step.q, gathered.k_MJD, gathered.v_MJE, step.o[1],
-                 step.lse[1]);
+  Attend(1, sets, gathered.k_MJD, gathered.v_MJE, step);
 }
 
 void DecodeNsa::AttendWindow(const Step& step) const {
@@ -125,8 +135,7 @@ void DecodeNsa::AttendWindow(const Step& step) const {
     gather.push_back({&cache.tokens(), &index[b]});
   }
   const GatheredRows gathered = Gather(gather, step.q.scalar_type(), step.scratch);
-  AttendGathered(shape().selection.scale, WholeStretches(gathered), step.q, gathered.k_MJD,
-                 gathered.v_MJE, step.o[2], step.lse[2]);
+  Attend(2, WholeStretches(gathered), gathered.k_MJD, gathered.v_MJE, step);
 }
 
 void DecodeNsa::Forward(const layers::PassContext& context, const at::Tensor& h,

@@ -140,7 +140,7 @@ int64_t DecoderImpl::allocated_bytes(SequenceId sequence) const {
 
 DecoderCounters DecoderImpl::counters() const {
   const int64_t blocks = static_cast<int64_t>(blocks_.size());
-  return {prefill_block_rows_ / blocks, decode_block_rows_ / blocks};
+  return {prefill_block_rows_ / blocks, decode_block_rows_ / blocks, shared_.attended_keys};
 }
 
 Status DecoderImpl::Check(std::span<const Turn> turns) const {

@@ -44,6 +44,9 @@ struct Turn {
 struct DecoderCounters {
   int64_t prefill_rows = 0;
   int64_t decode_rows = 0;
+  // Keys that decoding scored, summed over layers and branches, once per key head that has keys of
+  // its own: X4.
+  int64_t attended_keys = 0;
 };
 
 class Decoder {

@@ -5,6 +5,7 @@
 
 #include "model/hf/safetensors.h"
 #include "model/language_model.h"
+#include "model/padded.h"
 #include "model/tool/model_source.h"
 #include "model/tool/verbs.h"
 
@@ -12,8 +13,7 @@ namespace heddle::tool {
 namespace {
 
 struct Input {
-  std::vector<int64_t> ids;
-  std::vector<int32_t> cu_seqlens;
+  model::PackedRows rows;      // places is empty where nothing is padded
   std::vector<int64_t> shape;  // of input_ids
 };
 
@@ -25,22 +25,31 @@ StatusOr<Input> ReadInput(const std::string& path) {
   if (found == tensors.end()) return InvalidArgument(Str(path, ": no tensor 'input_ids'"));
   Input input;
   input.shape = found->second.shape;
-  ASSIGN_OR_RETURN(input.ids, file->ReadIntegers("input_ids"));
+  ASSIGN_OR_RETURN(input.rows.ids, file->ReadIntegers("input_ids"));
   const bool packed = tensors.contains("cu_seqlens");
-  if (packed ? input.shape.size() != 1 : input.shape.size() != 2) {
-    return InvalidArgument(Str(path, ": input_ids must be [B, T], or [N] beside cu_seqlens"));
+  const bool masked = tensors.contains("attention_mask");
+  if (packed ? input.shape.size() != 1 || masked : input.shape.size() != 2) {
+    return InvalidArgument(Str(path,
+                               ": input_ids must be [B, T], attention_mask [B, T] beside it "
+                               "or not, or [N] beside cu_seqlens"));
   }
-  if (!packed) {
-    for (int64_t b = 0; b <= input.shape[0]; ++b) {
-      input.cu_seqlens.push_back(static_cast<int32_t>(b * input.shape[1]));
+  if (packed) {
+    ASSIGN_OR_RETURN(const std::vector<int64_t> cu, file->ReadIntegers("cu_seqlens"));
+    for (const int64_t row : cu) {
+      if (row < 0 || row > INT32_MAX) return InvalidArgument(Str(path, ": cu_seqlens: ", row));
+      input.rows.cu_seqlens.push_back(static_cast<int32_t>(row));
     }
     return input;
   }
-  ASSIGN_OR_RETURN(const std::vector<int64_t> cu, file->ReadIntegers("cu_seqlens"));
-  for (const int64_t row : cu) {
-    if (row < 0 || row > INT32_MAX) return InvalidArgument(Str(path, ": cu_seqlens: ", row));
-    input.cu_seqlens.push_back(static_cast<int32_t>(row));
+  std::vector<int64_t> mask(input.rows.ids.size(), 1);
+  if (masked) {
+    ASSIGN_OR_RETURN(mask, file->ReadIntegers("attention_mask"));
   }
+  StatusOr<model::PackedRows> rows =
+      model::PackPadded(input.rows.ids, mask, input.shape[0], input.shape[1]);
+  if (!rows.ok())
+    return InvalidArgument(Str(path, ": attention_", std::string(rows.status().message())));
+  input.rows = *std::move(rows);
   return input;
 }
 
@@ -51,7 +60,10 @@ Status RunLogits(const LogitsOptions& options) {
   ASSIGN_OR_RETURN(Input input, ReadInput(options.input));
   ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,
                    model::LanguageModel::Create(source.config, source.store.get()));
-  ASSIGN_OR_RETURN(const at::Tensor logits, model->Logits({input.ids, {}, input.cu_seqlens}));
+  ASSIGN_OR_RETURN(at::Tensor logits, model->Logits({input.rows.ids, {}, input.rows.cu_seqlens}));
+  if (input.shape.size() == 2) {
+    logits = model::ScatterPadded(logits, input.rows, input.shape[0], input.shape[1]);
+  }
   std::vector<int64_t> shape = input.shape;
   shape.push_back(source.config.vocab_size());
   return hf::WriteSafetensors(options.out,

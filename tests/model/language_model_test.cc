@@ -76,7 +76,9 @@ TEST(LanguageModel, C8GradientsEqualFiniteDifferencesDenseTied) {
 TEST(LanguageModel, C8GradientsEqualFiniteDifferencesWindowUntied) {
   CheckGradients(Kind::kSwa, false);
 }
-TEST(LanguageModel, C8GradientsEqualFiniteDifferencesHybrid) { CheckGradients(Kind::kHybrid, true); }
+TEST(LanguageModel, C8GradientsEqualFiniteDifferencesHybrid) {
+  CheckGradients(Kind::kHybrid, true);
+}
 
 // The packed law and C11: loss, label count, logits and gradients are sums over documents alone.
 TEST(LanguageModel, C2C11PackedEqualsDocumentsAlone) {
@@ -125,7 +127,8 @@ TEST(LanguageModel, UniformLossAtInitialisationAndNoLossWithoutLabels) {
   EXPECT_EQ(none.tokens, 0);
   EXPECT_EQ(none.loss, 0.0);
   for (const float g : built.store->gradients()) ASSERT_EQ(g, 0.0f);
-  EXPECT_TRUE(built.model->ForwardBackward({{}, {}, std::vector<int32_t>{0}}, {.loss_scale = 1.0}).ok());
+  EXPECT_TRUE(
+      built.model->ForwardBackward({{}, {}, std::vector<int32_t>{0}}, {.loss_scale = 1.0}).ok());
 }
 
 TEST(LanguageModel, ChunksOfLogitsDoNotChangeTheLoss) {

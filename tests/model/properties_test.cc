@@ -1,5 +1,6 @@
 // Laws that hold for every kind of model, over shapes and ragged batches that rapidcheck draws
-// (attention-and-moe.md section 13: C1, C2, C7). A failure prints the smallest case it shrinks to.
+// (attention-and-moe.md section 13: C1, C2, C6, C7). A failure prints the smallest case it shrinks
+// to.
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
@@ -9,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "model/padded.h"
 #include "tests/model/inference/inference_models.h"
 #include "tests/model/tiny_model.h"
 
@@ -77,6 +79,39 @@ RC_GTEST_PROP(EveryKindOfModel, C2PackedEqualsAlone, ()) {
     const at::Tensor alone = *built.model->Logits(one.view());
     RC_ASSERT(Distance(Rows(packed, batch.cu[b], length), Rows(alone, 0, length)) < 1e-10);
   }
+}
+
+// C6: padding on either side, the rows of tokens are those of the packed batch bit for bit.
+RC_GTEST_PROP(EveryKindOfModel, C6PaddedRowsAreZero, ()) {
+  const Case drawn = DrawCase();
+  Built built = BuildStrong(drawn.named.config, Precision::kFp64);
+  const BatchData batch = RandomBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
+  RC_PRE(!batch.ids.empty());
+  const auto rows = static_cast<int64_t>(drawn.lengths.size());
+  const int64_t length = 1 + *std::max_element(drawn.lengths.begin(), drawn.lengths.end());
+  std::vector<int64_t> ids(static_cast<size_t>(rows * length), 3);
+  std::vector<int64_t> mask(ids.size(), 0);
+  for (int64_t b = 0; b < rows; ++b) {
+    const int32_t tokens = drawn.lengths[static_cast<size_t>(b)];
+    const bool left = *rc::gen::arbitrary<bool>();
+    const auto at = static_cast<size_t>(b * length + (left ? length - tokens : 0));
+    std::copy_n(batch.ids.begin() + batch.cu[static_cast<size_t>(b)], tokens, ids.begin() + at);
+    std::fill_n(mask.begin() + at, tokens, 1);
+  }
+  const PackedRows packed = *PackPadded(ids, mask, rows, length);
+  RC_ASSERT(packed.ids == batch.ids);
+  RC_ASSERT(packed.cu_seqlens == batch.cu);
+  const at::Tensor logits = *built.model->Logits({packed.ids, {}, packed.cu_seqlens});
+  const at::Tensor flat = ScatterPadded(logits, packed, rows, length).flatten(0, 1);
+  int64_t next = 0;
+  for (int64_t place = 0; place < rows * length; ++place) {
+    if (mask[static_cast<size_t>(place)] == 1) {
+      RC_ASSERT(Rows(flat, place, 1) == Rows(logits, next++, 1));
+    } else {
+      RC_ASSERT(Rows(flat, place, 1) == std::vector<double>(logits.size(1), 0.0));
+    }
+  }
+  RC_ASSERT(next == logits.size(0));
 }
 
 RC_GTEST_PROP(EveryKindOfModel, C1PrefixesAreConsistent, ()) {

@@ -501,6 +501,49 @@ TEST(Mla, M1AbsorbedEqualsNaiveAtEveryPosition) {
                             3e-2);
 }
 
+// M1, gradients: the derivative of the absorbed form, which has no backward of its own, is what the
+// naive backward computes, for the input and for every weight.
+TEST(Mla, M1NaiveGradientsAreThoseOfTheAbsorbedForm) {
+  constexpr int32_t kTokens = 6;
+  for (const MlaSizes& sizes : kKinds) {
+    MlaHarness harness(sizes);
+    const at::Tensor h = Inputs(harness, kTokens);
+    const std::vector<double> g = Values(Inputs(harness, kTokens, 0.9));
+    harness.Forward({kTokens}, h);
+    const std::vector<double> dh =
+        Values(harness.Backward({kTokens}, h, Matrix(g, sizes.d, at::kDouble)));
+    const auto loss = [&](const at::Tensor& input) {
+      const AbsorbedMla absorbed(harness.config(), harness.storage(), harness.ropes());
+      at::Tensor cache = at::empty({0, absorbed.row_width()}, input.options());
+      layers::BufferPool pool;
+      double sum = 0;
+      for (int32_t t = 0; t < kTokens; ++t) {
+        pool.Release(0);
+        const std::vector<int32_t> position = {t};
+        const AbsorbedMla::Tokens token = absorbed.Project(input.narrow(0, t, 1), position, &pool);
+        cache = at::cat({cache, JoinRows(token.latent_BC, token.rotary_BR)});
+        const at::Tensor out = at::zeros({1, sizes.d}, input.options());
+        absorbed.Output(DecodeRow(absorbed, token, 0, cache), out, &pool, out);
+        const std::vector<double> y = Values(out);
+        sum += std::inner_product(y.begin(), y.end(), g.begin() + t * sizes.d, 0.0);
+      }
+      return sum;
+    };
+    ExpectGradient(Values(h), dh, sizes.name + " h", [&](const std::vector<double>& x) {
+      return loss(Matrix(x, sizes.d, at::kDouble));
+    });
+    for (const std::string& name : harness.Names()) {
+      const std::vector<double> weight = harness.Weight(name);
+      ExpectGradient(weight, harness.Gradient(name), sizes.name + ' ' + name,
+                     [&](const std::vector<double>& w) {
+                       harness.SetWeight(name, w);
+                       return loss(h);
+                     });
+      harness.SetWeight(name, weight);
+    }
+  }
+}
+
 // M4: a batch of sequences of unequal length, each at its own position.
 TEST(Mla, M4DecodesABatchOfUnequalSequences) {
   const MlaSizes& sizes = kKinds[1];

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "tests/model/inference/inference_models.h"
@@ -41,6 +42,80 @@ TEST(Decoder, C3DecodeEqualsPrefillAtEveryPosition) {
             << named.name << " prompt " << prompt << " position " << t;
       }
       decoder->Close(sequence);
+    }
+  }
+}
+
+// Keys that a layer scores for the token at position t, by the formulas of sections
+// 4, 5.5, 6.4, 7.4 and 8, once per key head: lowest and highest, which differ where GSA adapts k.
+struct KeyRange {
+  int64_t low = 0;
+  int64_t high = 0;
+};
+KeyRange KeysOfLayer(const heddle::v1::ModelConfig& config, int layer, int64_t t) {
+  const int64_t visible = t + 1;
+  const auto& attention = config.attention();
+  const int64_t heads = config.n_kv_heads();
+  const auto same = [](int64_t keys) { return KeyRange{keys, keys}; };
+  switch (model::LayerKind(config, layer)) {
+    case heddle::v1::ATTENTION_KIND_SWA:
+      return same(heads * std::min<int64_t>(
+                              visible, attention.swa().window() + attention.swa().sink_size()));
+    case heddle::v1::ATTENTION_KIND_NSA: {
+      const auto& nsa = attention.nsa();
+      const int64_t windows =
+          visible < nsa.kernel_size() ? 0 : (visible - nsa.kernel_size()) / nsa.kernel_stride() + 1;
+      const int64_t block = nsa.block_size();
+      const int64_t blocks = (visible + block - 1) / block;
+      const int64_t chosen = std::min<int64_t>(nsa.topk(), blocks);
+      const int64_t window = std::min<int64_t>(visible, nsa.window_size());
+      // The newest block may be cut short, and only a forced one is always among the selected.
+      const int64_t cut = blocks * block - visible;
+      const bool forced = nsa.local_blocks() > 0 || chosen == blocks;
+      return {heads * (windows + chosen * block - cut + window),
+              heads * (windows + chosen * block - (forced ? cut : 0) + window)};
+    }
+    case heddle::v1::ATTENTION_KIND_DSA: {
+      const int64_t keys = std::min<int64_t>(attention.dsa().topk(), visible);
+      return same(model::LayerUsesLatent(config, layer) ? keys : heads * keys);
+    }
+    case heddle::v1::ATTENTION_KIND_GSA: {
+      const auto& gsa = attention.gsa();
+      const int64_t dense = gsa.dense_residual_alpha() > 0 ? heads * visible : 0;
+      const int64_t low = gsa.use_adaptive_k() ? gsa.k_min() : gsa.k_base();
+      const int64_t high = gsa.use_adaptive_k() ? gsa.k_max() : gsa.k_base();
+      return {heads * std::min<int64_t>(low, visible) + dense,
+              heads * std::min<int64_t>(high, visible) + dense};
+    }
+    case heddle::v1::ATTENTION_KIND_MLA:
+      return same(visible);
+    default:
+      return same(heads * visible);
+  }
+}
+
+TEST(Decoder, X4AttendsToAsManyKeysAsTheFormulasCount) {
+  for (const NamedConfig& named : EveryKind()) {
+    Built built = BuildStrong(named.config, Precision::kFp64);
+    const BatchData batch = RandomBatch({60}, named.config.vocab_size(), 3);
+    for (const Quantization quantization : {Quantization::kNone, Quantization::kInt8}) {
+      const auto decoder = MakeDecoder(named.config, built, {quantization, 0});
+      const SequenceId sequence = decoder->Open();
+      const std::span<const int64_t> ids(batch.ids);
+      FeedOne(decoder.get(), sequence, ids.first(3));
+      for (int64_t t = 3; t < 60; ++t) {
+        KeyRange expected;
+        for (int layer = 0; layer < named.config.n_layers(); ++layer) {
+          const KeyRange keys = KeysOfLayer(named.config, layer, t);
+          expected.low += keys.low;
+          expected.high += keys.high;
+        }
+        const int64_t before = decoder->counters().attended_keys;
+        FeedOne(decoder.get(), sequence, ids.subspan(static_cast<size_t>(t), 1));
+        const int64_t keys = decoder->counters().attended_keys - before;
+        ASSERT_GE(keys, expected.low) << named.name << " position " << t;
+        ASSERT_LE(keys, expected.high) << named.name << " position " << t;
+      }
     }
   }
 }

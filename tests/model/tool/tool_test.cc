@@ -193,6 +193,38 @@ TEST_F(Tool, LogitsOfPaddedAndPackedInputAreTheModels) {
   }
 }
 
+// C6: a row of the padded batch is the model's of its tokens alone, padding gives zeros.
+TEST_F(Tool, C6LogitsOfPaddingAreZero) {
+  const std::vector<int64_t> ids = {0, 0, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0};
+  std::vector<int64_t> mask = {0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0};
+  const auto run = [&] {
+    const std::vector<hf::WriteTensor> tensors = {
+        {"input_ids", hf::DType::kI64, {3, 4}, ids.data()},
+        {"attention_mask", hf::DType::kI64, {3, 4}, mask.data()}};
+    EXPECT_TRUE(hf::WriteSafetensors(path_ / "in", tensors).ok());
+    return RunLogits({folder_, path_ / "in", path_ / "out"});
+  };
+  const Status status = run();
+  ASSERT_TRUE(status.ok()) << status;
+  const auto out = *hf::SafetensorsFile::Open(path_ / "out");
+  EXPECT_EQ(out->header().tensors.at("logits").shape, (std::vector<int64_t>{3, 4, 37}));
+  std::vector<float> logits(12 * 37);
+  ASSERT_TRUE(out->ReadFloats("logits", logits).ok());
+  const std::vector<int64_t> tokens = {5, 6, 7, 8, 9};
+  const std::vector<int32_t> cu = {0, 2, 5};
+  const at::Tensor expected = *built_.model->Logits({tokens, {}, cu});
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const bool valid = i >= 2 * 37 && i < 7 * 37;
+    ASSERT_EQ(logits[i], valid ? expected.data_ptr<float>()[i - 2 * 37] : 0.0f) << i;
+  }
+  mask[3] = 0;
+  EXPECT_TRUE(run().ok());
+  mask[5] = 0;
+  EXPECT_NE(Message(run()).find("padding between tokens before [1, 2]"), std::string::npos);
+  mask[5] = 2;
+  EXPECT_NE(Message(run()).find("attention_mask: 2 at [1, 1]"), std::string::npos);
+}
+
 TEST_F(Tool, GeneratesWhatTheDecoderGenerates) {
   GenerateVerbOptions options;
   options.source = folder_;
