@@ -53,6 +53,9 @@ std::unique_ptr<AttentionCore> MakeDense(double scale);
 // s < A); W counts the query itself. Work and memory are O(T (W + A + tile)).
 std::unique_ptr<AttentionCore> MakeSlidingWindow(double scale, model::Window window);
 
+// `core`, but in fp32 where bf16 products are slow: what the two above return.
+std::unique_ptr<AttentionCore> MakeWideningCore(std::unique_ptr<AttentionCore> core);
+
 // The reference of both, in any precision: the kernel of the sparse kinds over the same keys, so
 // that a sparse layer whose selection leaves nothing out gives the same bits. Without `window`:
 // dense.

@@ -45,6 +45,8 @@ class Dense : public AttentionCore {
 
 }  // namespace
 
-std::unique_ptr<AttentionCore> MakeDense(double scale) { return std::make_unique<Dense>(scale); }
+std::unique_ptr<AttentionCore> MakeDense(double scale) {
+  return MakeWideningCore(std::make_unique<Dense>(scale));
+}
 
 }  // namespace heddle::attention

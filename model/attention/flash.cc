@@ -26,6 +26,7 @@
 #include "base/status/status.h"
 #include "kernels/attention/params.h"
 #include "kernels/pointwise/params.h"
+#include "model/layers/products.h"
 
 namespace heddle::attention {
 namespace {
@@ -186,7 +187,7 @@ Flash::Flash(double scale, model::Window window) : scale_(scale), window_(window
 
 bool Flash::Supports(const at::Tensor& q) {
   return q.scalar_type() == at::kBFloat16 && q.size(2) % 32 == 0 && q.size(2) <= 256 &&
-         at::native::cpublas::could_pack(at::kBFloat16);
+         !layers::WidensBf16();
 }
 
 void Flash::Begin(const std::vector<Document>& documents, int64_t rows) {

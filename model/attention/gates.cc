@@ -1,7 +1,6 @@
 #include "model/attention/gates.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/addmm.h>
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 
 #include "base/status/status.h"
 #include "model/layers/layers.h"
+#include "model/layers/products.h"
 
 namespace heddle::attention {
 namespace {
@@ -130,8 +130,7 @@ Gate::Gate(const layers::LayerStorage& storage, const std::string& name, GateAct
       bias_gradient_(storage.Gradient(name + ".bias")) {}
 
 void Gate::Logits(const at::Tensor& h, const at::Tensor& z) const {
-  at::Tensor out = z;
-  at::addmm_out(out, bias_, h, weight_.t());
+  layers::ProductAdd(bias_, h, weight_.t(), z);
 }
 
 void Gate::Apply(const at::Tensor& z, const at::Tensor& x, const at::Tensor& y) const {
@@ -169,8 +168,7 @@ void Gate::ApplyBackward(const at::Tensor& z, const at::Tensor& x, const at::Ten
 void Gate::LogitsBackward(const at::Tensor& h, const at::Tensor& dz, const at::Tensor& dh) const {
   layers::LinearWeightGradient(dz, h, weight_gradient_);
   AddColumnSums(dz, bias_gradient_);
-  at::Tensor sum = dh;
-  at::addmm_out(sum, sum, dz, weight_);
+  layers::ProductAdd(dh, dz, weight_, dh);
 }
 
 void Sigmoid(const at::Tensor& t) {

@@ -7,6 +7,7 @@
 
 #include "base/status/status.h"
 #include "model/layers/layers.h"
+#include "model/layers/products.h"
 
 namespace heddle::attention {
 AbsorbedMla::AbsorbedMla(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage,
@@ -28,7 +29,9 @@ AbsorbedMla::Tokens AbsorbedMla::Project(const at::Tensor& h, std::span<const in
   tokens.indexer_u_BU = s.query_latent > 0 ? p.query_latent_NQ : h;
   tokens.query_BHL = pool->Take({h.size(0), s.heads, row_width()}, h.scalar_type());
   tokens.query_BHL.narrow(2, 0, s.latent)
-      .copy_(at::bmm(p.q_NHK.narrow(2, 0, s.nope).transpose(0, 1), key_up_HNC_).transpose(0, 1));
+      .copy_(at::bmm(layers::Widened(p.q_NHK.narrow(2, 0, s.nope)).transpose(0, 1),
+                     layers::Widened(key_up_HNC_))
+                 .transpose(0, 1));
   tokens.query_BHL.narrow(2, s.latent, s.rotary).copy_(p.q_NHK.narrow(2, s.nope, s.rotary));
   return tokens;
 }
@@ -39,9 +42,10 @@ void AbsorbedMla::Attend(const at::Tensor& query, const at::Tensor& rows,
   HEDDLE_CHECK(query.size(0) == shape().heads && query.size(1) == row_width());
   // The heads are the queries of one head, and the rows are keys and values at once: a row is read
   // for all heads together. The last dr columns of the result are not wanted.
-  const at::Tensor keys = rows.unsqueeze(0).unsqueeze(0);
+  const at::Tensor keys = layers::Widened(rows).unsqueeze(0).unsqueeze(0);
   const at::Tensor out = std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
-      query.unsqueeze(0).unsqueeze(0), keys, keys, /*dropout_p=*/0.0, /*is_causal=*/false,
+      layers::Widened(query).unsqueeze(0).unsqueeze(0), keys, keys, /*dropout_p=*/0.0,
+      /*is_causal=*/false,
       /*attn_mask=*/std::nullopt, shape().scale));
   at::Tensor to = z;
   to.copy_(out[0][0].narrow(1, 0, shape().latent));
@@ -51,7 +55,8 @@ void AbsorbedMla::Output(const at::Tensor& z, const at::Tensor& residual, layers
                          const at::Tensor& out) const {
   const MlaShape& s = shape();
   const at::Tensor o = pool->Take({z.size(0), s.heads, s.value}, z.scalar_type());
-  o.copy_(at::bmm(z.transpose(0, 1), value_up_HCE_).transpose(0, 1));
+  o.copy_(
+      at::bmm(layers::Widened(z).transpose(0, 1), layers::Widened(value_up_HCE_)).transpose(0, 1));
   layers::LinearAdd(residual, o.view({z.size(0), s.value_columns()}), projection_.weights().out,
                     out);
 }

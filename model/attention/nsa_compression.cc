@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/add.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 
@@ -11,6 +10,7 @@
 #include "model/attention/conversion.h"
 #include "model/attention/row_copy.h"
 #include "model/layers/layers.h"
+#include "model/layers/products.h"
 
 namespace heddle::attention {
 namespace {
@@ -112,8 +112,7 @@ void LinearForward(const Compression& c, const CompressionWindows& windows,
       scratch->Take({windows.count(), c.kernel_size * c.dim}, x.scalar_type());
   for (int64_t head = 0; head < c.kv_heads; ++head) {
     GatherWindows(weights, rows, x, head, gathered);
-    at::Tensor out_head = out.select(1, head);
-    at::mm_out(out_head, gathered, weights.weight.select(0, head));
+    layers::Product(gathered, weights.weight.select(0, head), out.select(1, head));
   }
 }
 

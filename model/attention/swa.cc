@@ -161,7 +161,7 @@ class SlidingWindow : public AttentionCore {
 }  // namespace
 
 std::unique_ptr<AttentionCore> MakeSlidingWindow(double scale, model::Window window) {
-  return std::make_unique<SlidingWindow>(scale, window);
+  return MakeWideningCore(std::make_unique<SlidingWindow>(scale, window));
 }
 
 }  // namespace heddle::attention

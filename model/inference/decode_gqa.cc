@@ -11,6 +11,7 @@
 #include "model/inference/decode_attention.h"
 #include "model/inference/decode_sparse.h"
 #include "model/layers/layers.h"
+#include "model/layers/products.h"
 
 namespace heddle::inference {
 namespace {
@@ -74,7 +75,9 @@ class DecodeGqa : public DecodeAttention {
 
 // Rows that are not quantised are attended to where they lie.
 void DecodeGqa::AttendWide(const at::Tensor& q, const KvCache& cache, const at::Tensor& out) const {
-  const auto batched = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
+  const auto batched = [](const at::Tensor& t) {
+    return layers::Widened(t).unsqueeze(0).transpose(1, 2);
+  };
   const at::Tensor o = std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(
       batched(q), batched(cache.keys().View(cache.rows())),
       batched(cache.values().View(cache.rows())), /*dropout_p=*/0.0, /*is_causal=*/false,

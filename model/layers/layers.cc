@@ -2,7 +2,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
@@ -12,6 +11,7 @@
 #include "base/status/status.h"
 #include "kernels/pointwise/params.h"
 #include "model/layers/kernel_edge.h"
+#include "model/layers/products.h"
 #include "model/layers/rope.h"
 
 namespace heddle::layers {
@@ -197,42 +197,41 @@ void EmbedBackward(const at::Tensor& gradient, std::span<const int32_t> ids,
 }
 
 void Linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& y) {
-  at::Tensor out = y;
-  at::mm_out(out, x, weight.t());
+  Product(x, weight.t(), y);
 }
 
 void LinearByRow(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& y) {
   const int64_t rows = x.size(0);
-  const at::Tensor transposed = weight.t();
+  const at::Tensor transposed = Widened(weight).t();
   int64_t begin = 0;
   for (; begin + kRowsByRow <= rows; begin += kRowsByRow) {
-    at::Tensor out = y.narrow(0, begin, kRowsByRow);
-    at::mm_out(out, x.narrow(0, begin, kRowsByRow), transposed);
+    Product(x.narrow(0, begin, kRowsByRow), transposed, y.narrow(0, begin, kRowsByRow));
   }
   if (begin == rows) return;
   at::Tensor padded = at::empty({kRowsByRow, x.size(1)}, x.options());
   padded.zero_();
   padded.narrow(0, 0, rows - begin).copy_(x.narrow(0, begin, rows - begin));
-  y.narrow(0, begin, rows - begin).copy_(at::mm(padded, transposed).narrow(0, 0, rows - begin));
+  const at::Tensor out = at::empty({kRowsByRow, y.size(1)}, y.options());
+  Product(padded, transposed, out);
+  y.narrow(0, begin, rows - begin).copy_(out.narrow(0, 0, rows - begin));
 }
 
 void LinearAdd(const at::Tensor& residual, const at::Tensor& x, const at::Tensor& weight,
                const at::Tensor& y) {
-  at::Tensor out = y;
-  at::addmm_out(out, residual, x, weight.t());
+  ProductAdd(residual, x, weight.t(), y);
 }
 
 void LinearInputGradient(const at::Tensor& dy, const at::Tensor& weight, const at::Tensor& dx) {
-  at::Tensor out = dx;
-  at::mm_out(out, dy, weight);
+  Product(dy, weight, dx);
 }
 
 void LinearWeightGradient(const at::Tensor& dy, const at::Tensor& x,
                           const at::Tensor& weight_gradient) {
   CheckMatrix(weight_gradient, dy.size(1), x.size(1), StatisticsTypeOf(x));
+  const at::Tensor wide = Widened(x);
   at::Tensor sum = weight_gradient;
-  if (x.scalar_type() == sum.scalar_type()) {
-    at::addmm_out(sum, sum, dy.t(), x);
+  if (wide.scalar_type() == sum.scalar_type()) {
+    ProductAdd(sum, Widened(dy).t(), wide, sum);
     return;
   }
   const at::Tensor product = at::mm(dy.t(), x);

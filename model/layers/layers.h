@@ -77,7 +77,7 @@ void LinearAdd(const at::Tensor& residual_NO, const at::Tensor& x_NI, const at::
 void LinearInputGradient(const at::Tensor& dy_NO, const at::Tensor& weight_OI,
                          const at::Tensor& dx_NI);
 // weight_gradient [O, I] S += dy^T x. In bf16 the product of this call is rounded to bf16 before it
-// is added in fp32.
+// is added in fp32, unless products run in fp32 (products.h).
 void LinearWeightGradient(const at::Tensor& dy_NO, const at::Tensor& x_NI,
                           const at::Tensor& weight_gradient_OI);
 
