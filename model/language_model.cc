@@ -230,6 +230,7 @@ StatusOr<LossSum> LanguageModelImpl::ForwardBackward(const PackedBatch& packed,
   context.documents = &documents;
   context.step = &step;
   context.losses = &sum.layers;
+  context.counts = &sum.counts;
   context.kept = &kept_;
   context.scratch = &scratch_;
   RETURN_IF_ERROR(Forward(batch, context, hooks));

@@ -43,6 +43,7 @@ struct LossSum {
   double loss = 0;     // sum of -ln p over the valid labels, not divided
   int64_t tokens = 0;  // valid labels
   layers::LayerLosses layers;
+  layers::LayerCounts counts;  // of ForwardBackward only
 };
 
 // Called in this order by ForwardBackward, on the calling thread: forward 0, 1, ..., then backward

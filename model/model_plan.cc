@@ -77,7 +77,8 @@ void PlanBuilder::Add(const std::string& name, std::vector<int64_t> shape, Init 
   if (init.kind == InitKind::kResidualOut) {
     tensor.init_stddev = kInitStddev / std::sqrt(2.0 * config_.n_layers());
   }
-  tensor.decays = name.find("norm") == std::string::npos && name.find("bias") == std::string::npos;
+  tensor.decays = placement.trained && name.find("norm") == std::string::npos &&
+                  name.find("bias") == std::string::npos;
   tensor.indexer = placement.indexer;
   plan_.parameters += tensor.elements;
   plan_.flat_elements += tensor.elements;

@@ -53,7 +53,9 @@ struct TensorSpec {
   InitKind init = InitKind::kNormal;
   double init_stddev = 0.0;
   double init_value = 0.0;
-  bool decays = true;  // weight decay applies (names without "bias" and "norm")
+  // Weight decay applies: not to names with "bias" or "norm", nor to what no loss trains, which
+  // decay alone would shrink to nothing.
+  bool decays = true;
   bool indexer =
       false;  // trained by the indexer's loss alone: its learning-rate multiplier applies,
               // and a frozen stage 1 updates nothing else (attention-and-moe.md 6.3)

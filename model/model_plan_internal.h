@@ -29,6 +29,7 @@ Init TorchLinear(int64_t inputs);
 struct Placement {
   bool joined = false;   // follows the previous tensor without a gap (ModelPlan invariant 2)
   bool indexer = false;  // TensorSpec::indexer
+  bool trained = true;   // false: no loss of any stage gives it a gradient
 };
 
 // Appends tensors to a plan while keeping the layout invariants.

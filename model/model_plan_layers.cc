@@ -161,13 +161,16 @@ class BlockPlanner {
     Add("self_attn.indexer.weights_proj.bias", {hi}, Constant(0), own);
     Add("self_attn.indexer.bias", {hi}, Constant(0), own);
     if (gsa.use_adaptive_k()) {
-      if (gsa.adaptive_k() == GsaConfig::ADAPTIVE_K_LEARNED) LearnedK(own);
+      if (gsa.adaptive_k() == GsaConfig::ADAPTIVE_K_LEARNED) LearnedK();
       plan_->AddBuffer(prefix_ + "self_attn.indexer.vref", {1});
     }
     Gates(gsa);
   }
 
-  void LearnedK(Placement own) {
+  // The choice of k has no derivative and no loss is about k: the network computes what its weights
+  // say and never learns.
+  void LearnedK() {
+    const Placement own = {.indexer = true, .trained = false};
     const std::string at = "self_attn.indexer.adaptive_k.";
     Add(at + "fc1.weight", {kLearnedKHidden, kLearnedKInputs}, TorchLinear(kLearnedKInputs), own);
     Add(at + "fc1.bias", {kLearnedKHidden}, TorchLinear(kLearnedKInputs), own);

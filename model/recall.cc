@@ -1,7 +1,6 @@
 #include "model/recall.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -12,9 +11,11 @@
 #include "heddle/v1/config.pb.h"
 #include "model/attention/attention_stack.h"
 #include "model/attention/indexed_layer.h"
+#include "model/attention/mla_layer.h"
 #include "model/attention/sparse_attention.h"
 #include "model/block.h"
 #include "model/layers/layers.h"
+#include "model/model_plan.h"
 #include "model/packed_batch.h"
 #include "model/store_views.h"
 
@@ -48,18 +49,30 @@ KeySets RandomSets(const KeySets& sets, const layers::Documents& documents, uint
   return random;
 }
 
+// The heads of a layer and the keys that they were given.
+using Heads = attention::MlaAttended;
+
 // Runs a layer as it is and measures its selection on the way.
 class RecallProbe : public layers::Sublayer {
  public:
-  RecallProbe(IndexedLayer* layer, int index, uint64_t seed, std::vector<LayerRecall>* found)
+  RecallProbe(layers::Sublayer* layer, int index, uint64_t seed, std::vector<LayerRecall>* found)
       : layer_(layer), index_(index), seed_(seed), found_(found) {}
 
   void Forward(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& residual,
                const at::Tensor& out) override {
     layers::PassContext selecting = context;
-    selecting.pass = layers::Pass::kSelect;  // keeps the selection
-    layer_->Forward(selecting, h, residual, out);
-    Measure(context, h);
+    if (auto* grouped = dynamic_cast<IndexedLayer*>(layer_)) {
+      selecting.pass = layers::Pass::kSelect;  // keeps the selection
+      grouped->Forward(selecting, h, residual, out);
+      const attention::IndexedRows rows =
+          grouped->Project(context.documents->positions, h, context.scratch);
+      Measure(*context.documents,
+              {rows.q_NHD, rows.k_NJD, rows.v_NJD, grouped->scale(), grouped->selection()});
+    } else {
+      selecting.pass = layers::Pass::kTrain;  // keeps the heads, which are made from the latent
+      layer_->Forward(selecting, h, residual, out);
+      Measure(*context.documents, dynamic_cast<attention::MlaSublayer&>(*layer_).attended());
+    }
   }
   void Backward(const layers::PassContext&, const at::Tensor&, const at::Tensor&,
                 const at::Tensor&) override {
@@ -67,23 +80,19 @@ class RecallProbe : public layers::Sublayer {
   }
 
  private:
-  void Measure(const layers::PassContext& context, const at::Tensor& h) {
-    const attention::Selection* selection = layer_->selection();
-    if (selection == nullptr || selection->dense) return;
-    const layers::Documents& documents = *context.documents;
-    const attention::IndexedRows rows = layer_->Project(documents.positions, h, context.scratch);
-    const auto lse = [&](const KeySets& sets) {
-      const at::Tensor out = at::empty_like(rows.q_NHD, at::MemoryFormat::Contiguous);
-      const at::Tensor lse_NH = at::empty({rows.q_NHD.size(0), rows.q_NHD.size(1)},
-                                          layers::StatisticsType(h.scalar_type()));
-      attention::SparseAttention(layer_->scale(), sets, rows.q_NHD, rows.k_NJD, rows.v_NJD, out,
-                                 lse_NH);
+  void Measure(const layers::Documents& documents, const Heads& heads) {
+    if (heads.selection == nullptr || heads.selection->dense) return;
+    const KeySets& sets = heads.selection->sets;
+    const at::Tensor& q = heads.q_NHK;
+    const at::Tensor out = at::empty({q.size(0), q.size(1), heads.v_NHE.size(2)}, q.options());
+    const auto lse = [&](const KeySets& keys) {
+      const at::Tensor lse_NH =
+          at::empty({q.size(0), q.size(1)}, layers::StatisticsType(q.scalar_type()));
+      attention::SparseAttention(heads.scale, keys, q, heads.k_NHK, heads.v_NHE, out, lse_NH);
       return lse_NH.to(at::kDouble);
     };
-    const at::Tensor all = lse(attention::CausalSets(documents));
-    const at::Tensor chosen = lse(selection->sets);
-    const at::Tensor drawn = lse(RandomSets(selection->sets, documents, seed_, index_));
-    Add(documents, selection->sets, all, chosen, drawn);
+    Add(documents, sets, lse(attention::CausalSets(documents)), lse(sets),
+        lse(RandomSets(sets, documents, seed_, index_)));
   }
 
   // exp(lse over a set - lse over all) is the set's share of the mass.
@@ -113,7 +122,7 @@ class RecallProbe : public layers::Sublayer {
     found_->push_back(sum);
   }
 
-  IndexedLayer* layer_;
+  layers::Sublayer* layer_;
   int index_;
   uint64_t seed_;
   std::vector<LayerRecall>* found_;
@@ -152,15 +161,15 @@ StatusOr<std::vector<LayerRecall>> MeasureRecall(const heddle::v1::ModelConfig& 
     Block block(config, storage);
     block.feed_forward()->Begin(documents);
     layers::Sublayer* attention = stack.layer(storage.layer);
-    auto* with_indexer = dynamic_cast<IndexedLayer*>(attention);
-    indexed = indexed || with_indexer != nullptr;
-    RecallProbe probe(with_indexer, storage.layer, seed, &found);
-    block.Forward(context, with_indexer != nullptr ? &probe : attention, x, y);
+    const heddle::v1::AttentionKind kind = LayerKind(config, storage.layer);
+    const bool selects =
+        kind == heddle::v1::ATTENTION_KIND_DSA || kind == heddle::v1::ATTENTION_KIND_GSA;
+    indexed = indexed || selects;
+    RecallProbe probe(attention, storage.layer, seed, &found);
+    block.Forward(context, selects ? &probe : attention, x, y);
     std::swap(x, y);
   }
-  if (!indexed)
-    return FailedPrecondition(
-        "no layer has an indexer over grouped queries (DSA on MLA is not measured)");
+  if (!indexed) return FailedPrecondition("no layer attends to the selection of an indexer");
   if (found.empty()) {
     return FailedPrecondition("no row sees more keys than it selects: give longer documents");
   }

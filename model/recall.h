@@ -19,10 +19,10 @@ struct LayerRecall {
   double random = 0;  // of a random selection of the same sizes
 };
 
-// One entry per layer with an indexer over grouped queries (dsa with core gqa, gsa), in order.
-// FAILED_PRECONDITION: the model has none, or no row of the batch sees more keys than it selects.
-// INVALID_ARGUMENT as ForwardBackward. `seed` draws the random selections. `store` was made for
-// `config` and is not changed. LibTorch's exceptions pass through.
+// One entry per layer that attends to an indexer's selection (dsa, gsa), in order; heads of MLA in
+// naive form. FAILED_PRECONDITION: the model has none, or no row of the batch sees more keys than
+// it selects. INVALID_ARGUMENT as ForwardBackward. `seed` draws the random selections. `store` was
+// made for `config` and is not changed. LibTorch's exceptions pass through.
 StatusOr<std::vector<LayerRecall>> MeasureRecall(const heddle::v1::ModelConfig& config,
                                                  ParameterStore* store, const PackedBatch& batch,
                                                  uint64_t seed);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <limits>
 
 #include "base/status/status.h"
@@ -102,7 +103,32 @@ ki::Scores<T> ScoresOf(const IndexerInputs& in, const std::vector<int32_t>& firs
           first.data(),           nullptr};
 }
 
+template <typename T>
+bool AnyNan(const at::Tensor& t, int64_t row) {
+  const int64_t width = t.numel() / t.size(0);
+  const T* values = t.const_data_ptr<T>() + row * width;
+  return std::any_of(values, values + width, [](T value) { return std::isnan(value); });
+}
+
 }  // namespace
+
+int64_t CountNanRows(const IndexerInputs& inputs, const layers::Documents& documents,
+                     const std::vector<int32_t>& counts) {
+  return WithType(inputs.q_NHI, [&](auto zero) {
+    using T = decltype(zero);
+    const at::Tensor& bias = inputs.head_bias_H;
+    const bool all = bias.defined() && AnyNan<T>(bias.unsqueeze(0), 0);
+    int64_t found = 0;
+    bool key = false;  // a NaN among the keys of the document so far
+    for (int64_t t = 0; t < documents.rows(); ++t) {
+      const int32_t position = documents.positions[static_cast<size_t>(t)];
+      key = (position > 0 && key) || AnyNan<T>(inputs.k_NI, t);
+      if (counts[static_cast<size_t>(t)] > position) continue;  // takes every key
+      found += all || key || AnyNan<T>(inputs.q_NHI, t) || AnyNan<T>(inputs.w_NH, t) ? 1 : 0;
+    }
+    return found;
+  });
+}
 
 KeySets SelectKeys(const IndexerInputs& inputs, const layers::Documents& documents,
                    const std::vector<int32_t>& counts, ki::TieBreak tie_break) {

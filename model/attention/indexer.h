@@ -26,6 +26,11 @@ struct IndexerInputs {
 KeySets SelectKeys(const IndexerInputs& inputs, const layers::Documents& documents,
                    const std::vector<int32_t>& counts, kernels::indexer::TieBreak tie_break);
 
+// Rows that leave out a visible key although what their scores are made of has a NaN: the query,
+// its head weights, the head biases or a visible key. Their choice means nothing.
+int64_t CountNanRows(const IndexerInputs& inputs, const layers::Documents& documents,
+                     const std::vector<int32_t>& counts);
+
 struct ScoreStatistics {
   at::Tensor mean_N;      // S
   at::Tensor variance_N;  // population variance of the visible scores

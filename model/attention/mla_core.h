@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "model/attention/mla_layer.h"
 #include "model/attention/mla_projection.h"
 #include "model/layers/sublayer.h"
 
@@ -41,6 +42,8 @@ class MlaCore {
   virtual void Forward(const MlaInputs& inputs, const MlaHeads& heads) = 0;
   // Overwrites d.q, d.k and d.v from d.out; adds to the gradients of weights of its own.
   virtual void Backward(const MlaInputs& inputs, const MlaHeads& heads, const MlaHeads& d) = 0;
+  // Of the last forward that kept, until its backward; null where every key is seen.
+  virtual const Selection* selection() const { return nullptr; }
 };
 
 // Causal attention through the dense core, which takes one width: the narrower of keys and values
@@ -49,7 +52,6 @@ class MlaCore {
 std::unique_ptr<MlaCore> MakeDenseMlaCore(const MlaShape& shape);
 
 // The layer around a core.
-std::unique_ptr<layers::Sublayer> MakeMlaLayer(MlaProjection projection,
-                                               std::unique_ptr<MlaCore> core);
+std::unique_ptr<MlaSublayer> MakeMlaLayer(MlaProjection projection, std::unique_ptr<MlaCore> core);
 
 }  // namespace heddle::attention

@@ -48,6 +48,8 @@ class SelectedMlaCore : public MlaCore {
     selection_.reset();
   }
 
+  const Selection* selection() const override { return selection_.get(); }
+
  private:
   MlaShape shape_;
   std::unique_ptr<TokenIndexer> indexer_;
@@ -59,9 +61,9 @@ class SelectedMlaCore : public MlaCore {
 
 }  // namespace
 
-std::unique_ptr<layers::Sublayer> MakeDsaMla(const heddle::v1::ModelConfig& config,
-                                             const layers::LayerStorage& storage,
-                                             layers::RopeSet* ropes, SharedSelection* shared) {
+std::unique_ptr<MlaSublayer> MakeDsaMla(const heddle::v1::ModelConfig& config,
+                                        const layers::LayerStorage& storage, layers::RopeSet* ropes,
+                                        SharedSelection* shared) {
   MlaProjection projection(config, storage, ropes);
   const MlaShape shape = projection.shape();
   auto indexer = std::make_unique<DsaIndexer>(config, storage, ropes, shape.rotary, shared);

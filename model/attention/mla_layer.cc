@@ -16,7 +16,7 @@ namespace {
 using layers::BufferPool;
 using layers::PassContext;
 
-class MlaLayer : public layers::Sublayer {
+class MlaLayer : public MlaSublayer {
  public:
   MlaLayer(MlaProjection projection, std::unique_ptr<MlaCore> core)
       : projection_(std::move(projection)), shape_(projection_.shape()), core_(std::move(core)) {}
@@ -26,6 +26,9 @@ class MlaLayer : public layers::Sublayer {
                const at::Tensor& out) override;
   void Backward(const PassContext& context, const at::Tensor& h, const at::Tensor& gradient,
                 const at::Tensor& dh) override;
+  MlaAttended attended() const override {
+    return {heads_.q_NHK, heads_.k_NHK, heads_.v_NHE, shape_.scale, core_->selection()};
+  }
 
  private:
   MlaInputs Inputs(const PassContext& context, const at::Tensor& h) const;
@@ -154,14 +157,12 @@ void MlaLayer::Backward(const PassContext& context, const at::Tensor& h, const a
 
 }  // namespace
 
-std::unique_ptr<layers::Sublayer> MakeMlaLayer(MlaProjection projection,
-                                               std::unique_ptr<MlaCore> core) {
+std::unique_ptr<MlaSublayer> MakeMlaLayer(MlaProjection projection, std::unique_ptr<MlaCore> core) {
   return std::make_unique<MlaLayer>(std::move(projection), std::move(core));
 }
 
-std::unique_ptr<layers::Sublayer> MakeMla(const heddle::v1::ModelConfig& config,
-                                          const layers::LayerStorage& storage,
-                                          layers::RopeSet* ropes) {
+std::unique_ptr<MlaSublayer> MakeMla(const heddle::v1::ModelConfig& config,
+                                     const layers::LayerStorage& storage, layers::RopeSet* ropes) {
   MlaProjection projection(config, storage, ropes);
   const MlaShape shape = projection.shape();
   return MakeMlaLayer(std::move(projection), MakeDenseMlaCore(shape));

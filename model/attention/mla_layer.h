@@ -9,6 +9,8 @@
 
 #include <memory>
 
+#include <ATen/core/Tensor.h>
+
 #include "model/layers/sublayer.h"
 
 namespace heddle::v1 {
@@ -20,19 +22,34 @@ class RopeSet;
 
 namespace heddle::attention {
 
+struct Selection;
 struct SharedSelection;
+
+// What the heads of a layer attended to, in naive form: N tokens, H heads, K key and E value width.
+struct MlaAttended {
+  at::Tensor q_NHK;  // rotated
+  at::Tensor k_NHK;
+  at::Tensor v_NHE;
+  double scale = 0;
+  const Selection* selection = nullptr;  // null where every key is seen
+};
+
+class MlaSublayer : public layers::Sublayer {
+ public:
+  // Of the last forward that kept, until its backward: to look at (model/recall.h).
+  virtual MlaAttended attended() const = 0;
+};
 
 // Causal attention over whole documents. `ropes` outlives the layer and covers every document.
 // Cache rows: latent, rotary_k.
-std::unique_ptr<layers::Sublayer> MakeMla(const heddle::v1::ModelConfig& config,
-                                          const layers::LayerStorage& storage,
-                                          layers::RopeSet* ropes);
+std::unique_ptr<MlaSublayer> MakeMla(const heddle::v1::ModelConfig& config,
+                                     const layers::LayerStorage& storage, layers::RopeSet* ropes);
 
 // With DSA's indexer, dsa.core: mla (section 6): all heads of a token attend to one selection of
 // keys. The indexer's queries come from the query latent where there is one. Adds the tensors
 // self_attn.indexer.* and the cache row index_k. `shared` as DsaIndexer's.
-std::unique_ptr<layers::Sublayer> MakeDsaMla(const heddle::v1::ModelConfig& config,
-                                             const layers::LayerStorage& storage,
-                                             layers::RopeSet* ropes, SharedSelection* shared);
+std::unique_ptr<MlaSublayer> MakeDsaMla(const heddle::v1::ModelConfig& config,
+                                        const layers::LayerStorage& storage, layers::RopeSet* ropes,
+                                        SharedSelection* shared);
 
 }  // namespace heddle::attention

@@ -191,6 +191,9 @@ void NsaLayer::Forward(const layers::PassContext& context, const at::Tensor& h,
   if (context.pass != layers::Pass::kRecompute) {
     selected_ = SelectBlocks(shape(), geometry_.queries, rows_.q, keys_.kc, attended_.lse[0],
                              context.scratch);
+    if (layers::Counts(context.pass) && context.counts != nullptr) {
+      context.counts->nan_rows += selected_.nan_rows;
+    }
   }
   AttendTokens(shape(), geometry_, selected_.sets, rows_.q, keys_, attended_);
   o_ = kept->Take({h.size(0), weights_.weights().o_DC.size(1)}, h.scalar_type());

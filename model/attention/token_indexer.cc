@@ -164,6 +164,9 @@ std::shared_ptr<const Selection> TokenIndexer::MakeSelection(const layers::PassC
   selection->sets = selection->dense
                         ? CausalSets(documents)
                         : SelectKeys(rows_.inputs, documents, counts, options_.tie_break);
+  if (!selection->dense && layers::Counts(context.pass) && context.counts != nullptr) {
+    context.counts->nan_rows += CountNanRows(rows_.inputs, documents, counts);
+  }
   if (context.cache_rows != nullptr) {
     context.cache_rows->index_k =
         context.kept->Take({rows_.key_NI.size(0), rows_.key_NI.size(1)}, x.scalar_type());

@@ -115,13 +115,16 @@ Architecture ArchitectureOf(const ModelConfig& config) {
                                                              : Architecture::kMistral;
 }
 
-std::string WriteConfigJson(const ModelConfig& config, Architecture architecture) {
+std::string WriteConfigJson(const ModelConfig& config, Architecture architecture,
+                            const std::vector<int64_t>& eos) {
   const ModelConfig resolved = Resolved(config);
   json object = architecture == Architecture::kHeddle
                     ? json{{"architectures", {"HeddleForCausalLM"}}, {"model_type", "heddle"}}
                     : TransformersJson(resolved, architecture);
   object["heddle"] = ToJson(resolved);
   object["vocab_size"] = config.vocab_size();
+  // One id is written as a number: older readers know no list.
+  if (!eos.empty()) object["eos_token_id"] = eos.size() == 1 ? json(eos[0]) : json(eos);
   object["torch_dtype"] = "float32";
   object["dtype"] = "float32";
   return object.dump(2) + "\n";

@@ -4,8 +4,10 @@
 // written.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/status/status.h"
 
@@ -23,8 +25,9 @@ enum class Architecture { kLlama, kMistral, kQwen2, kMixtral, kDeepseekV3, kDeep
 // is OK.
 Architecture ArchitectureOf(const heddle::v1::ModelConfig& config);
 
-// The text of config.json; weights are fp32.
-std::string WriteConfigJson(const heddle::v1::ModelConfig& config, Architecture architecture);
+// The text of config.json; weights are fp32. `eos`: tokens that end a text, if known.
+std::string WriteConfigJson(const heddle::v1::ModelConfig& config, Architecture architecture,
+                            const std::vector<int64_t>& eos = {});
 inline std::string WriteConfigJson(const heddle::v1::ModelConfig& config) {
   return WriteConfigJson(config, ArchitectureOf(config));
 }

@@ -26,6 +26,7 @@ using nlohmann::json;
 
 constexpr uintmax_t kJsonBytesMax = 64 << 20;
 constexpr int kIndexDepthMax = 8;
+constexpr int kConfigDepthMax = 32;
 constexpr char kIndexName[] = "model.safetensors.index.json";
 
 StatusOr<std::string> ReadText(const std::string& path) {
@@ -159,6 +160,26 @@ StatusOr<std::string> ReadConfigText(const std::string& dir) {
   return ReadText(dir + "/config.json");
 }
 
+StatusOr<std::vector<int64_t>> EosIdsIn(const std::string& text, int64_t vocabulary) {
+  ASSIGN_OR_RETURN(const json object, ParseJsonObject(text, kConfigDepthMax));
+  std::vector<int64_t> ids;
+  const auto found = object.find("eos_token_id");
+  if (found == object.end() || found->is_null()) return ids;
+  const json list = found->is_array() ? *found : json::array({*found});
+  for (const json& id : list) {
+    if (!id.is_number_integer()) {
+      return InvalidArgument("eos_token_id: neither an integer nor a list of integers");
+    }
+    const bool large = id.is_number_unsigned() && id.get<uint64_t>() > INT64_MAX;
+    if (large || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocabulary) {
+      return InvalidArgument(
+          Str("eos_token_id: ", id.dump(), " is outside the vocabulary of ", vocabulary));
+    }
+    ids.push_back(id.get<int64_t>());
+  }
+  return ids;
+}
+
 }  // namespace
 
 StatusOr<heddle::v1::ModelConfig> ReadModelConfig(const std::string& dir) {
@@ -166,6 +187,17 @@ StatusOr<heddle::v1::ModelConfig> ReadModelConfig(const std::string& dir) {
   StatusOr<heddle::v1::ModelConfig> config = ReadConfigJson(text);
   if (!config.ok()) return Annotate(config.status(), dir + "/config.json");
   return config;
+}
+
+StatusOr<std::vector<int64_t>> ReadEosIds(const std::string& dir, int64_t vocabulary) {
+  for (const char* name : {"/generation_config.json", "/config.json"}) {
+    if (!fs::exists(dir + name)) continue;
+    ASSIGN_OR_RETURN(const std::string text, ReadText(dir + name));
+    StatusOr<std::vector<int64_t>> ids = EosIdsIn(text, vocabulary);
+    if (!ids.ok()) return Annotate(ids.status(), dir + name);
+    if (!ids->empty()) return ids;
+  }
+  return std::vector<int64_t>();
 }
 
 Status ReadWeights(const std::string& dir, model::ParameterStore* store,
@@ -327,7 +359,7 @@ Status WriteModelDir(const std::string& dir, const heddle::v1::ModelConfig& conf
     ASSIGN_OR_RETURN(const std::string tokenizer, ReadText(options.tokenizer_path));
     RETURN_IF_ERROR(WriteFileSafely(dir + "/tokenizer.json", tokenizer));
   }
-  return WriteFileSafely(dir + "/config.json", WriteConfigJson(config, architecture));
+  return WriteFileSafely(dir + "/config.json", WriteConfigJson(config, architecture, options.eos));
 }
 
 }  // namespace heddle::hf

@@ -22,6 +22,11 @@ namespace heddle::hf {
 // Reads DIR/config.json. NOT_FOUND; INVALID_ARGUMENT names file and key.
 StatusOr<heddle::v1::ModelConfig> ReadModelConfig(const std::string& dir);
 
+// Tokens that end a text: `eos_token_id`, an integer or a list, of DIR/generation_config.json, else
+// of DIR/config.json; empty if neither says. INVALID_ARGUMENT names file and key: another JSON
+// type, or an id outside the vocabulary.
+StatusOr<std::vector<int64_t>> ReadEosIds(const std::string& dir, int64_t vocabulary);
+
 struct ReadOptions {
   bool allow_nonfinite = false;  // NaN and Inf are read as they stand
 };
@@ -43,6 +48,7 @@ std::vector<NamedWeight> WeightsOf(model::ParameterStore* store);
 
 struct ExportOptions {
   std::string tokenizer_path;  // copied to DIR/tokenizer.json; empty: none
+  std::vector<int64_t> eos;    // `eos_token_id` of config.json; empty: none
   int64_t shard_bytes_max = 5'000'000'000;
   bool allow_nonfinite = false;
 };

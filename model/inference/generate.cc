@@ -63,7 +63,7 @@ class Running {
 // Whether a sequence ends with its newest token.
 bool Ends(const GenerateOptions& options, int64_t prompt_length, Generated* made) {
   const int64_t count = static_cast<int64_t>(made->ids.size());
-  if (options.eos == made->ids.back()) {
+  if (std::find(options.eos.begin(), options.eos.end(), made->ids.back()) != options.eos.end()) {
     made->finish = Finish::kEos;
   } else if (count >= options.max_new_tokens) {
     made->finish = Finish::kMaxNewTokens;

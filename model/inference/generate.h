@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <span>
 #include <vector>
 
@@ -24,7 +23,8 @@ struct GenerateOptions {
   int64_t max_new_tokens = 64;
   // Most tokens of a sequence, prompt included (max_position_embeddings); 0: no limit.
   int64_t max_length = 0;
-  std::optional<int64_t> eos;  // a sequence ends after this token; it is part of the result
+  std::vector<int64_t>
+      eos;  // a sequence ends after any of these tokens, which is part of the result
   SamplingOptions sampling;
 };
 

@@ -1,4 +1,5 @@
-// What a training step decides for all layers, and the losses that layers add to it. Torch-free.
+// What a training step decides for all layers, and the losses and counts that layers add to it.
+// Torch-free.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,13 @@ struct LayerLosses {
   double balance = 0;  // MoE auxiliary loss
   double router_z = 0;
   double Total() const { return indexer + balance + router_z; }
+};
+
+// What layers count in passes that count; adds up over micro-batches and ranks.
+struct LayerCounts {
+  int64_t dropped = 0;  // MoE: (token, expert) pairs beyond the capacity of the expert
+  // Rows whose choice of keys met a NaN: of NSA (row, key head) pairs, of DSA and GSA rows.
+  int64_t nan_rows = 0;
 };
 
 }  // namespace heddle::layers

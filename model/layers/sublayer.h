@@ -61,6 +61,7 @@ struct PassContext {
   const Documents* documents = nullptr;
   const StepInfo* step = nullptr;   // null: no losses, no noise, sparse stage
   LayerLosses* losses = nullptr;    // may be null unless the pass counts
+  LayerCounts* counts = nullptr;    // may be null
   BufferPool* kept = nullptr;       // tensors that live until the backward
   BufferPool* scratch = nullptr;    // tensors that live until the call returns
   CacheRows* cache_rows = nullptr;  // not null: fill it (kInference only)

@@ -128,6 +128,7 @@ void MoeLayerImpl::Route(const layers::PassContext& context, const at::Tensor& l
   counters_.assignments += static_cast<int64_t>(routing->experts.size());
   counters_.dropped += dispatch.dropped;
   counters_.nan_tokens += nan_tokens;
+  if (context.counts != nullptr) context.counts->dropped += dispatch.dropped;
 }
 
 Router::Routed RoutedOf(const layers::PassContext& context, const at::Tensor& logits,

@@ -39,8 +39,8 @@ struct GroupRange {
   bool indexer = false;  // weights of an indexer
   bool frozen = false;   // weights and moments stay as they are, bit for bit
 };
-// Covers [0, plan.flat_elements) in order; no decay for names with "bias" or "norm"; indexers learn
-// at `indexer_multiplier` times the rate.
+// Covers [0, plan.flat_elements) in order; decay where TensorSpec::decays; indexers learn at
+// `indexer_multiplier` times the rate.
 std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparameters& hyper,
                                  double indexer_multiplier = 1.0);
 

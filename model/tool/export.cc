@@ -115,9 +115,13 @@ Status RunExport(const ExportVerbOptions& options) {
   RETURN_IF_ERROR(Convert(options, &source, &converted));
   hf::ExportOptions write;
   write.allow_nonfinite = options.source.allow_nonfinite;
+  write.eos = source.eos;
   if (!source.tokenizer_path.empty()) {
     // Only the tokenizer of the training run belongs to the weights (formats.md F5).
-    if (!source.tokenizer_sha256.empty()) RETURN_IF_ERROR(OpenTokenizer(source));
+    if (!source.tokenizer_sha256.empty()) {
+      ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(source));
+      write.eos = EosIds(source, tokenizer.get());
+    }
     write.tokenizer_path = source.tokenizer_path;
   }
   const std::vector<hf::NamedWeight> weights = hf::WeightsOf(source.store.get());

@@ -159,9 +159,7 @@ Status RunGenerate(const GenerateVerbOptions& options) {
   ASSIGN_OR_RETURN(const ModelSource source, OpenSource(options.source, /*with_weights=*/true));
   ASSIGN_OR_RETURN(const heddle::v1::KvCacheConfig cache, CacheConfig(options.overrides, source));
   ASSIGN_OR_RETURN(const Prompts prompts, ReadPrompts(options, source));
-  if (prompts.tokenizer != nullptr && prompts.tokenizer->eos_id().has_value()) {
-    generate.eos = *prompts.tokenizer->eos_id();
-  }
+  generate.eos = EosIds(source, prompts.tokenizer.get());
   generate.max_length = source.config.max_position_embeddings();
   ASSIGN_OR_RETURN(const std::unique_ptr<inference::Decoder> decoder,
                    inference::Decoder::Create(source.config, source.store.get(),

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "checkpoint/tensor_io/load.h"
@@ -33,6 +34,7 @@ StatusOr<ModelSource> OpenFolder(const SourceOptions& options, bool with_weights
   ModelSource source;
   source.name = options.dir;
   ASSIGN_OR_RETURN(source.config, hf::ReadModelConfig(options.dir));
+  ASSIGN_OR_RETURN(source.eos, hf::ReadEosIds(options.dir, source.config.vocab_size()));
   const std::string tokenizer = options.dir + "/tokenizer.json";
   if (fs::exists(tokenizer)) source.tokenizer_path = tokenizer;
   if (!with_weights) return source;
@@ -120,6 +122,14 @@ StatusOr<std::unique_ptr<tokenizer::Tokenizer>> OpenTokenizer(const ModelSource&
         Str(source.tokenizer_path, ": not the tokenizer of the training run"));
   }
   return tokenizer;
+}
+
+std::vector<int64_t> EosIds(const ModelSource& source, const tokenizer::Tokenizer* tokenizer) {
+  if (!source.eos.empty() || tokenizer == nullptr) return source.eos;
+  const std::optional<uint32_t> id = tokenizer->eos_id();
+  // A tokenizer may know more ids than the model.
+  if (!id.has_value() || int64_t{*id} >= source.config.vocab_size()) return {};
+  return {int64_t{*id}};
 }
 
 }  // namespace heddle::tool

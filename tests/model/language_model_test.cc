@@ -281,5 +281,48 @@ TEST(InitParameters, DependsOnSeedNameAndElementOnly) {
   EXPECT_NEAR(std::sqrt(squares / static_cast<double>(base.size())), 0.02, 0.002);
 }
 
+// A token whose embedding is NaN: every row that sees it and must choose is counted once a layer,
+// with and without recomputation.
+TEST(LanguageModel, CountsRowsWhoseSelectionMeetsANan) {
+  for (const auto kind : {heddle::v1::ATTENTION_KIND_NSA, heddle::v1::ATTENTION_KIND_DSA,
+                          heddle::v1::ATTENTION_KIND_GSA}) {
+    heddle::v1::ModelConfig config = TinyConfig(Kind::kDense, true);
+    config.set_n_layers(1);
+    heddle::v1::AttentionConfig* attention = config.mutable_attention();
+    attention->set_kind(kind);
+    heddle::v1::NsaConfig* nsa = attention->mutable_nsa();
+    nsa->set_kernel_size(2);
+    nsa->set_kernel_stride(2);
+    nsa->set_block_size(2);
+    nsa->set_topk(4);
+    nsa->set_window_size(2);
+    attention->mutable_dsa()->set_d_indexer(8);
+    attention->mutable_dsa()->set_topk(3);
+    heddle::v1::GsaConfig* gsa = attention->mutable_gsa();
+    gsa->set_d_indexer(8);
+    gsa->set_use_adaptive_k(false);
+    gsa->set_k_base(3);
+    gsa->set_k_min(3);
+    gsa->set_k_max(3);
+    BatchData batch = RandomBatch({16, 16}, config.vocab_size() - 1, 3);
+    batch.ids[5] = config.vocab_size() - 1;  // in the first document alone
+    for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+      Built built = Build(config, Precision::kFp32, {.recompute = recompute});
+      const auto count = [&] {
+        built.store->ZeroGradients();
+        return built.model->ForwardBackward(batch.view(), {.loss_scale = 0.1})->counts.nan_rows;
+      };
+      EXPECT_EQ(count(), 0);
+      const TensorSpec& embedding = *built.store->plan().Find("model.embed_tokens.weight");
+      built.store->master(embedding).back() = std::nanf("");
+      if (kind == heddle::v1::ATTENTION_KIND_NSA) {
+        EXPECT_GT(count(), 0);
+      } else {
+        EXPECT_EQ(count(), 11);  // rows 5 to 15 of the first document
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace heddle::model

@@ -55,7 +55,7 @@ MUTANTS = [
      "const S g0 = Sigmoid(static_cast<S>(logit[0]));", "const S g0 = Sigmoid(static_cast<S>(logit[0])) / 2;",
      "model_nsa_test", "Nsa.N8*:Nsa.Golden*"),
     (25, "generation goes on after the end of text", "model/inference/generate.cc",
-     "if (options.eos == made->ids.back()) {", "if (options.eos == made->ids.back() && options.eos < 0) {",
+     "made->finish = Finish::kEos;", "made->finish = Finish::kEos;\n    return false;",
      "model_inference_test", "Generate.C12*"),
     (33, "the capacity is computed and ignored", "model/moe/dispatch.cc",
      "const int64_t kept = std::min(d->counts[e], capacity);", "capacity = std::max(capacity, d->counts[e]);\n    const int64_t kept = d->counts[e];",

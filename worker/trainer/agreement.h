@@ -19,6 +19,8 @@ enum class Slot : size_t {
   kIndexerLoss,  // losses of layers, already divided by global counts
   kBalanceLoss,
   kRouterLoss,
+  kDropped,  // counts of layers
+  kNanRows,
   kValidTokens,  // labels that count
   kTokens,       // tokens read
   kHashLow,      // sums of the halves of sequence hashes, exact in a double

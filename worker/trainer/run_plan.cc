@@ -63,6 +63,17 @@ void PlanIndexers(const RunConfig& config, RunPlan* plan) {
   }
 }
 
+void PlanCounts(const heddle::v1::ModelConfig& model, RunPlan* plan) {
+  for (const auto kind : {heddle::v1::ATTENTION_KIND_NSA, heddle::v1::ATTENTION_KIND_DSA,
+                          heddle::v1::ATTENTION_KIND_GSA}) {
+    plan->selects_keys = plan->selects_keys || Uses(model, kind);
+  }
+  for (int layer = 0; layer < model.n_layers(); ++layer) {
+    plan->has_capacity = plan->has_capacity || (model.moe().capacity_factor() > 0 &&
+                                                model::LayerHasExperts(model, layer));
+  }
+}
+
 }  // namespace
 
 StatusOr<RunPlan> PlanRun(const RunConfig& config) {
@@ -108,6 +119,7 @@ StatusOr<RunPlan> PlanRun(const RunConfig& config) {
   }
   plan.init_from = config.checkpoint().init_from();
   PlanIndexers(config, &plan);
+  PlanCounts(config.model(), &plan);
   plan.config_hash = HashOf(config);
   if (problems.empty()) {
     return plan;

@@ -31,6 +31,9 @@ struct RunPlan {
   // 6.3); 0 without such layers.
   int64_t indexer_warmup_steps = 0;
   bool freeze_during_warmup = false;  // ... while everything else stands still
+  // What the model's layers can count (layers::LayerCounts).
+  bool has_capacity = false;  // experts with a bound on their tokens
+  bool selects_keys = false;  // layers of NSA, DSA or GSA
   optim::Schedule schedule;
   std::string init_from;    // model folder, or empty
   std::string config_hash;  // XXH3-64 of the resolved configuration, hex

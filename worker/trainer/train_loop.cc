@@ -116,6 +116,8 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
     (*agreement)[Slot::kIndexerLoss] += loss.layers.indexer;
     (*agreement)[Slot::kBalanceLoss] += loss.layers.balance;
     (*agreement)[Slot::kRouterLoss] += loss.layers.router_z;
+    (*agreement)[Slot::kDropped] += static_cast<double>(loss.counts.dropped);
+    (*agreement)[Slot::kNanRows] += static_cast<double>(loss.counts.nan_rows);
     (*agreement)[Slot::kNonFinite] +=
         std::isfinite(loss.loss) && std::isfinite(loss.layers.Total()) ? 0 : 1;
   }
@@ -235,6 +237,12 @@ heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {
   if (sums[Slot::kBalanceLoss] > 0 || sums[Slot::kRouterLoss] > 0) {
     point.set_balance_loss(sums[Slot::kBalanceLoss]);
     point.set_router_z_loss(sums[Slot::kRouterLoss]);
+  }
+  if (parts_.plan->has_capacity) {
+    point.set_dropped_assignments(static_cast<uint64_t>(sums[Slot::kDropped]));
+  }
+  if (parts_.plan->selects_keys) {
+    point.set_nan_rows(static_cast<uint64_t>(sums[Slot::kNanRows]));
   }
   point.set_skipped_nonfinite(static_cast<uint64_t>(counters.step - counters.updates));
   return point;

@@ -43,17 +43,19 @@ TEST(Generate, C12StopsAtEndOfTextAndAtTheMaximum) {
       EXPECT_EQ(made.ids.size(), 12u);
       EXPECT_EQ(made.finish, Finish::kMaxNewTokens);
     }
-    // The token that one sequence made at its fifth place ends every sequence that makes it.
-    options.eos = free[1].ids[4];
+    // The tokens that two sequences made at some place end every sequence that makes one of them.
+    options.eos = {free[1].ids[4], free[2].ids[6]};
     const std::vector<Generated> stopped = *Generate(decoder.get(), SomePrompts(), options);
     for (size_t i = 0; i < free.size(); ++i) {
-      const auto first = std::find(free[i].ids.begin(), free[i].ids.end(), *options.eos);
+      const auto first = std::find_first_of(free[i].ids.begin(), free[i].ids.end(),
+                                            options.eos.begin(), options.eos.end());
       const bool ends = first != free[i].ids.end();
       const std::vector<int64_t> expected(free[i].ids.begin(), ends ? first + 1 : first);
       EXPECT_EQ(stopped[i].ids, expected) << named.name << " " << i;
       EXPECT_EQ(stopped[i].finish, ends ? Finish::kEos : Finish::kMaxNewTokens);
     }
     EXPECT_LE(stopped[1].ids.size(), 5u);
+    EXPECT_LE(stopped[2].ids.size(), 7u);
   }
 }
 

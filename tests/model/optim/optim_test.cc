@@ -130,6 +130,38 @@ TEST(Optimizer, DecaysMatricesButNoNorms) {
   }
 }
 
+// Decay alone would shrink what no gradient holds up.
+TEST(Optimizer, LeavesWhatNoLossTrainsAsItIs) {
+  heddle::v1::ModelConfig config;
+  config.mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_GSA);
+  config.mutable_attention()->mutable_gsa()->set_adaptive_k(
+      heddle::v1::GsaConfig::ADAPTIVE_K_LEARNED);
+  config.set_vocab_size(64);
+  config.set_n_layers(2);
+  const model::ModelPlan plan = *model::PlanModel(config);
+  State state(static_cast<size_t>(plan.flat_elements));
+  std::fill(state.g.begin(), state.g.end(), 0.0f);
+  const State before = state;
+  OptimizerStep({}, GroupsOf(plan, {}), {1, 1e-2, 1.0, false}, state.shard(0, state.p.size()));
+  int untrained = 0, decayed = 0;
+  for (const model::TensorSpec& tensor : plan.tensors) {
+    const auto range = [&](const std::vector<float>& p) {
+      const auto begin = p.begin() + tensor.offset;
+      return std::vector<float>(begin, begin + tensor.elements);
+    };
+    const bool learned_k = tensor.name.find(".adaptive_k.") != std::string::npos;
+    const bool same = range(before.p) == range(state.p);
+    untrained += learned_k ? 1 : 0;
+    decayed += same ? 0 : 1;
+    EXPECT_TRUE(same || !learned_k) << tensor.name;
+    if (tensor.name.find("indexer.k_proj.weight") != std::string::npos) {
+      EXPECT_FALSE(same) << tensor.name;
+    }
+  }
+  EXPECT_EQ(untrained, 2 * 4);
+  EXPECT_GT(decayed, 2 * 8);
+}
+
 // 20.9: the rate is a function of the step, never of the rate before.
 TEST(Schedule, WarmsUpThenFallsAsACosine) {
   const Schedule schedule{1.0, 0.1, 10, 110};

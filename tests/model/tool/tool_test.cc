@@ -249,6 +249,67 @@ TEST_F(Tool, GeneratesWhatTheDecoderGenerates) {
   EXPECT_GT(made["tokens_per_second"].get<double>(), 0.0);
 }
 
+TEST_F(Tool, StopsAtTheEosOfTheFolder) {
+  GenerateVerbOptions options;
+  options.source = folder_;
+  options.ids = {"5,3,1"};
+  options.max_new_tokens = 9;
+  options.temperature = 0.8;
+  options.seed = 4;
+  options.json = true;
+  const auto ids = [&] {
+    return Captured([&] { return RunGenerate(options); })["ids"].get<std::vector<int64_t>>();
+  };
+  const std::vector<int64_t> free = ids();
+  const auto until = [&](const std::vector<int64_t>& eos) {
+    const auto end = std::find_first_of(free.begin(), free.end(), eos.begin(), eos.end());
+    return std::vector<int64_t>(free.begin(), end == free.end() ? end : end + 1);
+  };
+  const std::string config = path_ / "model/config.json";
+  const std::string generation = path_ / "model/generation_config.json";
+  const auto set = [](const std::string& path, const json& eos) {
+    json object = json::object();
+    if (fs::exists(path)) object = json::parse(std::ifstream(path));
+    object["eos_token_id"] = eos;
+    std::ofstream(path) << object;
+  };
+  set(config, free[4]);
+  EXPECT_EQ(ids(), until({free[4]}));
+  set(generation, nullptr);  // says nothing
+  EXPECT_EQ(ids(), until({free[4]}));
+  set(generation, {free[3], free[2]});  // wins over config.json
+  EXPECT_EQ(ids(), until({free[2], free[3]}));
+
+  // What a folder says goes into the exported config.json.
+  ExportVerbOptions exported;
+  exported.source = folder_;
+  exported.out = path_ / "exported";
+  exported.json = true;
+  Captured([&] { return RunExport(exported); });
+  EXPECT_EQ(*hf::ReadEosIds(exported.out, 37), (std::vector<int64_t>{free[3], free[2]}));
+}
+
+TEST_F(Tool, RefusesAnEosThatIsNoTokenOfTheModel) {
+  for (const char* name : {"config.json", "generation_config.json"}) {
+    const fs::path path = path_ / "model" / name;
+    for (const char* eos : {"\"2\"", "1.0", "true", "{}", "[[1]]", "[1, null]", "37", "-1",
+                            "[0, 37]", "18446744073709551615"}) {
+      json object = json::object();
+      if (fs::exists(path)) object = json::parse(std::ifstream(path));
+      object["eos_token_id"] = json::parse(eos);
+      std::ofstream(path) << object;
+      const Status status = RunShow({folder_, true});
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << name << " " << eos;
+      EXPECT_NE(Message(status).find(Str(path.string(), ": eos_token_id: ")), std::string::npos)
+          << Message(status);
+    }
+    fs::remove(path_ / "model/generation_config.json");
+    json object = json::parse(std::ifstream(path_ / "model/config.json"));
+    object.erase("eos_token_id");
+    std::ofstream(path_ / "model/config.json") << object;
+  }
+}
+
 TEST_F(Tool, GeneratesABatchAsItGeneratesEachPromptAlone) {
   GenerateVerbOptions options;
   options.source = folder_;

@@ -169,6 +169,37 @@ TEST(Kinds, TheIndexersLossIsReportedInBothStagesAndFalls) {
   EXPECT_LT(job.series().at(20).indexer_loss(), job.series().at(1).indexer_loss());
 }
 
+// E9 in a run: what the capacity drops is counted over all ranks, and shown only where it can be.
+TEST(Kinds, DroppedAssignmentsAreReportedWhereThereIsACapacity) {
+  const auto run = [](double capacity_factor, int ranks) {
+    RunConfig config = MoeConfig(ranks, 3);
+    config.mutable_model()->mutable_moe()->set_capacity_factor(capacity_factor);
+    Job job(config, ranks);
+    RunToEnd(&job);
+    return job.series();
+  };
+  const auto bounded = run(0.5, 1);
+  ASSERT_EQ(bounded.size(), 3u);
+  for (const auto& [step, point] : bounded) {
+    EXPECT_GT(point.dropped_assignments(), 0u) << step;
+    EXPECT_FALSE(point.has_nan_rows());
+  }
+  EXPECT_EQ(run(0.5, 3).at(1).dropped_assignments(), bounded.at(1).dropped_assignments());
+  for (const auto& [step, point] : run(0, 1)) EXPECT_FALSE(point.has_dropped_assignments()) << step;
+}
+
+TEST(Kinds, RowsOfASelectionThatMetANanAreReported) {
+  for (const RunConfig& config : {DsaConfig(1, 2), GsaConfig(1, 2), NsaConfig(1, 2)}) {
+    Job job(config, 1);
+    RunToEnd(&job);
+    for (const auto& [step, point] : job.series()) {
+      EXPECT_TRUE(point.has_nan_rows());
+      EXPECT_EQ(point.nan_rows(), 0u) << step;
+      EXPECT_FALSE(point.has_dropped_assignments());
+    }
+  }
+}
+
 // D5 in a run: with a frozen model stage 1 changes indexers and nothing else, not by one bit.
 TEST(Kinds, D5FrozenWarmupTrainsIndexersAlone) {
   for (const bool dsa : {true, false}) {
