@@ -233,6 +233,36 @@ TEST(Kinds, D5FrozenWarmupTrainsIndexersAlone) {
   }
 }
 
+// The first update moves every weight of an indexer by its rate times the same amount, and nothing
+// else feels the rate.
+TEST(Kinds, GsaIndexersLearnAtTheirOwnRate) {
+  std::map<double, std::map<std::string, std::vector<float>>> by_rate;
+  for (const double rate : {0.0, 1.0, 8.0}) {
+    RunConfig config = GsaConfig(1, 1);
+    config.mutable_model()->mutable_attention()->mutable_gsa()->set_indexer_lr_multiplier(rate);
+    config.mutable_training()->set_warmup_steps(0);
+    Job job(config, 1);
+    RunToEnd(&job);
+    by_rate[rate] = NewestWeights(&job);
+  }
+  int moved = 0;
+  for (const auto& [name, start] : by_rate.at(0)) {
+    const std::vector<float>& once = by_rate.at(1).at(name);
+    const std::vector<float>& often = by_rate.at(8).at(name);
+    // vref, a buffer, follows the scores and has no rate.
+    if (name.find("indexer") == std::string::npos || name.find("vref") != std::string::npos) {
+      EXPECT_EQ(start, once) << name;
+      EXPECT_EQ(start, often) << name;
+      continue;
+    }
+    for (size_t i = 0; i < start.size(); ++i) {
+      EXPECT_NEAR(often[i] - start[i], 8 * (once[i] - start[i]), 1e-5) << name;
+      moved += once[i] != start[i] ? 1 : 0;
+    }
+  }
+  EXPECT_GT(moved, 100);
+}
+
 // A model folder of other weights than the run's seed would give.
 std::map<std::string, std::vector<float>> WriteFolder(const heddle::v1::ModelConfig& model,
                                                       const std::string& dir) {
