@@ -20,7 +20,7 @@ from faultlab.cluster import Cluster, corpus  # noqa: E402
 KINDS = ["dense", "swa", "nsa", "dsa", "gsa", "mla", "swa-mla", "moe"]
 INDEXED = {"dsa": 0, "gsa": 0}
 TAIL = 20  # steps averaged at the end: one batch's loss is noise
-THREADS = os.cpu_count() or 1
+THREADS = len(os.sched_getaffinity(0))
 
 
 def argument(name, default):
@@ -52,9 +52,18 @@ def recall(cluster, job, data):
     return json.loads(done.stdout)
 
 
+def write(figures, curves):
+    figures.write()
+    with open(os.path.join(HERE, "results", "attention_kinds_curves.jsonl"), "w", encoding="utf-8") as file:
+        for line in curves:
+            file.write(json.dumps(line) + "\n")
+
+
 def main():
     steps = int(argument("--steps", 300))
-    kinds = [k for k in KINDS if k in argument("--kinds", ",".join(KINDS)).split(",")]
+    kinds = argument("--kinds", ",".join(KINDS)).split(",")
+    if unknown := [k for k in kinds if k not in KINDS]:
+        raise SystemExit(f"no kind {unknown[0]}; there are: {' '.join(KINDS)}")
     figures = Figures("attention_kinds")
     curves = []
     with Cluster(workers=1) as cluster:
@@ -79,10 +88,7 @@ def main():
                             ratio=found["recall"] / found["random"], keys=found["keys_mean"], layers=found["layers"])
             curves += [{"kind": kind, **{k: p[k] for k in ("step", "loss", "indexer_loss", "balance_loss", "tokens_per_second")
                                          if p.get(k) is not None}} for p in points]
-    figures.write()
-    with open(os.path.join(HERE, "results", "attention_kinds_curves.jsonl"), "w", encoding="utf-8") as file:
-        for line in curves:
-            file.write(json.dumps(line) + "\n")
+            write(figures, curves)  # a run takes long: what is there stays if it is ended
 
 
 main()
