@@ -1,12 +1,18 @@
 #include "base/status/status.h"
 
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
+#include "absl/strings/cord.h"
+#include "base/status/errno_of.h"
+
 namespace heddle {
 
 namespace {
+
+constexpr char kErrnoPayload[] = "heddle/errno";
 
 StatusCode CodeFromErrno(int error) {
   switch (error) {
@@ -101,14 +107,30 @@ Status FromErrno(std::string_view what, std::string_view path, int error) {
   message += Str(": ", description == nullptr ? "unknown error" : description, " (");
   message += name == nullptr ? Str("errno ", error) : std::string(name);
   message += ")";
-  return Status(CodeFromErrno(error), message);
+  Status status(CodeFromErrno(error), message);
+  status.SetPayload(kErrnoPayload, absl::Cord(Str(error)));
+  return status;
+}
+
+int ErrnoOf(const Status& status) {
+  const auto payload = status.GetPayload(kErrnoPayload);
+  int error = 0;
+  if (payload.has_value()) {
+    const std::string text(*payload);
+    std::from_chars(text.data(), text.data() + text.size(), error);
+  }
+  return error;
 }
 
 Status Annotate(const Status& status, const std::string& context) {
   if (status.ok()) {
     return status;
   }
-  return Status(status.code(), Str(context, ": ", Message(status)));
+  Status annotated(status.code(), Str(context, ": ", Message(status)));
+  status.ForEachPayload([&annotated](absl::string_view type, const absl::Cord& payload) {
+    annotated.SetPayload(type, payload);
+  });
+  return annotated;
 }
 
 namespace status_internal {

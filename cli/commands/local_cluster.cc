@@ -105,18 +105,33 @@ Status Spawn(const std::vector<std::string>& arguments, const std::string& log) 
   return OkStatus();
 }
 
+// An existing folder belongs to its owner: its mode is not ours to change. But whoever can write to
+// it could put another socket or other state in place of ours (reliability S1, S18).
+Status CheckFolder(const std::string& path) {
+  struct stat info = {};
+  if (stat(path.c_str(), &info) != 0) {
+    return FromErrno("cannot read", path);
+  }
+  if (!S_ISDIR(info.st_mode)) {
+    return InvalidArgument(Str(path, ": is not a folder; give another one: --state DIR"));
+  }
+  if ((info.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return FailedPrecondition(Str(path, ": other users can write to this folder: chmod go-w ", path,
+                                  ", or give another one: --state DIR"));
+  }
+  return OkStatus();
+}
+
+// New ones are private.
 Status MakeFolder(const std::string& path) {
   for (size_t slash = path.find('/', 1); slash != std::string::npos;
        slash = path.find('/', slash + 1)) {
     mkdir(path.substr(0, slash).c_str(), 0755);
   }
-  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) {
-    return FromErrno("cannot make", path);
+  if (mkdir(path.c_str(), 0700) == 0) {
+    return OkStatus();
   }
-  if (chmod(path.c_str(), 0700) != 0) {
-    return FromErrno("cannot protect", path);
-  }
-  return OkStatus();
+  return errno == EEXIST ? CheckFolder(path) : FromErrno("cannot make", path);
 }
 
 // Polls `ready` until true; `alive` false ends it early with the end of the log.
@@ -137,6 +152,18 @@ Status AwaitStart(const std::string& what, const std::string& log, int64_t timeo
   return OkStatus();
 }
 
+// A coordinator that lives but cannot be reached: somebody removed its socket.
+Status ExplainSilence(const LocalClusterOptions& options, const Status& silence) {
+  const std::vector<int> pids = FindDaemons("heddle-coordinator", options.state);
+  const std::string socket = Str(options.state, "/coordinator.sock");
+  if (pids.empty() || access(socket.c_str(), F_OK) == 0) {
+    return silence;
+  }
+  return FailedPrecondition(Str("heddle-coordinator runs (pid ", pids.front(), "), but its socket ",
+                                socket, " is gone, so nobody can reach it: kill ", pids.front(),
+                                ", then heddle up again; jobs go on meanwhile"));
+}
+
 Status StartCoordinator(const LocalClusterOptions& options, Client& client) {
   const std::string log = Str(options.state, "/coordinator.log");
   if (FindDaemons("heddle-coordinator", options.state).empty()) {
@@ -144,29 +171,26 @@ Status StartCoordinator(const LocalClusterOptions& options, Client& client) {
                            options.state, "--listen", Address(options)},
                           log));
   }
-  return AwaitStart(
+  const Status started = AwaitStart(
       "heddle-coordinator", log, options.start_timeout_ms,
       [&] { return client.ClusterStatus().ok(); },
       [&] { return !FindDaemons("heddle-coordinator", options.state).empty(); });
+  return started.ok() ? started : ExplainSilence(options, started);
 }
 
-int64_t MemoryBytes() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-}
-
+// What this command was granted (affinity, cgroup) its daemons inherit: they divide that, not the
+// machine.
 Status StartWorkers(const LocalClusterOptions& options) {
-  const int64_t processors = std::max<int64_t>(1, sysconf(_SC_NPROCESSORS_ONLN));
-  const int64_t share = std::max<int64_t>(1, processors / options.workers);
   for (int64_t i = 1; i <= options.workers; ++i) {
     const std::string state = WorkerState(options, i);
     RETURN_IF_ERROR(MakeFolder(state));
     if (!FindDaemons("heddle-worker", state).empty()) {
       continue;
     }
-    RETURN_IF_ERROR(Spawn({Str(options.program_dir, "/heddle-worker"), "--state", state,
-                           "--coordinator", Address(options), "--cpus", Str(share), "--memory",
-                           Str(MemoryBytes() / options.workers), "--data-address", "127.0.0.1"},
-                          Str(options.state, "/worker-", i, ".log")));
+    RETURN_IF_ERROR(
+        Spawn({Str(options.program_dir, "/heddle-worker"), "--state", state, "--coordinator",
+               Address(options), "--share", Str(options.workers), "--data-address", "127.0.0.1"},
+              Str(options.state, "/worker-", i, ".log")));
   }
   return OkStatus();
 }

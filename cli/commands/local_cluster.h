@@ -12,7 +12,7 @@
 namespace heddle::cli {
 
 struct LocalClusterOptions {
-  std::string state;        // absolute folder; made with mode 0700
+  std::string state;        // absolute folder; if it is new: mode 0700
   std::string program_dir;  // where the daemons' programs lie
   int64_t workers = 2;
   int64_t start_timeout_ms = 20'000;
@@ -20,8 +20,9 @@ struct LocalClusterOptions {
 };
 
 // Returns the coordinator's address once it answers and all workers are connected. A daemon that
-// dies while starting is UNAVAILABLE with the end of its log. Workers share the machine's
-// processors and memory evenly.
+// dies while starting is UNAVAILABLE with the end of its log. Workers share evenly the processors
+// and memory that this process was granted. Refuses a state folder that others can write to, and
+// changes the mode of no folder that exists.
 StatusOr<std::string> StartLocalCluster(const LocalClusterOptions& options);
 
 // Drains every worker (jobs save and queue again), then ends the daemons. Nothing of this state

@@ -35,6 +35,17 @@ StatusOr<int> List(const CommandContext& context) {
   return 0;
 }
 
+// Why nothing starts on the node, until when, and what ends that sooner.
+void AddHealth(const v1::Node& node, std::vector<std::vector<std::string>>* rows) {
+  if (!node.health_reason().empty()) {
+    rows->push_back({"why", Printable(node.health_reason())});
+  }
+  if (node.has_quarantined_until_ms()) {
+    rows->push_back({"until", FormatTime(node.quarantined_until_ms())});
+    rows->push_back({"advice", Str("once its fault is mended: heddle node reopen ", node.id())});
+  }
+}
+
 int PrintNode(const v1::Node& node, const CommandContext& context) {
   if (context.json()) {
     PrintJson(node);
@@ -44,16 +55,17 @@ int PrintNode(const v1::Node& node, const CommandContext& context) {
   for (const std::string& job : node.jobs()) {
     jobs += jobs.empty() ? job : ", " + job;
   }
-  PrintText(FormatTable({"NODE", node.id()},
-                        {{"host", Printable(node.host())},
-                         {"state", node.state()},
-                         {"admin", node.admin()},
-                         {"health", node.health()},
-                         {"cpus", Str(node.cpus(), ", ", node.cpus_free(), " free")},
-                         {"memory", FormatBytes(static_cast<int64_t>(node.memory_bytes()))},
-                         {"ranks", Str(node.ranks_running())},
-                         {"jobs", jobs.empty() ? "-" : jobs},
-                         {"version", node.version()}}));
+  std::vector<std::vector<std::string>> rows = {{"host", Printable(node.host())},
+                                                {"state", node.state()},
+                                                {"admin", node.admin()},
+                                                {"health", node.health()}};
+  AddHealth(node, &rows);
+  rows.insert(rows.end(), {{"cpus", Str(node.cpus(), ", ", node.cpus_free(), " free")},
+                           {"memory", FormatBytes(static_cast<int64_t>(node.memory_bytes()))},
+                           {"ranks", Str(node.ranks_running())},
+                           {"jobs", jobs.empty() ? "-" : jobs},
+                           {"version", node.version()}});
+  PrintText(FormatTable({"NODE", node.id()}, rows));
   return 0;
 }
 
@@ -103,7 +115,7 @@ std::vector<Verb> NodeVerbs() {
                           }),
       MakeAdmin("cordon", "start nothing new on a worker", v1::NODE_VERB_CORDON),
       MakeAdmin("drain", "move a worker's jobs away, through a checkpoint", v1::NODE_VERB_DRAIN),
-      MakeAdmin("reopen", "end a cordon or drain", v1::NODE_VERB_REOPEN),
+      MakeAdmin("reopen", "end a cordon, drain or quarantine", v1::NODE_VERB_REOPEN),
       MakeAdmin("forget", "declare a lost worker's processes dead", v1::NODE_VERB_FORGET)};
 }
 

@@ -115,6 +115,12 @@ v1::Node NodeView(const Core& core, const state::NodeEntry& entry) {
   view.set_state(state::Name(record.state()));
   view.set_admin(state::Name(record.admin()));
   view.set_health(state::Name(record.health()));
+  if (!record.health_reason().empty()) {
+    view.set_health_reason(record.health_reason());
+  }
+  if (record.health() == v1::WORKER_HEALTH_QUARANTINED && record.quarantined_until_ms() > 0) {
+    view.set_quarantined_until_ms(record.quarantined_until_ms());
+  }
   view.set_cpus(record.capacity().cpus());
   view.set_memory_bytes(record.capacity().memory_bytes());
   view.set_gpus(record.capacity().gpus());

@@ -1,11 +1,8 @@
 // heddle-coordinator: the truth of a cluster. Flags, listeners, signals.
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <grpcpp/impl/service_type.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
-#include <netdb.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,6 +19,7 @@
 #include "coordinator/rpc/log_files.h"
 #include "coordinator/rpc/services.h"
 #include "coordinator/runtime/coordinator.h"
+#include "coordinator/runtime/listen_address.h"
 #include "coordinator/runtime/records.h"
 
 namespace heddle::runtime {
@@ -36,19 +34,13 @@ struct Flags {
   bool verify = false;
 };
 
-// True if somebody listens there already, so that the message can say so.
-bool PortTaken(const net::Endpoint& endpoint) {
-  addrinfo* found = nullptr;
-  if (getaddrinfo(endpoint.host.c_str(), Str(endpoint.port).c_str(), nullptr, &found) != 0) {
-    return false;
+// Before the store is opened: a coordinator that cannot serve must not raise the term either.
+Status CheckAddresses(const std::vector<std::string>& listen) {
+  for (const std::string& text : listen) {
+    ASSIGN_OR_RETURN(const net::Endpoint endpoint, net::ParseEndpoint(text));
+    RETURN_IF_ERROR(CheckFree(endpoint));
   }
-  const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int reuse = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &reuse, sizeof(reuse));
-  const bool taken = bind(fd, found->ai_addr, found->ai_addrlen) != 0 && errno == EADDRINUSE;
-  close(fd);
-  freeaddrinfo(found);
-  return taken;
+  return OkStatus();
 }
 
 StatusOr<std::unique_ptr<grpc::Server>> Listen(
@@ -59,10 +51,7 @@ StatusOr<std::unique_ptr<grpc::Server>> Listen(
     ASSIGN_OR_RETURN(const net::Endpoint endpoint, net::ParseEndpoint(text));
     ASSIGN_OR_RETURN(std::shared_ptr<grpc::ServerCredentials> credentials,
                      net::MakeServerCredentials(endpoint, flags.security));
-    if (endpoint.kind == net::Endpoint::Kind::kTcp && PortTaken(endpoint)) {
-      return FailedPrecondition(
-          Str("cannot listen on ", text, ": the port is in use by another process"));
-    }
+    RETURN_IF_ERROR(CheckFree(endpoint));  // again: opening the store took its time
     builder.AddListeningPort(net::ToText(endpoint), credentials);
   }
   for (const std::unique_ptr<grpc::Service>& service : services) {
@@ -93,6 +82,7 @@ Status VerifyOnly(const CoordinatorOptions& options) {
 Status Serve(const Flags& flags) {
   ASSIGN_OR_RETURN(const store::StateLock lock,
                    store::StateLock::Acquire(flags.coordinator.state_dir));
+  RETURN_IF_ERROR(CheckAddresses(flags.listen));
   const SystemClock clock;
   // Outlives the coordinator, whose file pool may still read for a stream that is over.
   rpc::LogFiles logs(Str(flags.coordinator.state_dir, "/logs"));

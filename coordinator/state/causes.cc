@@ -29,6 +29,7 @@ std::string CodeOfCategory(const std::string& category) {
   if (category == "STORAGE") return "STORAGE_ERROR";
   if (category == "NUMERIC") return "NUMERIC_HALT";
   if (category == "USER_CONFIG") return "BAD_CONFIG";
+  if (category == "USER_DATA") return "BAD_DATA";
   if (category == "USER_CODE") return "NOT_RETRYABLE";
   if (category == "HUNG") return "HUNG";
   if (category == "CONTROL_PLANE") return "SHIM_LOST";

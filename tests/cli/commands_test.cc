@@ -269,6 +269,7 @@ TEST_F(CommandsTest, Nodes) {
     EXPECT_FALSE(node.at(field).is_null()) << field;
   }
   EXPECT_EQ(fake_.Run({"node", "describe", "w-1"}).status, 0);
+  EXPECT_EQ(fake_.Run({"node", "describe", "w-1"}).out.find("until"), std::string::npos);
   EXPECT_EQ(fake_.Run({"node", "drain", "w-1", "--grace", "30s", "--reason", "disk"}).status, 0);
   EXPECT_EQ(fake_.Run({"node", "cordon", "w-1"}).status, 0);
   EXPECT_EQ(fake_.Run({"node", "reopen", "w-1"}).status, 0);
@@ -277,6 +278,17 @@ TEST_F(CommandsTest, Nodes) {
   EXPECT_EQ(fake_.admins[0].grace_ms(), 30'000);
   EXPECT_EQ(fake_.admins[0].reason(), "disk");
   EXPECT_EQ(fake_.admins[2].verb(), v1::NODE_VERB_REOPEN);
+}
+
+TEST_F(CommandsTest, ANodeInQuarantineTellsWhyUntilWhenAndHowToEndIt) {
+  fake_.node.set_id("w-1");
+  fake_.node.set_health("QUARANTINED");
+  fake_.node.set_health_reason("3 failures in 24 h, last STORAGE_ERROR");
+  fake_.node.set_quarantined_until_ms(1'795'210'205'000);
+  const std::string text = fake_.Run({"node", "describe", "w-1"}).out;
+  EXPECT_NE(text.find("3 failures in 24 h, last STORAGE_ERROR"), std::string::npos) << text;
+  EXPECT_NE(text.find("2026-11-20T21:30:05Z"), std::string::npos) << text;
+  EXPECT_NE(text.find("heddle node reopen w-1"), std::string::npos) << text;
 }
 
 TEST_F(CommandsTest, ServerErrorsKeepTheirTextAndStatus) {

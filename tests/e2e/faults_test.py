@@ -97,7 +97,7 @@ def data_set_truncated(c, data):
     shutil.copytree(data, broken)
     shard = next(os.path.join(broken, f) for f in sorted(os.listdir(broken)) if f.endswith(".tok"))
     os.truncate(shard, os.path.getsize(shard) - 5000)
-    failed_with(c, write_config(c, broken, name="truncated"), "shard-00000.tok")
+    failed_with(c, write_config(c, broken, name="truncated"), "shard-00000.tok", "BAD_DATA")
 
 
 def data_set_of_another_tokenizer(c, data):

@@ -43,15 +43,23 @@ struct SeqLock {
   }
 };
 
+// Gives the file its size with every block behind it: a store into a hole of a mapping has no way
+// to fail but SIGBUS once the disk is full. 0 or an errno.
+int Allocate(int fd, size_t size) {
+  int error = EINTR;
+  while (error == EINTR) error = posix_fallocate(fd, 0, static_cast<off_t>(size));
+  return error;
+}
+
 // Maps `size` bytes of the file; makes and sizes it when O_CREAT is among `flags`.
 void* MapFile(const std::string& path, int flags, size_t size) {
   const int fd = open(path.c_str(), flags | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd < 0) return nullptr;
   struct stat info = {};
   void* mapped = MAP_FAILED;
-  int error = 0;
-  if ((flags & O_CREAT) && ftruncate(fd, static_cast<off_t>(size)) != 0) {
-    error = errno;
+  int error = (flags & O_CREAT) ? Allocate(fd, size) : 0;
+  if (error != 0) {
+    unlink(path.c_str());  // made just now, and of no use to anybody
   } else if (fstat(fd, &info) != 0) {
     error = errno;
   } else if (info.st_size < static_cast<off_t>(size)) {

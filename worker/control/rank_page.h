@@ -46,8 +46,8 @@ inline constexpr uint32_t kRingEntries = 4096;
 // process writes each part.
 class RankPage {
  public:
-  // Makes the file (mode 0600, zeroed) or opens an existing one. nullptr with errno set on failure
-  // (EINVAL: not a page of ours).
+  // Makes the file (mode 0600, zeroed, all of its blocks allocated) or opens an existing one.
+  // nullptr with errno set on failure (EINVAL: not a page of ours; ENOSPC: no file is left).
   static std::unique_ptr<RankPage> Create(const std::string& path);
   static std::unique_ptr<RankPage> Open(const std::string& path);
   ~RankPage();

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <sstream>
 
@@ -79,6 +80,11 @@ double CpuQuota() {
     least = std::min(least, static_cast<double>(quota) / static_cast<double>(period));
   }
   return least;
+}
+
+// Whole CPUs, and never less than one: a worker that offers none is of no use to any rank.
+double ShareOfCpus(double granted, uint32_t share) {
+  return share == 1 ? granted : std::max(1.0, std::floor(granted / share));
 }
 
 // `folder` if a cgroup can be made in it.
@@ -161,9 +167,9 @@ uint64_t GrantedMemory() {
 
 v1::Capacity MakeCapacity(const Options& options) {
   v1::Capacity capacity;
-  capacity.set_cpus(options.cpus > 0 ? options.cpus : GrantedCpuTime());
+  capacity.set_cpus(options.cpus > 0 ? options.cpus : ShareOfCpus(GrantedCpuTime(), options.share));
   capacity.set_memory_bytes(options.memory_bytes > 0 ? static_cast<uint64_t>(options.memory_bytes)
-                                                     : GrantedMemory());
+                                                     : GrantedMemory() / options.share);
   capacity.set_gpus(0);
   for (const std::string& label : options.labels) capacity.add_labels(label);
 #if defined(__x86_64__)

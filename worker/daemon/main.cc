@@ -53,6 +53,8 @@ void Declare(CLI::App* app, Flags* flags) {
   app->add_option("--data-interface", options.data_interface, "Interface whose address ranks bind");
   app->add_option("--cpus", options.cpus, "CPUs to offer instead of what was granted")
       ->check(CLI::PositiveNumber);
+  app->add_option("--share", options.share, "Offer one N-th of what was granted: one of N workers")
+      ->check(CLI::Range(1, 1024));
   app->add_option("--memory", flags->memory, "Memory to offer, e.g. 16GiB");
   app->add_option("--labels", options.labels, "key=value ...")->delimiter(',');
   app->add_option("--trainer", options.trainer, "heddle-trainer; default: beside this program");

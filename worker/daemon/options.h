@@ -20,6 +20,7 @@ struct Options {
   std::string data_interface;
   double cpus = 0;           // 0: what was granted
   int64_t memory_bytes = 0;  // 0: what was granted
+  uint32_t share = 1;        // workers among whom what was granted is divided
   std::vector<std::string> labels;
   std::string trainer;
   std::string shim;

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
@@ -19,6 +20,15 @@ namespace heddle::worker {
 namespace {
 
 namespace fs = std::filesystem;
+
+// Of a file that could not be made or mapped; errno says why.
+Status MapFailed(const std::string& path) {
+  if (errno == ENOSPC || errno == EDQUOT) {
+    return ResourceExhausted(Str("cannot make ", path, ": the disk of the worker's state folder is ",
+                                 "full (", strerrorname_np(errno), "); free some space there"));
+  }
+  return FromErrno("map", path);
+}
 
 Status WritePlain(const std::string& path, const std::string& bytes) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
@@ -98,12 +108,12 @@ Status TaskFolder::MapShared(bool create, int64_t max_orphan_ns) {
   for (const uint32_t rank : assignment_.ranks()) {
     const std::string page = PagePath(rank);
     pages_.push_back(create ? control::RankPage::Create(page) : control::RankPage::Open(page));
-    if (pages_.back() == nullptr) return FromErrno("map", page);
+    if (pages_.back() == nullptr) return MapFailed(page);
   }
   const std::string contact = path_ + "/contact";
   contact_ = create ? control::ContactFile::Create(contact, max_orphan_ns)
                     : control::ContactFile::Open(contact);
-  if (contact_ == nullptr) return FromErrno("map", contact);
+  if (contact_ == nullptr) return MapFailed(contact);
   return OkStatus();
 }
 

@@ -4,11 +4,14 @@
 #include <utility>
 #include <vector>
 
+#include "base/status/errno_of.h"
 #include "data/pack/dataset.h"
 
 namespace heddle::trainer {
 
 namespace {
+
+constexpr char kBadDataPayload[] = "heddle/bad-data";
 
 // One evaluation reads at most this many sequences, from the start of the set.
 constexpr int64_t kEvalSequencesMax = 512;
@@ -16,9 +19,10 @@ constexpr int64_t kEvalSequencesMax = 512;
 StatusOr<std::shared_ptr<const pack::Dataset>> OpenSet(const std::string& path,
                                                        const heddle::v1::RunConfig& config,
                                                        std::string* tokenizer) {
-  ASSIGN_OR_RETURN(std::unique_ptr<pack::Dataset> opened, pack::Dataset::Open(path));
-  const std::shared_ptr<const pack::Dataset> set = std::move(opened);
-  RETURN_IF_ERROR(set->CheckTokenizer());
+  StatusOr<std::unique_ptr<pack::Dataset>> opened = pack::Dataset::Open(path);
+  RETURN_IF_ERROR(MarkBadData(opened.status()));
+  const std::shared_ptr<const pack::Dataset> set = *std::move(opened);
+  RETURN_IF_ERROR(MarkBadData(set->CheckTokenizer()));
   if (static_cast<int64_t>(set->vocab_size()) > config.model().vocab_size()) {
     return InvalidArgument(Str("data ", path, ": has ", set->vocab_size(),
                                " token ids, model.vocab_size is ", config.model().vocab_size()));
@@ -70,6 +74,15 @@ StatusOr<RunData> OpenData(const heddle::v1::RunConfig& config) {
   }
   return run;
 }
+
+Status MarkBadData(Status status) {
+  if (status.code() == StatusCode::kDataLoss && ErrnoOf(status) == 0) {
+    status.SetPayload(kBadDataPayload, absl::Cord("1"));
+  }
+  return status;
+}
+
+bool IsBadData(const Status& status) { return status.GetPayload(kBadDataPayload).has_value(); }
 
 model::PackedBatch ViewOf(const stream::PackedBatch& batch) {
   model::PackedBatch view;

@@ -24,6 +24,12 @@ struct RunData {
 // Dataset::Open.
 StatusOr<RunData> OpenData(const heddle::v1::RunConfig& config);
 
+// `status` of opening or reading a set, marked as the data's fault where it says that their
+// contents are damaged. Damage is the job's problem; a disk that cannot be read (EIO) is the
+// node's.
+Status MarkBadData(Status status);
+bool IsBadData(const Status& status);
+
 // The model's view of a batch, which it borrows.
 model::PackedBatch ViewOf(const stream::PackedBatch& batch);
 

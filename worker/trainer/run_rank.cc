@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <exception>
 #include <memory>
@@ -12,11 +13,13 @@
 
 #include "base/ids/ids.h"
 #include "base/log/log.h"
+#include "base/status/errno_of.h"
 #include "kernels/common/isa.h"
 #include "model/language_model.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/recorder.h"
 #include "worker/trainer/checkpointer.h"
+#include "worker/trainer/data_source.h"
 #include "worker/trainer/exit_code.h"
 #include "worker/trainer/restore.h"
 #include "worker/trainer/run_plan.h"
@@ -42,11 +45,18 @@ RankExit Ending(ExitCode code, const std::string& category, const std::string& d
 
 // What an error of the machinery means to the coordinator (control-plane 4.6).
 RankExit EndingOf(const Status& status) {
+  const int error = ErrnoOf(status);
+  if (error == EIO || error == ENOSPC || error == EDQUOT) {  // whatever was to be read or written
+    return Ending(ExitCode::kStorage, "STORAGE", Message(status));
+  }
+  if (IsBadData(status)) {  // no other node would read it otherwise
+    return Ending(ExitCode::kDoNotRetry, "USER_DATA", Message(status));
+  }
   switch (status.code()) {
     case StatusCode::kUnavailable:  // a collective: some other rank is the cause
     case StatusCode::kDeadlineExceeded:
       return Ending(ExitCode::kPeerFailed, "NETWORK", Message(status));
-    case StatusCode::kDataLoss:
+    case StatusCode::kDataLoss:  // of checkpoints: none that is left can be loaded
       return Ending(ExitCode::kStorage, "STORAGE", Message(status));
     case StatusCode::kInvalidArgument:
     case StatusCode::kFailedPrecondition:

@@ -102,7 +102,9 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
   for (int64_t m = mine.begin; m < mine.end; ++m) {
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kData);
     const int64_t begin = parts_.clock->NowSteady();
-    ASSIGN_OR_RETURN(const stream::PackedBatch batch, NextBatch(m - mine.begin));
+    const StatusOr<stream::PackedBatch> read = NextBatch(m - mine.begin);
+    RETURN_IF_ERROR(MarkBadData(read.status()));
+    const stream::PackedBatch& batch = *read;
     times_.data += SecondsSince(begin);
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
@@ -263,7 +265,7 @@ Status TrainLoop::Evaluate(heddle::v1::MetricPoint* point) {
     parts_.control->NoteProgress(static_cast<uint64_t>(step), Phase::kEvaluate);
     stream::PackedBatch batch;
     for (int64_t i = at; i < std::min(end, at + parts_.plan->micro_batch); ++i) {
-      RETURN_IF_ERROR(parts_.data->eval->Append(i, &batch));
+      RETURN_IF_ERROR(MarkBadData(parts_.data->eval->Append(i, &batch)));
     }
     ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->Evaluate(ViewOf(batch), stage));
     sums[0] += loss.loss;

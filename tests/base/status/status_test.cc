@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "base/status/errno_of.h"
 #include "tests/support/status_matchers.h"
 
 namespace heddle {
@@ -67,6 +68,8 @@ TEST(Status, FromErrnoNamesTheActionThePathAndTheReaction) {
                 "open /x/y: No such file or directory (ENOENT)");
   EXPECT_EQ(FromErrno("write", "f", ENOSPC).code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(FromErrno("read", "f", EIO).code(), StatusCode::kDataLoss);
+  EXPECT_EQ(ErrnoOf(Annotate(FromErrno("read", "f", EIO), "while loading")), EIO);
+  EXPECT_EQ(ErrnoOf(DataLoss("read f: (EIO)")), 0);
   EXPECT_EQ(FromErrno("connect", "f", ECONNREFUSED).code(), StatusCode::kUnavailable);
   EXPECT_STATUS(FromErrno("ioctl", "", 99999), StatusCode::kInternal,
                 "ioctl: unknown error (errno 99999)");

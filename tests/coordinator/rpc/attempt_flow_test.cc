@@ -138,6 +138,51 @@ TEST_F(AttemptFlow, FromSubmitOverACheckpointToDone) {
   EXPECT_EQ(done->restarts(), 0u);
 }
 
+class Faults : public AttemptFlow {
+ protected:
+  // As many jobs as would quarantine a node, each of which fails so on it; the node afterwards.
+  v1::Node NodeAfterFailures(int code, const std::string& category) {
+    FakeWorker worker(process_.Channel(), {});
+    EXPECT_OK(worker.Connect());
+    for (int i = 0; i < 3; ++i) {
+      const std::string id = SubmitTrain(1);
+      const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+      EXPECT_OK(task) << i;
+      if (!task.ok()) break;
+      worker.Exit(*task, code, category);
+      for (int wait = 0; wait < 1000 && !HasEvent(id, "ATTEMPT_ENDED"); ++wait) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      }
+      last_ = id;
+    }
+    grpc::ClientContext context;
+    v1::NodeRef ref;
+    ref.set_node("worker-1");
+    v1::Node node;
+    EXPECT_TRUE(process_.Nodes()->Get(&context, ref, &node).ok());
+    return node;
+  }
+  std::string last_;
+};
+
+TEST_F(Faults, OfADataSetFailTheJobAndLeaveTheNodeAlone) {
+  const v1::Node node = NodeAfterFailures(93, "USER_DATA");
+  EXPECT_EQ(node.health(), "OK");
+  EXPECT_FALSE(node.has_health_reason());
+  ASSERT_OK(WaitForState(*jobs_, last_, "DONE"));
+  const StatusOr<v1::Job> job = GetJob(*jobs_, last_);
+  ASSERT_OK(job);
+  EXPECT_EQ(job->attempts_size(), 1);
+  EXPECT_EQ(job->attempts(0).cause().code(), "BAD_DATA");
+}
+
+TEST_F(Faults, OfAStorageQuarantineTheNodeWhichTellsWhyAndUntilWhen) {
+  const v1::Node node = NodeAfterFailures(87, "STORAGE");
+  EXPECT_EQ(node.health(), "QUARANTINED");
+  EXPECT_NE(node.health_reason().find("last STORAGE_ERROR"), std::string::npos);
+  EXPECT_GT(node.quarantined_until_ms(), 1'600'000'000'000);
+}
+
 TEST_F(AttemptFlow, AFailedRankRestartsFromTheNewestCheckpoint) {
   FakeWorker worker(process_.Channel(), {});
   ASSERT_OK(worker.Connect());

@@ -1,5 +1,6 @@
 // The daemon as its operator meets it: owners, listeners, signals, what it weighs.
 #include <fcntl.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -8,6 +9,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <thread>
 
@@ -49,6 +51,32 @@ TEST(CoordinatorLifecycle, PortInUseIsSaidClearly) {
       {"--insecure-loopback", "--listen", "127.0.0.1:" + std::to_string(ntohs(address.sin_port))});
   ExpectRefusal(process, 1, "port is in use");
   close(taken);
+}
+
+TEST(CoordinatorLifecycle, ASocketInUseIsLeftToItsOwner) {
+  CoordinatorProcess first;
+  ASSERT_OK(first.Start());
+  CoordinatorProcess second;
+  second.Spawn({"--listen", first.address()});
+  ExpectRefusal(second, 1, "socket is in use");
+  EXPECT_FALSE(std::filesystem::exists(second.state() + "/mark")) << "its store was opened";
+  grpc::ClientContext context;
+  v1::StatusReply reply;
+  EXPECT_TRUE(first.Cluster()->Status(&context, {}, &reply).ok()) << "the first one answers still";
+}
+
+TEST(CoordinatorLifecycle, AStaleSocketIsReplacedAndAnotherFileIsNot) {
+  CoordinatorProcess process;
+  ASSERT_OK(process.Start());
+  process.End(SIGKILL);
+  ASSERT_TRUE(std::filesystem::exists(process.state() + "/coordinator.sock"));
+  ASSERT_OK(process.Start());
+  CoordinatorProcess other;
+  const std::string path = std::filesystem::path(other.state()).parent_path() / "precious";
+  std::ofstream(path) << "text";
+  other.Spawn({"--listen", "unix:" + path});
+  ExpectRefusal(other, 1, "exists and is no socket");
+  EXPECT_TRUE(std::filesystem::exists(path));
 }
 
 TEST(CoordinatorLifecycle, OpenListenersNeedTls) {

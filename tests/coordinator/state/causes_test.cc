@@ -41,6 +41,17 @@ TEST(Causes, CategoriesDecideRetryBudgetAndBlame) {
   EXPECT_STREQ(RuleOf("no such word").name, "UNKNOWN");
 }
 
+TEST(Causes, DamagedDataEndTheJobAndBlameNoNode) {
+  RankOutcome exit = Exit(93);
+  exit.set_category("USER_DATA");
+  const heddle::v1::CauseRecord cause = CauseOfExit(exit, "n");
+  EXPECT_EQ(cause.code(), "BAD_DATA");
+  EXPECT_FALSE(RuleOf(cause.category()).retry);
+  EXPECT_FALSE(RuleOf(cause.category()).blames_node);
+  EXPECT_NE(AdviceFor(cause.code(), "").find("heddle data inspect DIR --verify"),
+            std::string::npos);
+}
+
 TEST(Causes, BackOffDoublesUpToItsLimitWithinTwentyPercent) {
   EXPECT_EQ(BackoffMs(1, 0, 10'000, 600'000), 0);
   int64_t plain = 10'000;

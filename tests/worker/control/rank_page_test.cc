@@ -1,6 +1,7 @@
 #include "worker/control/rank_page.h"
 
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -45,6 +46,33 @@ TEST(RankPage, FileIsPrivateAndMadeOnce) {
   EXPECT_EQ(info.st_mode & 0777, 0600u);
   EXPECT_EQ(RankPage::Create(path), nullptr);
   EXPECT_EQ(errno, EEXIST);
+}
+
+// A file with holes: the first store into one on a full disk is a SIGBUS.
+TEST(RankPage, EveryBlockOfTheFilesIsAllocatedWhenTheyAreMade) {
+  const test::TempDir dir;
+  ASSERT_NE(RankPage::Create(dir.path() + "/page-0"), nullptr);
+  ASSERT_NE(ContactFile::Create(dir.path() + "/contact", 1), nullptr);
+  for (const char* name : {"/page-0", "/contact"}) {
+    struct stat info = {};
+    ASSERT_EQ(stat((dir.path() + name).c_str(), &info), 0);
+    EXPECT_GE(int64_t{info.st_blocks} * 512, info.st_size) << name;
+  }
+}
+
+TEST(RankPage, AFullDiskIsAnErrorAndLeavesNoFile) {
+  const test::TempDir dir;
+  if (mount("tmpfs", dir.path().c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "NOT TESTED: a full disk needs the right to mount a tmpfs";
+  }
+  const std::string path = dir.path() + "/page-0";
+  const std::unique_ptr<RankPage> page = RankPage::Create(path);
+  const int error = errno;
+  const bool left = access(path.c_str(), F_OK) == 0;
+  umount2(dir.path().c_str(), MNT_DETACH);
+  EXPECT_EQ(page, nullptr);
+  EXPECT_EQ(error, ENOSPC);
+  EXPECT_FALSE(left);
 }
 
 TEST(RankPage, RefusesForeignAndShortFiles) {

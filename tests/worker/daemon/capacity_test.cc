@@ -40,6 +40,9 @@ TEST(Capacity, IsWhatWasGrantedNotWhatTheHostHas) {
   EXPECT_LE(GrantedCpuTime(), 1.0);
   Options options;
   EXPECT_LE(MakeCapacity(options).cpus(), 1.0);
+  options.share = 2;
+  EXPECT_EQ(MakeCapacity(options).cpus(), 1.0) << "none would be of no use";
+  EXPECT_EQ(MakeCapacity(options).memory_bytes(), GrantedMemory() / 2);
   options.cpus = 3.5;
   options.memory_bytes = 1 << 20;
   options.labels = {"disk=nvme"};

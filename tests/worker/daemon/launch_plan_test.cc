@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <sys/mount.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -77,6 +78,16 @@ TEST(LaunchPlan, CommandsGetTheirOwnProgramAndNoLink) {
   EXPECT_TRUE(Has(launch.ranks[0].env, "OMP_NUM_THREADS=9"));
   EXPECT_FALSE(Has(launch.ranks[0].env, "OMP_NUM_THREADS=2")) << "the user's value wins";
   EXPECT_FALSE(Has(launch.ranks[0].env, "HEDDLE_CONTROL=fd:3"));
+}
+
+TEST(TaskFolder, SaysThatTheDiskIsFull) {
+  const test::TempDir dir;
+  if (mount("tmpfs", dir.path().c_str(), "tmpfs", 0, "size=64k") != 0) {
+    GTEST_SKIP() << "NOT TESTED: a full disk needs the right to mount a tmpfs";
+  }
+  const Status made = TaskFolder::Create(dir.path(), Assignment(), {"/root", "i"}, 1).status();
+  umount2(dir.path().c_str(), MNT_DETACH);
+  EXPECT_STATUS(made, StatusCode::kResourceExhausted, "is full (ENOSPC); free some space");
 }
 
 TEST(TaskFolder, IsFoundAgainAndRefusesASecondCreation) {

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 
 #include "base/status/status.h"
 #include "tests/worker/trainer/job.h"
@@ -88,6 +89,43 @@ TEST(Trainer, NeverStartsAnewWhereCheckpointsExistButNoneLoads) {
   ExpectAll(&attempt, ends, ExitCode::kStorage);
   ASSERT_TRUE(ends[0].words.has_value());
   EXPECT_EQ(ends[0].words->category(), "STORAGE");
+}
+
+// Copies the data and lets `damage` change its first shard.
+std::string DamagedData(const std::string& folder,
+                        const std::function<void(const std::string& shard)>& damage) {
+  std::filesystem::copy(DataFolder(), folder, std::filesystem::copy_options::recursive);
+  damage(folder + "/shard-00000.tok");
+  return folder;
+}
+
+void ExpectBadData(const std::string& data, int64_t prefetchers) {
+  Job job(SmallConfig(1, 50), 1);
+  job.config().mutable_data()->set_path(data);
+  job.config().mutable_data()->set_num_workers(prefetchers);
+  FakeAttempt attempt(job.Next());
+  const auto ends = attempt.Wait();
+  ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(ends[0].words.has_value());
+  EXPECT_EQ(ends[0].words->category(), "USER_DATA") << ends[0].words->detail();
+  EXPECT_NE(ends[0].words->detail().find("shard-00000.tok"), std::string::npos);
+}
+
+TEST(Trainer, DamagedDataAreTheJobsFaultNotTheNodes) {
+  const checkpoint::TempDir folder;
+  ExpectBadData(DamagedData(folder.path() + "/short",
+                            [](const std::string& shard) {
+                              std::filesystem::resize_file(shard,
+                                                           std::filesystem::file_size(shard) - 100);
+                            }),
+                0);
+  const std::string flipped = DamagedData(folder.path() + "/flipped", [](const std::string& shard) {
+    const int fd = open(shard.c_str(), O_RDWR);
+    ASSERT_EQ(pwrite(fd, "damage", 6, 4096 + 64), 6);
+    close(fd);
+  });
+  ExpectBadData(flipped, 0);
+  ExpectBadData(flipped, 1);
 }
 
 TEST(Trainer, OtherDataAreRefusedUnlessAllowed) {
