@@ -1,6 +1,7 @@
 #include "coordinator/rpc/feeds.h"
 
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <utility>
 
@@ -17,6 +18,9 @@ constexpr size_t kPiece = 512;
 // Frames a live reader may lag behind before it is told to start over (O2).
 constexpr size_t kQueueMax = 1024;
 constexpr size_t kLogPieceBytes = 64 * 1024;
+// Memory of the lines queued for one reader of logs; the rest of the file waits on the disk (P10).
+constexpr size_t kLogQueueBytes = 1024 * 1024;
+constexpr size_t kLineOverhead = 128;  // of the message around a line's text
 constexpr int64_t kBeatMs = 5000;
 
 bool JobDone(Core& core, JobId job) {
@@ -43,13 +47,13 @@ class WatchFeed : public std::enable_shared_from_this<WatchFeed> {
       job_ = job->value;
     }
     next_ = request_.from_seq() > 0 ? request_.from_seq() : core_->newest_durable_seq() + 1;
-    writer_->on_drained = [feed = weak_from_this(), core = core_] {
+    writer_->OnDrained([feed = weak_from_this(), core = core_] {
       core->Post([feed] {
         if (const std::shared_ptr<WatchFeed> self = feed.lock(); self != nullptr && !self->live_) {
           self->Pump(self);
         }
       });
-    };
+    });
     self_ = shared_from_this();
     Pump(self_);
   }
@@ -160,13 +164,13 @@ class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
       return;
     }
     job_ = *job;
-    writer_->on_drained = [feed = weak_from_this(), core = core_] {
+    writer_->OnDrained([feed = weak_from_this(), core = core_] {
       core->Post([feed] {
         if (const std::shared_ptr<MetricFeed> self = feed.lock(); self != nullptr && !self->live_) {
           self->Pump(self);
         }
       });
-    };
+    });
     self_ = shared_from_this();
     Pump(self_);
   }
@@ -241,8 +245,9 @@ class MetricFeed : public std::enable_shared_from_this<MetricFeed> {
 
 // ---- logs ----
 
-// Reads files on the file pool; while following it looks again every 200 ms, which ends once the
-// job is done and looks find nothing new.
+// Reads files on the file pool, as fast as its reader takes lines: a full queue ends a look, and
+// the next one begins when the queue is empty. While following it looks again every 200 ms, which
+// ends once the job is done and looks find nothing new.
 class LogFeed : public std::enable_shared_from_this<LogFeed> {
  public:
   using Writer = StreamWriter<v1::LogLine>;
@@ -257,59 +262,118 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
       return;
     }
     job_ = *job;
+    // Holds this feed until the stream is over.
+    writer_->OnDrained([self = shared_from_this()] { self->GoOn(); });
     Look();
   }
 
  private:
+  enum class Sent { kNothing, kSome, kFull };
+
   // State thread: one look on the file pool.
   void Look() {
     const bool last = !request_.follow() || JobDone(*core_, job_);
-    core_->PostFileWork([self = shared_from_this(), last] {
-      const bool sent = self->SendNew(!self->request_.follow());
-      if (!self->writer_->open()) {
-        return;
-      }
-      self->quiet_looks_ = last && !sent ? self->quiet_looks_ + 1 : 0;
-      if (last && (!self->request_.follow() || self->quiet_looks_ == kQuietLooks)) {
-        (void)self->SendNew(/*unfinished_too=*/true);
-        self->writer_->Close(grpc::Status::OK);
-        return;
-      }
-      self->core_->PostAfter(last ? kLastLookMs : kLookMs, [self] { self->Look(); });
-    });
+    core_->PostFileWork([self = shared_from_this(), last] { self->LookNow(last); });
   }
 
-  // Whole lines that are new, and what follows the last of them if nothing more can come; true if
-  // there was any.
-  bool SendNew(bool unfinished_too) {
+  // File pool.
+  void LookNow(bool last) {
+    Sent sent = SendNew(!request_.follow());
+    quiet_looks_ = last && sent == Sent::kNothing ? quiet_looks_ + 1 : 0;
+    const bool end = last && (!request_.follow() || quiet_looks_ >= kQuietLooks);
+    if (end && sent != Sent::kFull) {
+      sent = SendNew(/*unfinished_too=*/true);
+    }
+    if (!writer_->open()) {
+      return;
+    }
+    if (sent == Sent::kFull) {
+      full_ = true;
+      if (writer_->queued() == 0) {
+        GoOn();  // it became empty before `full_` said that somebody waits for that
+      }
+    } else if (end) {
+      writer_->Close(grpc::Status::OK);
+    } else {
+      core_->PostAfter(last ? kLastLookMs : kLookMs, [self = shared_from_this()] { self->Look(); });
+    }
+  }
+
+  // The queue is empty; any thread.
+  void GoOn() {
+    if (full_.exchange(false)) {
+      core_->Post([self = shared_from_this()] { self->Look(); });
+    }
+  }
+
+  // Files that this reader wants. Without --attempt it is the newest of the first look: a new one
+  // must not cut off the rest of it.
+  std::vector<LogFile> Wanted() {
     std::vector<LogFile> files = logs_->List(job_);
-    uint32_t attempt = request_.attempt();
-    if (attempt == 0 && !request_.follow()) {
+    if (attempt_ == 0) {
+      attempt_ = request_.attempt();
+    }
+    if (attempt_ == 0 && !request_.follow()) {
       for (const LogFile& file : files) {
-        attempt = std::max(attempt, file.attempt);
+        attempt_ = std::max(attempt_, file.attempt);
       }
     }
-    bool any = false;
-    for (const LogFile& file : files) {
-      if ((attempt != 0 && file.attempt != attempt) ||
-          (request_.has_rank() && file.rank != static_cast<uint32_t>(request_.rank()))) {
-        continue;
-      }
-      any = SendFile(file, unfinished_too) || any;
-    }
-    return any;
+    std::erase_if(files, [&](const LogFile& file) {
+      return (attempt_ != 0 && file.attempt != attempt_) ||
+             (request_.has_rank() && file.rank != static_cast<uint32_t>(request_.rank()));
+    });
+    return files;
   }
 
-  bool SendFile(const LogFile& file, bool unfinished_too) {
+  // Whole lines that are new, and what follows the last of them if nothing more can come.
+  Sent SendNew(bool unfinished_too) {
+    std::vector<LogFile> files = Wanted();
+    if (request_.follow() && !files.empty()) {
+      // A rank that fills every queue must not keep the others waiting for ever.
+      std::rotate(files.begin(), files.begin() + static_cast<int64_t>(turn_ % files.size()),
+                  files.end());
+    }
+    Sent sent = Sent::kNothing;
+    for (const LogFile& file : files) {
+      const Sent now = SendFile(file, unfinished_too);
+      if (now == Sent::kFull) {
+        ++turn_;
+        return now;
+      }
+      sent = std::max(sent, now);
+      sent = std::max(sent, SendLoss(file, unfinished_too));
+    }
+    return sent;
+  }
+
+  // Bytes beyond the limit of a job's logs are missing: a line at the cut tells how many, when it
+  // is reached and, if more were lost since, at the end.
+  Sent SendLoss(const LogFile& file, bool at_end) {
+    uint64_t& told = losses_[{file.attempt, file.rank}];
+    if (file.dropped == told || (told > 0 && !at_end)) {
+      return Sent::kNothing;
+    }
+    told = file.dropped;
+    SendLine(file, file.bytes + file.dropped,
+             Str("... at least ", file.dropped, " bytes dropped: log limit\n"));
+    return Sent::kSome;
+  }
+
+  Sent SendFile(const LogFile& file, bool unfinished_too) {
     const auto [place, first] = offsets_.try_emplace({file.attempt, file.rank}, 0);
     if (first && request_.has_tail()) {
       place->second = TailOffset(file);
     }
-    bool any = false;
+    // The end of a file that lost bytes is final.
+    unfinished_too = unfinished_too || file.dropped > 0;
+    Sent sent = Sent::kNothing;
     while (place->second < file.bytes) {
+      if (!writer_->open() || writer_->queued_bytes() >= kLogQueueBytes) {
+        return Sent::kFull;
+      }
       const StatusOr<std::string> piece = LogFiles::Read(file.path, place->second, kLogPieceBytes);
       if (!piece.ok() || piece->empty()) {
-        return any;
+        return sent;
       }
       size_t used = 0;
       for (size_t end = piece->find('\n'); end != std::string::npos;
@@ -324,12 +388,12 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
         used = piece->size();
       }
       if (used == 0) {
-        return any;  // an unfinished line
+        return sent;  // an unfinished line
       }
       place->second += used;
-      any = true;
+      sent = Sent::kSome;
     }
-    return any;
+    return sent;
   }
 
   uint64_t TailOffset(const LogFile& file) const {
@@ -358,7 +422,8 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
     line.set_rank(file.rank);
     line.set_offset(offset);
     line.set_data(std::move(data));
-    writer_->Push(std::move(line));
+    const size_t bytes = line.data().size() + kLineOverhead;
+    writer_->Push(std::move(line), bytes);
   }
 
   static constexpr int64_t kLookMs = 200;
@@ -370,8 +435,13 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
   const std::shared_ptr<Writer> writer_;
   const v1::LogsRequest request_;
   JobId job_;
-  std::map<std::pair<uint32_t, uint32_t>, uint64_t> offsets_;  // file pool only, one look at a time
-  int quiet_looks_ = 0;                                        // likewise: since the job is done
+  // Of the file pool only, one look at a time.
+  uint32_t attempt_ = 0;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> offsets_;
+  std::map<std::pair<uint32_t, uint32_t>, uint64_t> losses_;  // told so far
+  size_t turn_ = 0;                                           // first file of the next look
+  int quiet_looks_ = 0;                                       // since the job is done
+  std::atomic<bool> full_ = false;                            // the next look waits for the reader
 };
 
 }  // namespace

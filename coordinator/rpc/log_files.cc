@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <fstream>
 
 namespace heddle::rpc {
 namespace {
@@ -54,6 +55,30 @@ std::vector<std::pair<uint32_t, std::string>> Numbered(const std::string& folder
   return found;
 }
 
+// The count lies beside the log, so that a restart neither forgets the loss nor asks workers for
+// the lost bytes again.
+std::string DroppedPath(const std::string& log) {
+  return Str(log.substr(0, log.size() - std::string(".log").size()), ".dropped");
+}
+
+uint64_t ReadDropped(const std::string& log) {
+  uint64_t dropped = 0;
+  std::ifstream(DroppedPath(log)) >> dropped;
+  return dropped;
+}
+
+// Counts only grow: a shorter text never has to be overwritten.
+Status WriteDropped(const std::string& log, uint64_t dropped) {
+  const std::string path = DroppedPath(log);
+  Fd file{open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0640)};
+  const std::string text = Str(dropped, "\n");
+  if (file.value < 0 ||
+      pwrite(file.value, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
+    return FromErrno("cannot write", path);
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
 LogFiles::LogFiles(std::string root, uint64_t job_bytes_max)
@@ -81,27 +106,34 @@ StatusOr<uint64_t> LogFiles::Append(const v1::LogChunk& chunk) {
     }
     job_bytes_[job.value] = total;
   }
-  uint64_t end = static_cast<uint64_t>(info.st_size);
-  if (const auto capped = virtual_end_.find(path); capped != virtual_end_.end()) {
-    end = std::max(end, capped->second);
-  }
+  const uint64_t dropped = ReadDropped(path);
+  uint64_t end = static_cast<uint64_t>(info.st_size) + dropped;
   const uint64_t chunk_end = chunk.offset() + chunk.data().size();
   if (chunk.offset() > end || chunk_end <= end) {
     return end;
   }
+  if (dropped == 0) {
+    ASSIGN_OR_RETURN(const uint64_t written, Write(file.value, chunk, end));
+    end += written;
+  }
+  if (end < chunk_end && job_bytes_[job.value] >= job_bytes_max_) {
+    RETURN_IF_ERROR(WriteDropped(path, dropped + chunk_end - end));
+    end = chunk_end;
+  }
+  return end;
+}
+
+StatusOr<uint64_t> LogFiles::Write(int fd, const v1::LogChunk& chunk, uint64_t end) {
+  uint64_t& total = job_bytes_[chunk.job()];
   const uint64_t skip = end - chunk.offset();
-  const uint64_t fresh = chunk.data().size() - skip;
-  if (job_bytes_[job.value] + fresh > job_bytes_max_) {
-    virtual_end_[path] = chunk_end;
-    return chunk_end;
-  }
-  const ssize_t written =
-      pwrite(file.value, chunk.data().data() + skip, fresh, static_cast<off_t>(end));
+  const uint64_t room = job_bytes_max_ - std::min(total, job_bytes_max_);
+  const uint64_t fresh = std::min<uint64_t>(chunk.data().size() - skip, room);
+  const ssize_t written = pwrite(fd, chunk.data().data() + skip, fresh, static_cast<off_t>(end));
   if (written < 0) {
-    return FromErrno("cannot write", path);
+    return FromErrno("cannot write", Str("the log of rank ", chunk.rank()));
   }
-  job_bytes_[job.value] += static_cast<uint64_t>(written);
-  return end + static_cast<uint64_t>(written);
+  total += static_cast<uint64_t>(written);
+  return static_cast<uint64_t>(written);
 }
 
 std::vector<LogFile> LogFiles::List(JobId job) const {
@@ -115,6 +147,7 @@ std::vector<LogFile> LogFiles::List(JobId job) const {
       struct stat info = {};
       if (stat(file.path.c_str(), &info) == 0) {
         file.bytes = static_cast<uint64_t>(info.st_size);
+        file.dropped = ReadDropped(file.path);
       }
       files.push_back(std::move(file));
     }

@@ -20,13 +20,14 @@ struct LogFile {
   uint32_t rank = 0;
   std::string path;
   uint64_t bytes = 0;
+  uint64_t dropped = 0;  // what the rank printed after them, beyond the job's limit
 };
 
 // Thread-safe; blocking file work of one chunk.
 class LogFiles {
  public:
   // `root` is made when the first chunk comes. A job's files together hold at most `job_bytes_max`;
-  // what comes after is counted as written and dropped.
+  // what comes after is counted as written and dropped; a file rank-R.dropped keeps the count.
   explicit LogFiles(std::string root, uint64_t job_bytes_max = uint64_t{256} << 20);
 
   // Writes the part of `chunk` that lies beyond the file's end and returns the file's new length:
@@ -41,12 +42,14 @@ class LogFiles {
 
  private:
   std::string JobFolder(JobId job) const;
+  // Appends what `chunk` has beyond `end`, the file's length, as far as the job's limit allows.
+  // Returns how many bytes. REQUIRES: mutex_ is held.
+  StatusOr<uint64_t> Write(int fd, const v1::LogChunk& chunk, uint64_t end);
 
   const std::string root_;
   const uint64_t job_bytes_max_;
   std::mutex mutex_;
-  std::map<uint64_t, uint64_t> job_bytes_;       // guarded by mutex_
-  std::map<std::string, uint64_t> virtual_end_;  // of capped files, guarded by mutex_
+  std::map<uint64_t, uint64_t> job_bytes_;  // guarded by mutex_
 };
 
 }  // namespace heddle::rpc

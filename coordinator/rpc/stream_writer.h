@@ -21,13 +21,14 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
     return writer;
   }
 
-  // Queues a frame. False: the stream is over. Any thread.
-  bool Push(Frame frame) {
+  // Queues a frame, counted as `bytes` in queued_bytes(). False: the stream is over. Any thread.
+  bool Push(Frame frame, size_t bytes = 0) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (finished_) {
       return false;
     }
-    queue_.push_back(std::move(frame));
+    queued_bytes_ += bytes;
+    queue_.push_back({std::move(frame), bytes});
     WriteNext();
     return true;
   }
@@ -35,6 +36,12 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
   size_t queued() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return queue_.size();
+  }
+
+  // Feeders of large streams stop at a bound of it (P10).
+  size_t queued_bytes() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return queued_bytes_;
   }
 
   // Ends the stream after what is queued; later calls do nothing.
@@ -53,24 +60,30 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
     return !finished_ && !closing_;
   }
 
-  // Called once, when the queue fell to empty after having been full enough to stop a feeder; see
-  // Watch. Set before the first Push.
-  std::function<void()> on_drained;
+  // Called whenever the queue falls to empty. Set before the first Push. What it holds is released
+  // when gRPC is done with the stream.
+  void OnDrained(std::function<void()> drained) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!done_) {
+      on_drained_ = std::move(drained);
+    }
+  }
 
   void OnWriteDone(bool ok) override {
     std::function<void()> drained;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       writing_ = false;
+      queued_bytes_ -= queue_.front().bytes;
       queue_.pop_front();
       if (!ok) {
-        queue_.clear();
+        Clear();
         Finished(grpc::Status(grpc::StatusCode::CANCELLED, "the reader went away"));
         return;
       }
       WriteNext();
       if (queue_.empty() && !finished_) {
-        drained = on_drained;
+        drained = on_drained_;
       }
     }
     if (drained) {
@@ -83,7 +96,7 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
     closing_ = true;
     close_status_ = grpc::Status::CANCELLED;
     if (!writing_) {
-      queue_.clear();
+      Clear();
       WriteNext();
     }
   }
@@ -91,9 +104,17 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
   void OnDone() override {
     // Frees this object once no feeder holds it; must be the last use.
     std::shared_ptr<StreamWriter> last = std::move(self_);
+    std::function<void()> drained;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    done_ = true;
+    drained.swap(on_drained_);
   }
 
  private:
+  struct Queued {
+    Frame frame;
+    size_t bytes = 0;
+  };
   StreamWriter() = default;
 
   // REQUIRES: mutex_ is held.
@@ -103,10 +124,14 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
     }
     if (!queue_.empty()) {
       writing_ = true;
-      this->StartWrite(&queue_.front());
+      this->StartWrite(&queue_.front().frame);
     } else if (closing_) {
       Finished(close_status_);
     }
+  }
+  void Clear() {
+    queue_.clear();
+    queued_bytes_ = 0;
   }
   void Finished(const grpc::Status& status) {
     if (!finished_) {
@@ -116,10 +141,13 @@ class StreamWriter : public grpc::ServerWriteReactor<Frame> {
   }
 
   mutable std::mutex mutex_;
-  std::deque<Frame> queue_;  // front is being written while writing_
+  std::deque<Queued> queue_;  // front is being written while writing_
+  size_t queued_bytes_ = 0;
+  std::function<void()> on_drained_;
   bool writing_ = false;
   bool closing_ = false;
   bool finished_ = false;
+  bool done_ = false;
   grpc::Status close_status_;
   std::shared_ptr<StreamWriter> self_;
 };

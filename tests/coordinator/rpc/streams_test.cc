@@ -248,5 +248,41 @@ TEST_F(Streams, LogsComeOnceByOffsetAndOnlyUnderTheirFence) {
   EXPECT_EQ(last, "three\nfour\n");
 }
 
+// The file waits on the disk, not in the coordinator's memory.
+TEST_F(Streams, ASlowReaderOfLogsQueuesABoundedPart) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("logs", 1));
+  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+  ASSERT_OK(task);
+  std::string chunk;
+  while (chunk.size() < 1'000'000) {
+    chunk += "a line of twenty-five by\n";
+  }
+  constexpr uint64_t kChunks = 32;
+  LogShipper shipper(process_.Channel());
+  for (uint64_t i = 0; i < kChunks; ++i) {
+    ASSERT_EQ(shipper.Ship(*task, i * chunk.size(), chunk), (i + 1) * chunk.size());
+  }
+  const int64_t before = process_.ResidentKib();
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(120));
+  v1::LogsRequest request;
+  request.set_job(id);
+  const std::unique_ptr<v1::Jobs::Stub> jobs = process_.Jobs();
+  const auto reader = jobs->Logs(&context, request);
+  v1::LogLine line;
+  ASSERT_TRUE(reader->Read(&line));
+  std::this_thread::sleep_for(std::chrono::seconds(2));
+  EXPECT_LT(process_.ResidentKib() - before, 16 * 1024) << "32 MB wait, about 1 MiB is queued";
+  uint64_t next = line.data().size();
+  while (reader->Read(&line)) {
+    ASSERT_EQ(line.offset(), next);
+    next += line.data().size();
+  }
+  EXPECT_OK(net::FromGrpc(reader->Finish()));
+  EXPECT_EQ(next, kChunks * chunk.size()) << "all of it comes, once";
+}
+
 }  // namespace
 }  // namespace heddle::test
