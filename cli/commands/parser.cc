@@ -65,6 +65,22 @@ void PrintError(const std::string& verb, const Status& status) {
   }
 }
 
+// The library says that a subcommand is required also when there was one that it does not know.
+std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* at = &app;
+  std::string words = "heddle";
+  while (!at->get_subcommands().empty()) {
+    at = at->get_subcommands().front();
+    words += " " + at->get_name();
+  }
+  const std::vector<std::string> unread = at->remaining();
+  const bool verb_wanted = !at->get_subcommands({}).empty();
+  if (verb_wanted && !unread.empty() && unread.front().rfind('-', 0) != 0) {
+    return Str("no verb `", words, " ", unread.front(), "` (see ", words, " --help)");
+  }
+  return Str(error.what(), " (see ", words, " --help)");
+}
+
 }  // namespace
 
 int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verbs,
@@ -101,7 +117,7 @@ int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verb
   } catch (const CLI::CallForHelp& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
-    std::cerr << "heddle: usage: " << error.what() << " (see heddle --help)\n";
+    std::cerr << "heddle: usage: " << UsageError(app, error) << "\n";
     return 2;
   }
   CLI::App* chosen = &app;

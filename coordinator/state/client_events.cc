@@ -104,7 +104,7 @@ Status CheckOverrides(const v1::JobRecord& job, const v1::RunConfig& config) {
   if (!google::protobuf::util::MessageDifferencer::Equals(Fixed(job.config()), Fixed(config))) {
     return InvalidArgument(
         "resume takes training.max_steps, parallel.ranks, schedule.* and logging.* only; anything "
-        "else is another run: heddle fork");
+        "else is another run: heddle submit CONFIG --resume-from JOB@STEP");
   }
   return Admit(config);
 }

@@ -117,6 +117,15 @@ TEST(Parser, UsageErrorsAreTwo) {
   EXPECT_EQ(Parse({"one", "--help"}).status, 0);
 }
 
+TEST(Parser, NamesTheVerbThatItDoesNotKnow) {
+  EXPECT_EQ(Parse({"plan", "c.yaml"}).err,
+            "heddle: usage: no verb `heddle plan` (see heddle --help)\n");
+  EXPECT_EQ(Parse({"-o", "json", "group", "none"}).err,
+            "heddle: usage: no verb `heddle group none` (see heddle group --help)\n");
+  EXPECT_NE(Parse({}).err.find("subcommand is required"), std::string::npos);
+  EXPECT_EQ(Parse({"one", "t", "--none"}).err.find("no verb"), std::string::npos);
+}
+
 TEST(Parser, ErrorsHaveTheirStatusAndEachLineItsPrefix) {
   const Parsed parsed = Parse({"group", "two", "t"}, InvalidArgument("a: b\nc: d"));
   EXPECT_EQ(parsed.status, 2);

@@ -24,8 +24,9 @@ namespace fs = std::filesystem;
 // Of a file that could not be made or mapped; errno says why.
 Status MapFailed(const std::string& path) {
   if (errno == ENOSPC || errno == EDQUOT) {
-    return ResourceExhausted(Str("cannot make ", path, ": the disk of the worker's state folder is ",
-                                 "full (", strerrorname_np(errno), "); free some space there"));
+    return ResourceExhausted(Str("cannot make ", path,
+                                 ": the disk of the worker's state folder is ", "full (",
+                                 strerrorname_np(errno), "); free some space there"));
   }
   return FromErrno("map", path);
 }
