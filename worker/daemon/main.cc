@@ -54,6 +54,8 @@ void Declare(CLI::App* app, Flags* flags) {
   app->add_option("--cpus", options.cpus, "CPUs to offer instead of what was granted")
       ->check(CLI::PositiveNumber);
   app->add_option("--memory", flags->memory, "Memory to offer, e.g. 16GiB");
+  app->add_option("--gpus", options.gpus, "GPUs to offer instead of all that are found; 0: none")
+      ->check(CLI::Range(0, 1024));
   app->add_option("--labels", options.labels, "key=value ...")->delimiter(',');
   app->add_option("--trainer", options.trainer, "heddle-trainer; default: beside this program");
   app->add_option("--shim", options.shim, "heddle-shim; default: beside this program");

@@ -20,6 +20,7 @@ struct Options {
   std::string data_interface;
   double cpus = 0;           // 0: what was granted
   int64_t memory_bytes = 0;  // 0: what was granted
+  int gpus = -1;             // below 0: what was found
   std::vector<std::string> labels;
   std::string trainer;
   std::string shim;
