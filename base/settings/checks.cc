@@ -167,6 +167,9 @@ class FieldChecker {
       Refuse(!good, "command.env." + name.substr(0, 60), "is no name of an environment variable");
       Refuse(name.rfind("HEDDLE_", 0) == 0, "command.env." + name.substr(0, 60),
              "names that begin with HEDDLE_ are set by heddle itself");
+      Refuse(name == "CUDA_VISIBLE_DEVICES" || name == "CUDA_DEVICE_ORDER",
+             "command.env." + name.substr(0, 60),
+             "is set by heddle from the GPUs of parallel.gpus_per_rank");
     }
   }
 

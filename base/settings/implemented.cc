@@ -43,6 +43,11 @@ const std::vector<Row>& Table() {
   return rows;
 }
 
+constexpr const char* kGpusKey = "parallel.gpus_per_rank";
+constexpr const char* kGpusLimit =
+    "this version computes the model on the CPU only; parallel.backend=nccl sums gradients over "
+    "the GPUs' links, a job of kind command may use them freely";
+
 std::string Sentence(const Row& row) {
   std::string words;
   for (const std::string& word : row.works) {
@@ -110,7 +115,13 @@ void CheckTable(const v1::RunConfig& config, Problems& problems) {
       problems.Add("", row.key, is_group ? Sentence(row) : Str(bad, ": ", Sentence(row)));
     }
   }
-  const v1::Ranks& ranks = config.parallel().ranks();
+  // Reserved GPUs that nothing uses would pass for training on them.
+  const v1::ParallelConfig& parallel = config.parallel();
+  if (config.kind() != v1::RunConfig::KIND_COMMAND && parallel.gpus_per_rank() > 0 &&
+      parallel.backend() != v1::ParallelConfig::BACKEND_NCCL) {
+    problems.Add("", kGpusKey, Str(parallel.gpus_per_rank(), ": ", kGpusLimit));
+  }
+  const v1::Ranks& ranks = parallel.ranks();
   if (ranks.min() != ranks.max()) {
     problems.Add("", "parallel.ranks",
                  Str(ranks.min(), " to ", ranks.max(),
@@ -125,6 +136,9 @@ std::string LimitationOf(const std::string& canonical) {
     if (key == canonical || inside) {
       return Sentence(row);
     }
+  }
+  if (canonical == kGpusKey) {
+    return kGpusLimit;
   }
   return canonical == "parallel.ranks"
              ? "this version does not implement elastic jobs; give one number"

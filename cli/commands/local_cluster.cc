@@ -187,10 +187,18 @@ Status StartWorkers(const LocalClusterOptions& options) {
     if (!FindDaemons("heddle-worker", state).empty()) {
       continue;
     }
-    RETURN_IF_ERROR(
-        Spawn({Str(options.program_dir, "/heddle-worker"), "--state", state, "--coordinator",
-               Address(options), "--share", Str(options.workers), "--data-address", "127.0.0.1"},
-              Str(options.state, "/worker-", i, ".log")));
+    std::vector<std::string> words = {Str(options.program_dir, "/heddle-worker"),
+                                      "--state",
+                                      state,
+                                      "--coordinator",
+                                      Address(options),
+                                      "--share",
+                                      Str(options.workers),
+                                      "--data-address",
+                                      "127.0.0.1"};
+    // A GPU that two workers offered would be booked twice.
+    if (i > 1) words.insert(words.end(), {"--gpus", "0"});
+    RETURN_IF_ERROR(Spawn(words, Str(options.state, "/worker-", i, ".log")));
   }
   return OkStatus();
 }

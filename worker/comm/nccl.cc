@@ -25,7 +25,8 @@ StatusOr<const NcclPlugin*> Plugin() {
   const std::string path = (self.parent_path() / "libheddle_cuda.so").string();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    return Unimplemented(Str("no CUDA plug-in: ", dlerror()));
+    return Unimplemented(
+        Str("heddle has no CUDA plug-in here (./dev setup --cuda, then build): ", dlerror()));
   }
   using Entry = const NcclPlugin* (*)();
   const auto entry = reinterpret_cast<Entry>(dlsym(library, kNcclPluginSymbol));

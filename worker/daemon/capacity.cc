@@ -165,12 +165,16 @@ uint64_t GrantedMemory() {
   return std::min(memory, LeastUpwards(OwnCgroup("memory"), "memory.limit_in_bytes"));
 }
 
-v1::Capacity MakeCapacity(const Options& options) {
+v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& gpus) {
   v1::Capacity capacity;
   capacity.set_cpus(options.cpus > 0 ? options.cpus : ShareOfCpus(GrantedCpuTime(), options.share));
   capacity.set_memory_bytes(options.memory_bytes > 0 ? static_cast<uint64_t>(options.memory_bytes)
                                                      : GrantedMemory() / options.share);
-  capacity.set_gpus(0);
+  capacity.set_gpus(static_cast<uint32_t>(gpus.size()));
+  const bool one_model = std::all_of(gpus.begin(), gpus.end(), [&gpus](const GpuDevice& gpu) {
+    return gpu.model == gpus.front().model;
+  });
+  if (!gpus.empty() && one_model) capacity.set_gpu_model(gpus.front().model);
   for (const std::string& label : options.labels) capacity.add_labels(label);
 #if defined(__x86_64__)
   const char* isa = "x86-64";

@@ -1,5 +1,5 @@
 // What this process was granted (formats F54): CPUs of its affinity mask, bounded by cgroup quotas,
-// memory bounded by cgroup limits; never the totals of the host.
+// memory bounded by cgroup limits; never the totals of the host. GPUs: gpu_devices.h.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "heddle/v1/worker_link.pb.h"
+#include "worker/daemon/gpu_devices.h"
 #include "worker/daemon/options.h"
 
 namespace heddle::worker {
@@ -15,7 +16,7 @@ namespace heddle::worker {
 std::vector<uint32_t> GrantedCpus();
 double GrantedCpuTime();
 uint64_t GrantedMemory();
-v1::Capacity MakeCapacity(const Options& options);
+v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& gpus);
 uint64_t FreeDiskBytes(const std::string& path);
 
 // Where shims may make cgroups for their tasks; empty where this process has no right to.

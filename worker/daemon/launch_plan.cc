@@ -18,6 +18,20 @@ constexpr const char* kPassedOn[] = {"PATH",       "HOME",
                                      "TMPDIR",     "LD_LIBRARY_PATH",
                                      "HEDDLE_ISA", "HEDDLE_LOG_LEVEL"};
 
+void SetVariable(const std::string& name, const std::string& value, std::vector<std::string>* env) {
+  std::erase_if(*env, [&name](const std::string& one) { return one.starts_with(name + "="); });
+  env->push_back(Str(name, "=", value));
+}
+
+// Set for every rank: a rank without GPUs must see none, or it would use one of another's.
+void SetGpus(const std::vector<std::string>& gpus, std::vector<std::string>* env) {
+  std::string list;
+  for (const std::string& gpu : gpus) list += (list.empty() ? "" : ",") + gpu;
+  SetVariable("CUDA_VISIBLE_DEVICES", list, env);
+  // CUDA's own order puts the fastest first; ours is the order of /proc.
+  SetVariable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", env);
+}
+
 std::vector<std::string> RankEnvironment(const TaskFolder& folder, size_t local_rank) {
   const v1::TaskAssignment& assignment = folder.assignment();
   std::vector<std::string> env;
@@ -47,9 +61,7 @@ std::vector<std::string> RankEnvironment(const TaskFolder& folder, size_t local_
     env.push_back(Str("HEDDLE_CONTROL=fd:", control::kControlFd));
   }
   for (const auto& [name, value] : assignment.config().command().env()) {
-    std::erase_if(env,
-                  [&name = name](const std::string& one) { return one.starts_with(name + "="); });
-    env.push_back(Str(name, "=", value));
+    SetVariable(name, value, &env);
   }
   return env;
 }
@@ -85,8 +97,10 @@ control::LaunchFile MakeLaunch(const TaskFolder& folder, const LaunchInput& inpu
       const auto& argv = assignment.config().command().argv();
       rank.argv.assign(argv.begin(), argv.end());
     }
-    rank.env = RankEnvironment(folder, static_cast<size_t>(i));
-    if (static_cast<size_t>(i) < input.cpus.size()) rank.cpus = input.cpus[static_cast<size_t>(i)];
+    const size_t local = static_cast<size_t>(i);
+    rank.env = RankEnvironment(folder, local);
+    SetGpus(local < input.gpus.size() ? input.gpus[local] : std::vector<std::string>(), &rank.env);
+    if (local < input.cpus.size()) rank.cpus = input.cpus[local];
     launch.ranks.push_back(std::move(rank));
   }
   return launch;

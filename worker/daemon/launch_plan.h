@@ -1,5 +1,5 @@
-// From an assignment to what the shim starts: programs, environment, CPUs, limits (control-plane
-// section 10). Pure except for reading the daemon's own environment.
+// From an assignment to what the shim starts: programs, environment, CPUs, GPUs, limits
+// (control-plane section 10). Pure except for reading the daemon's own environment.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,8 @@ uint32_t ThreadsPerRank(const v1::TaskAssignment& assignment);
 struct LaunchInput {
   std::string trainer;
   CgroupParents cgroups;
-  std::vector<std::vector<uint32_t>> cpus;  // per local rank, may be empty
+  std::vector<std::vector<uint32_t>> cpus;     // per local rank, may be empty
+  std::vector<std::vector<std::string>> gpus;  // per local rank, names for CUDA_VISIBLE_DEVICES
 };
 control::LaunchFile MakeLaunch(const TaskFolder& folder, const LaunchInput& input);
 

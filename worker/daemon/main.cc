@@ -56,6 +56,8 @@ void Declare(CLI::App* app, Flags* flags) {
   app->add_option("--share", options.share, "Offer one N-th of what was granted: one of N workers")
       ->check(CLI::Range(1, 1024));
   app->add_option("--memory", flags->memory, "Memory to offer, e.g. 16GiB");
+  app->add_option("--gpus", options.gpus, "GPUs to offer instead of all that are found; 0: none")
+      ->check(CLI::Range(0, 1024));
   app->add_option("--labels", options.labels, "key=value ...")->delimiter(',');
   app->add_option("--trainer", options.trainer, "heddle-trainer; default: beside this program");
   app->add_option("--shim", options.shim, "heddle-shim; default: beside this program");

@@ -21,6 +21,7 @@ struct Options {
   double cpus = 0;           // 0: what was granted
   int64_t memory_bytes = 0;  // 0: what was granted
   uint32_t share = 1;        // workers among whom what was granted is divided
+  int gpus = -1;             // below 0: what was found
   std::vector<std::string> labels;
   std::string trainer;
   std::string shim;

@@ -53,10 +53,14 @@ void TaskRunner::Launch() {
   // A fraction of a CPU cannot be bound to one.
   const uint32_t count = assignment.cpus_per_rank() >= 1 ? ThreadsPerRank(assignment) : uint32_t{0};
   cpus_ = host_->cpus().Take(folder_.path(), ranks, count);
+  StatusOr<std::vector<std::vector<std::string>>> gpus = host_->gpus().Take(
+      folder_.path(), ranks, {assignment.gpu_indices().begin(), assignment.gpu_indices().end()});
+  if (!gpus.ok()) return FailLaunch(gpus.status());
   LaunchInput input;
   input.trainer = host_->options().trainer;
   input.cgroups = host_->cgroups();
   input.cpus = cpus_;
+  input.gpus = *std::move(gpus);
   const Status written = folder_.WriteLaunch(MakeLaunch(folder_, input));
   if (!written.ok()) return FailLaunch(written);
   // The ranks load LibTorch while the disk syncs; only the acknowledgement waits for it.
@@ -584,6 +588,7 @@ void TaskRunner::OnEnded() {
   settled_ = true;
   timer_.cancel();
   host_->cpus().Release(folder_.path());
+  host_->gpus().Release(folder_.path());
   host_->LogsMayHaveGrown(key());
   // Answers have nobody to go to; a last seal still counts, so it is sent until answered.
   std::erase_if(questions_, [](const auto& entry) {

@@ -21,6 +21,7 @@
 #include "base/clock/clock.h"
 #include "heddle/v1/worker_link.pb.h"
 #include "worker/daemon/cpu_table.h"
+#include "worker/daemon/gpu_table.h"
 #include "worker/daemon/launch_plan.h"
 #include "worker/daemon/options.h"
 #include "worker/daemon/shim_connection.h"
@@ -37,6 +38,7 @@ class TaskHost {
   virtual const Options& options() const = 0;
   virtual const CgroupParents& cgroups() const = 0;
   virtual CpuTable& cpus() = 0;
+  virtual GpuTable& gpus() = 0;
   // Address ranks of this worker bind for each other (B1).
   virtual std::string data_address() = 0;
   // Runs `work` on the disk thread, then `done` here.

@@ -38,6 +38,7 @@ Worker::Worker(boost::asio::io_context* io, const Clock* clock, const Options& o
       state_(state),
       cgroups_(FindCgroupParents()),
       cpus_(CpuTable::DefaultPath(), GrantedCpus()),
+      gpus_(GpuTable::DefaultPath(), FindGpus(GpuSourcesHere(), options.gpus)),
       disk_(1),
       beat_timer_(*io),
       settle_timer_(*io),
@@ -101,7 +102,7 @@ v1::RegisterRequest Worker::MakeRegister() {
   request.set_session(session_);
   request.set_highest_term(state_->highest_term());
   request.set_host(HostName());
-  *request.mutable_capacity() = MakeCapacity(options_);
+  *request.mutable_capacity() = MakeCapacity(options_, gpus_.devices());
   request.set_version(HEDDLE_VERSION);
   request.set_protocol(control::kProtocolVersion);
   request.set_cluster_id(state_->cluster_id());

@@ -43,6 +43,7 @@ class Worker : private TaskHost {
   const Options& options() const override { return options_; }
   const CgroupParents& cgroups() const override { return cgroups_; }
   CpuTable& cpus() override { return cpus_; }
+  GpuTable& gpus() override { return gpus_; }
   std::string data_address() override;
   void RunOnDisk(std::function<Status()> work, std::function<void(Status)> done) override;
   bool Send(v1::WorkerMsg message) override;
@@ -76,6 +77,7 @@ class Worker : private TaskHost {
   WorkerState* const state_;
   const CgroupParents cgroups_;
   CpuTable cpus_;
+  GpuTable gpus_;  // found once: the coordinator counts by their places
   boost::asio::thread_pool disk_;
   boost::asio::steady_timer beat_timer_;
   boost::asio::steady_timer settle_timer_;

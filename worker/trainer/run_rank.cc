@@ -150,7 +150,10 @@ class Rank {
       return Internal(Str("rank ", spec_.rank(), " of ", spec_.world_size(), " was started in a ",
                           "world of ", start.world_size()));
     }
-    if (spec_.world_size() == 1) {
+    const bool nccl =
+        spec_.config().parallel().backend() == heddle::v1::ParallelConfig::BACKEND_NCCL;
+    // Who asks for NCCL gets it or an error, alone too.
+    if (spec_.world_size() == 1 && !nccl) {
       group_ = comm::MakeSolo();
       return OkStatus();
     }
@@ -166,10 +169,9 @@ class Rank {
     if (start.deadline_ms() > 0) {
       options.init_timeout = std::chrono::milliseconds(start.deadline_ms());
     }
-    const auto backend = spec_.config().parallel().backend();
-    const bool gpus = spec_.config().parallel().gpus_per_rank() > 0 && comm::NcclUsable();
-    const bool nccl = backend == heddle::v1::ParallelConfig::BACKEND_NCCL ||
-                      (backend == heddle::v1::ParallelConfig::BACKEND_AUTO && gpus);
+    if (nccl) {
+      HEDDLE_WARN("the model is computed on the CPU; the GPU carries the sums of gradients only");
+    }
     StatusOr<std::unique_ptr<comm::Communicator>> group =
         nccl ? comm::ConnectNccl(options) : comm::ConnectGloo(options);
     RETURN_IF_ERROR(group);

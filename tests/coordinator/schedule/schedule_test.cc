@@ -76,6 +76,14 @@ TEST(GangPlacer, GivesEachRankItsOwnGpus) {
   EXPECT_EQ(std::get<Placement>(plan).tasks[0].gpu_indices, (std::vector<int32_t>{0, 1, 2, 3}));
 }
 
+TEST(GangPlacer, SendsJobsWithGpusWhereGpusAre) {
+  auto job = Job(1, 2);
+  job->mutable_config()->mutable_parallel()->set_gpus_per_rank(1);
+  EXPECT_EQ(Show(PlanPlacement(Of({Node("a", 8), Node("b", 8, 8, 2), Node("c", 8)}), *job, 0)),
+            "b:0+2");
+  EXPECT_EQ(Show(PlanPlacement(Of({Node("a", 8), Node("b", 8)}), *job, 0)), "INFEASIBLE");
+}
+
 TEST(GangPlacer, TellsWhyInCodes) {
   EXPECT_EQ(Show(PlanPlacement(Of({}), *Job(1, 1), 0)), "NO_NODES_MATCH");
   EXPECT_EQ(Show(PlanPlacement(Of({Node("a", 8)}), *Job(1, 9), 0)), "INFEASIBLE");

@@ -39,16 +39,16 @@ TEST(Capacity, IsWhatWasGrantedNotWhatTheHostHas) {
   EXPECT_EQ(GrantedCpus(), std::vector<uint32_t>{before.back()});
   EXPECT_LE(GrantedCpuTime(), 1.0);
   Options options;
-  EXPECT_LE(MakeCapacity(options).cpus(), 1.0);
+  EXPECT_LE(MakeCapacity(options, {}).cpus(), 1.0);
   options.share = 2;
-  EXPECT_EQ(MakeCapacity(options).cpus(), 1.0) << "none would be of no use";
-  EXPECT_EQ(MakeCapacity(options).memory_bytes(), GrantedMemory() / 2);
+  EXPECT_EQ(MakeCapacity(options, {}).cpus(), 1.0) << "none would be of no use";
+  EXPECT_EQ(MakeCapacity(options, {}).memory_bytes(), GrantedMemory() / 2);
   options.cpus = 3.5;
   options.memory_bytes = 1 << 20;
   options.labels = {"disk=nvme"};
-  EXPECT_EQ(MakeCapacity(options).cpus(), 3.5);
-  EXPECT_EQ(MakeCapacity(options).memory_bytes(), 1u << 20);
-  EXPECT_EQ(MakeCapacity(options).labels(0), "disk=nvme");
+  EXPECT_EQ(MakeCapacity(options, {}).cpus(), 3.5);
+  EXPECT_EQ(MakeCapacity(options, {}).memory_bytes(), 1u << 20);
+  EXPECT_EQ(MakeCapacity(options, {}).labels(0), "disk=nvme");
   ASSERT_EQ(sched_setaffinity(0, sizeof(old), &old), 0);
   const uint64_t physical =
       static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));

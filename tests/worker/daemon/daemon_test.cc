@@ -224,6 +224,40 @@ TEST_F(Daemon, RunsCommandsWithoutFrames) {
   EXPECT_TRUE(coordinator_.WaitFor([&] { return coordinator_.Log(20, 0) == "0/1/1\n"; }));
 }
 
+TEST_F(Daemon, GivesEachTaskItsOwnGpusAlsoAfterARestart) {
+  // Names of this test alone: the table is shared by all daemons of the user.
+  const std::string a = "MIG-a-" + std::to_string(getpid());
+  const std::string b = "MIG-b-" + std::to_string(getpid());
+  setenv("CUDA_VISIBLE_DEVICES", (a + "," + b).c_str(), 1);
+  StartDaemon({"--gpus", "2"});
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  EXPECT_EQ(coordinator_.registrations().front().capacity().gpus(), 2u);
+  const std::vector<std::string> show = {"sh", "-c", "echo [$CUDA_VISIBLE_DEVICES]"};
+  coordinator_.Assign(Command(20, show));
+  EXPECT_TRUE(coordinator_.WaitFor([&] { return coordinator_.Log(20, 0) == "[]\n"; }));
+  v1::TaskAssignment holder = Command(21, {"sh", "-c", show[2] + "; sleep 100"});
+  holder.add_gpu_indices(1);
+  RunTask(holder);
+  EXPECT_TRUE(coordinator_.WaitFor([&] { return coordinator_.Log(21, 0) == "[" + b + "]\n"; }));
+  EndDaemon(SIGKILL);
+  StartDaemon({"--gpus", "2"});
+  ASSERT_TRUE(coordinator_.WaitForSessions(2));
+  // The coordinator would not: index 1 is held still, so the task gets the other one.
+  v1::TaskAssignment next = Command(22, show);
+  next.add_gpu_indices(1);
+  coordinator_.Assign(next);
+  EXPECT_TRUE(coordinator_.WaitFor([&] { return coordinator_.Log(22, 0) == "[" + a + "]\n"; }));
+  next = Command(23, show);
+  next.add_gpu_indices(0);
+  next.add_gpu_indices(1);
+  coordinator_.Assign(next);
+  ASSERT_TRUE(coordinator_.WaitForState(23, v1::TASK_STATE_EXITED));
+  EXPECT_NE(coordinator_.Report(23)->detail().find("2 GPUs assigned, 1 of the 2"),
+            std::string::npos)
+      << coordinator_.Report(23)->detail();
+  unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 TEST_F(Daemon, QuickCommandIsNeverRefused) {
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(1));

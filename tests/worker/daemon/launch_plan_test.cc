@@ -63,6 +63,29 @@ TEST(LaunchPlan, TellsEachRankItsPlace) {
   EXPECT_EQ(spec.data_address(), "10.0.0.1");
 }
 
+TEST(LaunchPlan, EachRankSeesItsGpusAndNoOthers) {
+  const test::TempDir dir;
+  v1::TaskAssignment assignment = Assignment();
+  (*assignment.mutable_config()->mutable_command()->mutable_env())["CUDA_VISIBLE_DEVICES"] = "0,1";
+  StatusOr<TaskFolder> folder = TaskFolder::Create(dir.path(), assignment, {"/root", "i"}, 1);
+  ASSERT_OK(folder);
+  setenv("CUDA_VISIBLE_DEVICES", "7", 1);  // the daemon's own
+  LaunchInput input;
+  input.gpus = {{"GPU-a", "GPU-b"}, {"GPU-c"}};
+  const control::LaunchFile launch = MakeLaunch(*folder, input);
+  EXPECT_TRUE(Has(launch.ranks[0].env, "CUDA_VISIBLE_DEVICES=GPU-a,GPU-b"));
+  EXPECT_TRUE(Has(launch.ranks[1].env, "CUDA_VISIBLE_DEVICES=GPU-c"));
+  EXPECT_TRUE(Has(launch.ranks[1].env, "CUDA_DEVICE_ORDER=PCI_BUS_ID"));
+  for (const control::RankLaunch& rank : MakeLaunch(*folder, {}).ranks) {
+    EXPECT_TRUE(Has(rank.env, "CUDA_VISIBLE_DEVICES=")) << "a CPU job touches none";
+    EXPECT_EQ(std::count_if(
+                  rank.env.begin(), rank.env.end(),
+                  [](const std::string& one) { return one.starts_with("CUDA_VISIBLE_DEVICES="); }),
+              1);
+  }
+  unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 TEST(LaunchPlan, CommandsGetTheirOwnProgramAndNoLink) {
   const test::TempDir dir;
   v1::TaskAssignment assignment = Assignment();

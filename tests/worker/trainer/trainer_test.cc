@@ -239,6 +239,30 @@ TEST(Trainer, RefusesSettingsThatThisBuildLacksByName) {
   }
 }
 
+TEST(Trainer, NeverTrainsOnTheCpuInPlaceOfAGpu) {
+  Job job(SmallConfig(1, 5), 1);
+  job.config().mutable_parallel()->set_gpus_per_rank(1);
+  FakeAttempt unused(job.Next());
+  const auto unused_ends = unused.Wait();
+  ExpectAll(&unused, unused_ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(unused_ends[0].words.has_value());
+  EXPECT_NE(unused_ends[0].words->detail().find("computes the model on the CPU only"),
+            std::string::npos)
+      << unused_ends[0].words->detail();
+
+  if (access(Str(getenv("HEDDLE_BIN"), "/libheddle_cuda.so").c_str(), F_OK) == 0) {
+    GTEST_SKIP() << "the CUDA plug-in is built; without it NCCL is an error";
+  }
+  job.config().mutable_parallel()->set_backend(heddle::v1::ParallelConfig::BACKEND_NCCL);
+  FakeAttempt nccl(job.Next());
+  const auto ends = nccl.Wait();
+  ExpectAll(&nccl, ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(ends[0].words.has_value());
+  EXPECT_EQ(ends[0].words->category(), "USER_CONFIG");
+  EXPECT_NE(ends[0].words->detail().find("no CUDA plug-in"), std::string::npos)
+      << ends[0].words->detail();
+}
+
 TEST(Trainer, LeavesWhenTheShimIsGone) {
   Job job(SmallConfig(1, 1000000), 1);
   FakeAttempt attempt(job.Next());
