@@ -2,6 +2,7 @@
 #include "base/settings/explain.h"
 #include "base/settings/json.h"
 #include "base/settings/settings.h"
+#include "cli/commands/context.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
 #include "cli/output/table.h"
@@ -15,17 +16,31 @@ struct ConfigState {
   std::string key;
 };
 
+// The configuration, and `warnings` where there are any.
+std::string ConfigJson(const settings::ResolvedConfig& resolved) {
+  std::string json = settings::ToJson(resolved.config, {.print_unset = true});
+  std::string warnings;
+  for (const std::string& warning : resolved.warnings) {
+    warnings += Str(warnings.empty() ? "" : ",", settings::JsonQuote(warning));
+  }
+  if (!warnings.empty()) {
+    json.insert(json.rfind('}'), Str(",\"warnings\":[", warnings, "]"));
+  }
+  return json + "\n";
+}
+
 StatusOr<int> Show(const ConfigState& state, const CommandContext& context) {
   settings::LoadOptions options;
   options.search_path = settings::DefaultSearchPath();
+  options.environment = EnvironmentMap();
   options.require_implemented = false;
   ASSIGN_OR_RETURN(const settings::ResolvedConfig resolved,
                    settings::Load(state.config, state.overrides, options));
   if (context.json()) {
-    PrintJson(resolved.config);
-    return 0;
+    PrintText(ConfigJson(resolved));
+  } else {
+    PrintText(settings::ToYaml(resolved.config, &resolved.origins));
   }
-  PrintText(settings::ToYaml(resolved.config, &resolved.origins));
   for (const std::string& warning : resolved.warnings) {
     fprintf(stderr, "heddle: warning: %s\n", warning.c_str());
   }

@@ -74,6 +74,21 @@ Status RemoveContext(const std::string& home) {
   return OkStatus();
 }
 
+bool CoordinatorNamed(const CommandContext& context) {
+  return !context.coordinator.empty() || !Environment("HEDDLE_COORDINATOR").empty();
+}
+
+std::map<std::string, std::string> EnvironmentMap() {
+  std::map<std::string, std::string> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    if (const size_t equals = text.find('='); equals != std::string::npos) {
+      environment[text.substr(0, equals)] = text.substr(equals + 1);
+    }
+  }
+  return environment;
+}
+
 StatusOr<std::string> CoordinatorAddress(const CommandContext& context) {
   if (!context.coordinator.empty()) {
     return context.coordinator;

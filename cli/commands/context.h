@@ -2,6 +2,7 @@
 // writes there ({"coordinator": "unix:...", "state": "..."}).
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "base/status/status.h"
@@ -25,6 +26,12 @@ StatusOr<LocalContext> ReadContext(const std::string& home);
 Status WriteContext(const std::string& home, const LocalContext& local);
 // Absent is fine.
 Status RemoveContext(const std::string& home);
+
+// Whether the user named a coordinator: --coordinator or HEDDLE_COORDINATOR.
+bool CoordinatorNamed(const CommandContext& context);
+
+// The process's environment, for ${oc.env:NAME} of configurations.
+std::map<std::string, std::string> EnvironmentMap();
 
 // --coordinator, else HEDDLE_COORDINATOR, else the context. UNAVAILABLE says what to do when none
 // is known.

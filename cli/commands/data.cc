@@ -1,7 +1,8 @@
 // data prepare, inspect, sample, encode: packed data sets.
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 
 #include "base/settings/json.h"
 #include "cli/commands/print.h"
@@ -132,14 +133,27 @@ StatusOr<int> Sample(const DataState& state, const CommandContext& context) {
   return 0;
 }
 
+StatusOr<std::string> ReadText(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    return InvalidArgument(Str(path, ": not a regular file"));
+  }
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    return FromErrno("cannot open", path);
+  }
+  std::ostringstream text;
+  text << file.rdbuf();
+  if (file.bad()) {
+    return FromErrno("cannot read", path);
+  }
+  return text.str();
+}
+
 StatusOr<int> Encode(const DataState& state, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::string text, ReadText(state.input));
   ASSIGN_OR_RETURN(const std::unique_ptr<tokenizer::Tokenizer> tokenizer,
                    tokenizer::Tokenizer::Load(state.tokenizer));
-  std::ifstream file(state.input, std::ios::binary);
-  if (!file) {
-    return FromErrno("cannot open", state.input);
-  }
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, tokenizer->Encode(text));
   std::string line = context.json() ? "{\"ids\":[" : "";
   for (size_t i = 0; i < ids.size(); ++i) {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <map>
+#include <cstdio>
 #include <mutex>
 #include <optional>
 #include <thread>
@@ -12,7 +12,9 @@
 #include "base/clock/clock.h"
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
+#include "cli/commands/stream.h"
 #include "cli/commands/verb.h"
+#include "cli/output/table.h"
 
 namespace heddle::cli {
 namespace {
@@ -83,9 +85,7 @@ class OutputPrinter {
       request.set_job(job_);
       request.set_follow(true);
       const Status status = client_.Logs(request, [this](const v1::LogLine& line) {
-        uint64_t& shown = shown_[{line.attempt(), line.rank()}];
-        if (line.offset() + line.data().size() > shown) {
-          shown = line.offset() + line.data().size();
+        if (shown_.Add(line)) {
           PrintText(LogText(line, context_.json(), /*prefix=*/true));
         }
         return !stop_;
@@ -100,9 +100,58 @@ class OutputPrinter {
   Client& client_;
   const CommandContext& context_;
   const std::string job_;
-  std::map<std::pair<uint32_t, uint32_t>, uint64_t> shown_;  // (attempt, rank) -> next offset
+  ShownLines shown_;
   std::atomic<bool> stop_ = false;
   std::thread thread_;
+};
+
+// Tells why a job is still queued, once per change of the reason. On stderr: -o json prints points
+// only, and nobody should wait without a word.
+class WaitTeller {
+ public:
+  WaitTeller(Client& client, bool alone) : client_(client), alone_(alone) {}
+
+  // Not OK: waiting is in vain.
+  Status Tell(const v1::Job& job) {
+    const int64_t now = clock_.NowSteady();
+    if (job.state() != "QUEUED") {
+      next_ = 0;
+      return OkStatus();
+    }
+    if (next_ == 0) {
+      next_ = now + kFirstNs;  // most jobs start at once
+    }
+    if (now < next_) {
+      return OkStatus();
+    }
+    next_ = now + kPauseNs;
+    const StatusOr<v1::WhyReply> why = client_.Why(job.id());
+    return why.ok() && why->state() == "QUEUED" ? Show(*why) : OkStatus();
+  }
+
+ private:
+  static constexpr int64_t kFirstNs = 1'000'000'000;
+  static constexpr int64_t kPauseNs = 3'000'000'000;
+
+  Status Show(const v1::WhyReply& why) {
+    const std::string advice = why.advice().empty() ? "" : Str(" (", why.advice(), ")");
+    const std::string text = Printable(Str(why.reason(), ": ", why.text(), advice));
+    if (alone_ && why.reason() == "INFEASIBLE") {
+      return ResourceExhausted(Str("job ", why.id(), " can never start here: ", text));
+    }
+    if (text != shown_) {
+      fprintf(stderr, "heddle: %s waits: %s%s\n", why.id().c_str(), text.c_str(),
+              shown_.empty() ? Str("; `heddle cancel ", why.id(), "` ends it").c_str() : "");
+      shown_ = text;
+    }
+    return OkStatus();
+  }
+
+  Client& client_;
+  const bool alone_;
+  const SystemClock clock_;
+  int64_t next_ = 0;  // when to ask again
+  std::string shown_;
 };
 
 }  // namespace
@@ -128,7 +177,7 @@ StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeou
   }
 }
 
-StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job) {
+StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job, bool alone) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> control, Client::Open(context));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> steps, Client::Open(context));
   ASSIGN_OR_RETURN(const v1::Job first, control->Get(job));
@@ -143,6 +192,8 @@ StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& jo
     }
     uint64_t version = 0;
     std::string shown;
+    WaitTeller teller(*control, alone);
+    Status in_vain;
     end = WaitFor(*control, job, 0, [&](const v1::Job& now) {
       const std::string state = StateText(now);
       if (!context.json() && (state != shown || now.version() < version)) {
@@ -150,8 +201,10 @@ StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& jo
       }
       shown = state;
       version = now.version();
-      return Done(now);
+      in_vain = teller.Tell(now);
+      return Done(now) || !in_vain.ok();
     });
+    RETURN_IF_ERROR(in_vain);
     if (end.ok() && Done(*end)) {
       // The last lines may still be on their way.
       std::this_thread::sleep_for(milliseconds(300));

@@ -17,7 +17,10 @@ struct CommandContext;
 StatusOr<v1::Job> WaitFor(Client& client, const std::string& job, int64_t timeout_ms,
                           const std::function<bool(const v1::Job&)>& reached);
 
-// Prints steps and events of the job until it is done; returns its last state.
-StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job);
+// Prints steps and events of the job until it is done; returns its last state. While it is queued,
+// stderr tells why. `alone`: no other machine can join this cluster, so a job that can never fit is
+// RESOURCE_EXHAUSTED instead of waited for.
+StatusOr<v1::Job> FollowJob(const CommandContext& context, const std::string& job,
+                            bool alone = false);
 
 }  // namespace heddle::cli

@@ -1,6 +1,9 @@
 // logs: what the ranks of a job printed.
+#include <algorithm>
+
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
+#include "cli/commands/stream.h"
 #include "cli/commands/verbs.h"
 
 namespace heddle::cli {
@@ -14,8 +17,7 @@ struct LogsState {
   bool follow = false;
 };
 
-StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+v1::LogsRequest Request(const LogsState& state) {
   v1::LogsRequest request;
   request.set_job(state.job);
   if (state.rank >= 0) {
@@ -28,11 +30,57 @@ StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
     request.set_tail(state.tail);
   }
   request.set_follow(state.follow);
+  return request;
+}
+
+Status CheckRank(const LogsState& state, const v1::Job& job) {
+  if (state.rank < 0 || static_cast<uint64_t>(state.rank) < job.ranks()) {
+    return OkStatus();
+  }
+  return NotFound(Str("job ", job.id(), " has no rank ", state.rank, ": it has ", job.ranks(),
+                      ", counted from 0"));
+}
+
+// No lines of an attempt that does not exist would look like a silent one. One that is followed may
+// still come.
+Status CheckAttempt(const LogsState& state, const v1::Job& job) {
+  int64_t newest = 0;
+  for (const v1::Attempt& attempt : job.attempts()) {
+    newest = std::max<int64_t>(newest, attempt.number());
+  }
+  if (state.follow || state.attempt <= newest) {
+    return OkStatus();
+  }
+  return NotFound(Str("job ", job.id(), " has no attempt ", state.attempt, ": ",
+                      newest == 0 ? std::string("none has begun") : Str("the newest is ", newest)));
+}
+
+StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+  // A coordinator that restarts later is waited for, one that was never there is an error.
+  ASSIGN_OR_RETURN(const v1::Job job, client->Get(state.job));
+  RETURN_IF_ERROR(CheckRank(state, job));
+  v1::LogsRequest request = Request(state);
   const bool prefix = state.rank < 0;
-  RETURN_IF_ERROR(client->Logs(request, [&](const v1::LogLine& line) {
-    PrintText(LogText(line, context.json(), prefix));
-    return true;
-  }));
+  ShownLines shown;
+  const auto stream = [&](bool* alive) {
+    const Status status = client->Logs(request, [&](const v1::LogLine& line) {
+      if (shown.Add(line)) {
+        *alive = true;
+        PrintText(LogText(line, context.json(), prefix));
+      }
+      return true;
+    });
+    if (!shown.empty()) {
+      request.clear_tail();  // more than the tail may have come while nobody answered
+    }
+    return status;
+  };
+  bool alive = false;
+  RETURN_IF_ERROR(state.follow ? FollowStream(stream) : stream(&alive));
+  if (shown.empty()) {
+    RETURN_IF_ERROR(CheckAttempt(state, job));
+  }
   return 0;
 }
 

@@ -141,6 +141,11 @@ int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verb
     PrintError(words, result.status());
     return ExitCode(result.status());
   }
+  // Who reads a file of ours must not take a part for the whole.
+  if (!std::cout.flush()) {
+    PrintError(words, Unavailable("cannot write to standard output"));
+    return 1;
+  }
   return *result;
 }
 

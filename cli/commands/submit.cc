@@ -28,6 +28,7 @@ struct SubmitState {
   bool follow = false;
   bool hold = false;
   bool dry_run = false;
+  bool alone = false;  // the cluster is this command's own and ends with it
 };
 
 // Workers run elsewhere and in other folders: paths leave this machine absolute.
@@ -56,12 +57,7 @@ void MakePathsAbsolute(v1::RunConfig* config) {
 StatusOr<std::vector<settings::ResolvedConfig>> Resolve(const SubmitState& state) {
   settings::LoadOptions options;
   options.search_path = settings::DefaultSearchPath();
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    if (const size_t equals = text.find('='); equals != std::string::npos) {
-      options.environment[text.substr(0, equals)] = text.substr(equals + 1);
-    }
-  }
+  options.environment = EnvironmentMap();
   ASSIGN_OR_RETURN(std::vector<settings::ResolvedConfig> configs,
                    settings::LoadSweep(state.config, state.overrides, options));
   for (settings::ResolvedConfig& config : configs) {
@@ -126,7 +122,7 @@ StatusOr<int> Submit(const SubmitState& state, const CommandContext& context) {
   for (const std::string& id : ids) {
     PrintId(id, context);
     if (state.follow) {
-      ASSIGN_OR_RETURN(const v1::Job job, FollowJob(context, id));
+      ASSIGN_OR_RETURN(const v1::Job job, FollowJob(context, id, state.alone));
       worst = std::max(worst, JobExitStatus(job));
     }
   }
@@ -142,17 +138,14 @@ StatusOr<int> Submit(const SubmitState& state, const CommandContext& context) {
   return worst;
 }
 
-// The context's cluster if it answers, else one in a temporary folder that ends with the job.
-StatusOr<int> Run(SubmitState state, const CommandContext& context) {
-  state.follow = true;
-  RETURN_IF_ERROR(Resolve(state).status());  // before a cluster is started for a bad config
-  if (StatusOr<std::unique_ptr<Client>> client = Client::Open(context);
-      client.ok() && (*client)->ClusterStatus().ok()) {
-    return Submit(state, context);
-  }
-  if (!context.coordinator.empty()) {
-    return Unavailable(Str("coordinator ", context.coordinator, " does not answer"));
-  }
+Status Reach(const CommandContext& context) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+  return client->ClusterStatus().status();
+}
+
+// In a temporary folder; ends with the job.
+StatusOr<int> RunTemporary(SubmitState state, const CommandContext& context) {
+  state.alone = true;
   char folder[] = "/tmp/heddle-run-XXXXXX";
   if (mkdtemp(folder) == nullptr) {
     return FromErrno("cannot make", folder);
@@ -180,6 +173,26 @@ StatusOr<int> Run(SubmitState state, const CommandContext& context) {
     PrintText(Str("checkpoints and logs are kept in ", folder, "\n"));
   }
   return result;
+}
+
+// The cluster that the user named, or that of `heddle up` if it answers, else a temporary one.
+StatusOr<int> Run(SubmitState state, const CommandContext& context) {
+  state.follow = true;
+  RETURN_IF_ERROR(Resolve(state).status());  // before a cluster is started for a bad config
+  const Status reached = Reach(context);
+  if (reached.ok()) {
+    return Submit(state, context);
+  }
+  // Who named a cluster means it: a run elsewhere would only look like success.
+  if (CoordinatorNamed(context)) {
+    return reached;
+  }
+  if (ReadContext(context.home).status().code() != StatusCode::kNotFound) {
+    fprintf(stderr,
+            "heddle: the cluster of `heddle up` cannot be used (%s); starting a temporary one\n",
+            Message(reached).c_str());
+  }
+  return RunTemporary(std::move(state), context);
 }
 
 void AddOptions(Verb* verb, SubmitState* state, bool submit) {

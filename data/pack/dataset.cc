@@ -274,18 +274,22 @@ Status Dataset::ReadTokens(int64_t d, int64_t begin, std::span<uint32_t> out) co
 }
 
 Status Dataset::CheckTokenizer() const {
-  const std::string path = Str(dir(), "/tokenizer.json");
-  const StatusOr<std::string> bytes = ReadFile(path);
-  if (bytes.status().code() == StatusCode::kNotFound) {
-    return OkStatus();
-  }
-  RETURN_IF_ERROR(bytes.status());
-  if (const std::string sha = tokenizer::Sha256Hex(*bytes); sha != manifest().tokenizer_sha256) {
-    return FailedPrecondition(Str(path,
-                                  ": not the tokenizer the data were made with: its SHA-256 is ",
-                                  sha, ", ", kManifestName, " says ", manifest().tokenizer_sha256));
+  ASSIGN_OR_RETURN(const std::string sha, TokenizerSha256(dir()));
+  if (!sha.empty() && sha != manifest().tokenizer_sha256) {
+    return FailedPrecondition(
+        Str(dir(), "/tokenizer.json: not the tokenizer the data were made with: its SHA-256 is ",
+            sha, ", ", kManifestName, " says ", manifest().tokenizer_sha256));
   }
   return OkStatus();
+}
+
+StatusOr<std::string> TokenizerSha256(const std::string& folder) {
+  const StatusOr<std::string> bytes = ReadFile(Str(folder, "/tokenizer.json"));
+  if (bytes.status().code() == StatusCode::kNotFound) {
+    return std::string();
+  }
+  RETURN_IF_ERROR(bytes.status());
+  return tokenizer::Sha256Hex(*bytes);
 }
 
 Status Dataset::Verify() const {

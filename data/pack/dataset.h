@@ -61,4 +61,8 @@ class Dataset {
   std::unique_ptr<Impl> impl_;
 };
 
+// What Manifest::tokenizer_sha256 would be of data made with the tokenizer.json of `folder`; empty
+// where there is none.
+StatusOr<std::string> TokenizerSha256(const std::string& folder);
+
 }  // namespace heddle::pack

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <utility>
@@ -48,6 +49,11 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view json,
 }
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
+  // A device or a pipe may have no end, a folder has nothing to read.
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    return InvalidArgument(Str("tokenizer ", path, ": not a regular file"));
+  }
   std::ifstream file(path, std::ios::binary);
   if (!file) return FromErrno("cannot open tokenizer", path, errno == 0 ? ENOENT : errno);
   std::ostringstream bytes;

@@ -28,9 +28,9 @@ struct EncodeOptions {
 // An immutable tokenizer; thread-safe.
 class Tokenizer {
  public:
-  // Reads `path`. NOT_FOUND, or INVALID_ARGUMENT that names file and part: broken JSON, a
-  // normalizer, pre-tokenizer, decoder, model or option that heddle does not implement, a merge or
-  // id that does not exist.
+  // Reads `path`. NOT_FOUND, or INVALID_ARGUMENT that names file and part: no regular file, broken
+  // JSON, a normalizer, pre-tokenizer, decoder, model or option that heddle does not implement, a
+  // merge or id that does not exist.
   static StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
   // The same of a file's bytes; `name` stands in messages.
   static StatusOr<std::unique_ptr<Tokenizer>> Parse(std::string_view json, const std::string& name);

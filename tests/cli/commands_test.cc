@@ -1,6 +1,9 @@
 // Tables and JSON of the verbs that read or steer a cluster, against a fake coordinator.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <fstream>
+#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "base/clock/clock.h"
@@ -289,6 +292,67 @@ TEST_F(CommandsTest, ANodeInQuarantineTellsWhyUntilWhenAndHowToEndIt) {
   EXPECT_NE(text.find("3 failures in 24 h, last STORAGE_ERROR"), std::string::npos) << text;
   EXPECT_NE(text.find("2026-11-20T21:30:05Z"), std::string::npos) << text;
   EXPECT_NE(text.find("heddle node reopen w-1"), std::string::npos) << text;
+}
+
+TEST_F(CommandsTest, FollowedStreamsGoOnAfterARestartWithoutARepeat) {
+  v1::LogLine line;
+  for (int i = 0; i < 2; ++i) {
+    line.set_attempt(1);
+    line.set_offset(static_cast<uint64_t>(i) * 4);
+    line.set_data(i == 0 ? "one\n" : "two\n");
+    fake_.lines.push_back(line);
+  }
+  v1::MetricPoint point;
+  for (const auto& [attempt, step] : {std::pair{1, 4}, {1, 5}, {2, 5}}) {
+    point.set_attempt(static_cast<uint32_t>(attempt));
+    point.set_step(static_cast<uint64_t>(step));
+    fake_.points.push_back(point);
+  }
+  fake_.broken_streams = 2;
+  const Outcome logs = fake_.Run({"logs", "j-7k2", "-f", "--tail", "9"});
+  EXPECT_EQ(logs.status, 0) << logs.err;
+  EXPECT_EQ(logs.out, "[1.0] one\n[1.0] two\n");
+  EXPECT_EQ(std::count(logs.err.begin(), logs.err.end(), '\n'), 1) << logs.err;
+  EXPECT_NE(logs.err.find("does not answer"), std::string::npos) << logs.err;
+  EXPECT_FALSE(fake_.logs_request.has_tail()) << "more than the tail may be new";
+  fake_.broken_streams = 2;
+  const Outcome metrics = fake_.Run({"metrics", "j-7k2", "-f"});
+  EXPECT_EQ(metrics.status, 0) << metrics.err;
+  EXPECT_EQ(std::count(metrics.out.begin(), metrics.out.end(), '\n'), 3) << metrics.out;
+  EXPECT_EQ(std::count(metrics.err.begin(), metrics.err.end(), '\n'), 1) << metrics.err;
+  fake_.broken_streams = 1;
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2"}).status, 4) << "without -f a break is an error";
+}
+
+TEST_F(CommandsTest, LogsOfARankOrAttemptThatIsNotThereAreAnError) {
+  const Outcome rank = fake_.Run({"logs", "j-7k2", "--rank", "99"});
+  EXPECT_EQ(rank.status, 3);
+  EXPECT_EQ(rank.err, "heddle: logs: job j-7k2 has no rank 99: it has 2, counted from 0\n");
+  const Outcome attempt = fake_.Run({"logs", "j-7k2", "--attempt", "99"});
+  EXPECT_EQ(attempt.status, 3);
+  EXPECT_EQ(attempt.err, "heddle: logs: job j-7k2 has no attempt 99: the newest is 1\n");
+}
+
+TEST_F(CommandsTest, EncodeReadsRegularFilesOnly) {
+  const std::string file = fake_.folder() + "/text";
+  std::ofstream(file) << "{}";
+  const Outcome endless =
+      fake_.Run({"data", "encode", "--tokenizer", "/dev/zero", "--input", file});
+  EXPECT_EQ(endless.status, 2);
+  EXPECT_EQ(endless.err, "heddle: data encode: tokenizer /dev/zero: not a regular file\n");
+  const std::string tokenizer = fake_.folder() + "/tokenizer.json";
+  std::ofstream(tokenizer) << R"({"model":{"type":"BPE","vocab":{"a":0},"merges":[]}})";
+  const Outcome folder = fake_.Run({"data", "encode", "--tokenizer", tokenizer, "--input", "/etc"});
+  EXPECT_EQ(folder.status, 2);
+  EXPECT_NE(folder.err.find("not a regular file"), std::string::npos) << folder.err;
+}
+
+TEST_F(CommandsTest, LostOutputIsAnError) {
+  std::cout.setstate(std::ios::badbit);  // as a full disk does
+  const Outcome outcome = fake_.Run({"version"});
+  std::cout.clear();
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.err, "heddle: version: cannot write to standard output\n");
 }
 
 TEST_F(CommandsTest, ServerErrorsKeepTheirTextAndStatus) {

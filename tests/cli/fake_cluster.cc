@@ -38,6 +38,10 @@ struct FakeCluster::Server {
                : net::ToGrpc(NotFound(Str("no job ", id)));
   }
 
+  static bool Broken(FakeCluster* fake) {
+    return fake->broken_streams > 0 && fake->broken_streams-- > 0;
+  }
+
   struct Jobs : v1::Jobs::Service {
     explicit Jobs(FakeCluster* owner) : fake(owner) {}
     grpc::Status Submit(ServerContext*, const v1::SubmitRequest* request,
@@ -109,7 +113,7 @@ struct FakeCluster::Server {
       for (const v1::LogLine& line : fake->lines) {
         writer->Write(line);
       }
-      return Known(fake, request->job());
+      return Broken(fake) ? net::ToGrpc(Unavailable("restarting")) : Known(fake, request->job());
     }
     grpc::Status Metrics(ServerContext*, const v1::MetricsRequest* request,
                          grpc::ServerWriter<v1::MetricPoint>* writer) override {
@@ -119,7 +123,7 @@ struct FakeCluster::Server {
           writer->Write(point);
         }
       }
-      return Known(fake, request->job());
+      return Broken(fake) ? net::ToGrpc(Unavailable("restarting")) : Known(fake, request->job());
     }
     FakeCluster* fake;
   };

@@ -48,6 +48,8 @@ class FakeCluster {
   // Every call fails with this while it is not OK; `failures` counts it down (-1: for ever).
   Status failure;
   int failures = -1;
+  // So many streams of logs and metrics break after their frames.
+  int broken_streams = 0;
 
   // What arrived.
   std::vector<v1::SubmitRequest> submits;

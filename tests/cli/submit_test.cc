@@ -4,6 +4,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cli/commands/context.h"
+#include "cli/commands/follow.h"
+#include "cli/commands/verb.h"
 #include "tests/cli/fake_cluster.h"
 
 namespace heddle::cli {
@@ -125,6 +128,75 @@ TEST_F(SubmitTest, FollowShowsWhatACommandPrints) {
       fake_.Run({"submit", Config("kind: command\ncommand: {argv: [x]}\n"), "--follow"});
   EXPECT_EQ(outcome.status, 0) << outcome.err;
   EXPECT_NE(outcome.out.find("[1.0] hello\n"), std::string::npos) << outcome.out;
+}
+
+TEST_F(SubmitTest, FollowTellsOnceWhyAJobWaits) {
+  fake_.why.set_id("j-7k2");
+  fake_.why.set_state("QUEUED");
+  fake_.why.set_reason("INFEASIBLE");
+  fake_.why.set_text("needs 1 rank of 999 cpus");
+  fake_.why.set_advice("ask for less");
+  v1::Job queued = fake_.job;
+  queued.set_state("QUEUED");
+  queued.clear_phase();
+  fake_.history.assign(50, queued);  // five seconds
+  fake_.job.set_state("DONE");
+  fake_.job.set_result("CANCELLED");
+  const Outcome outcome = fake_.Run({"submit", Config("data: {path: /d}\n"), "--follow"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.err,
+            "heddle: j-7k2 waits: INFEASIBLE: needs 1 rank of 999 cpus (ask for less); "
+            "`heddle cancel j-7k2` ends it\n");
+}
+
+// No machine can join the temporary cluster of `run`.
+TEST_F(SubmitTest, AJobThatCanNeverFitEndsARunOnItsOwnCluster) {
+  fake_.why.set_id("j-7k2");
+  fake_.why.set_state("QUEUED");
+  fake_.why.set_reason("INFEASIBLE");
+  fake_.why.set_text("needs 1 rank of 999 cpus");
+  fake_.job.set_state("QUEUED");
+  fake_.job.clear_phase();
+  CommandContext context;
+  context.coordinator = fake_.address();
+  ::testing::internal::CaptureStdout();
+  const StatusOr<v1::Job> job = FollowJob(context, "j-7k2", /*alone=*/true);
+  ::testing::internal::GetCapturedStdout();
+  EXPECT_EQ(job.status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(Message(job.status()),
+            "job j-7k2 can never start here: INFEASIBLE: needs 1 rank of 999 cpus");
+}
+
+// A run elsewhere would look like the wanted one.
+TEST_F(SubmitTest, RunStartsNoClusterInsteadOfOneThatWasNamed) {
+  const std::string path = Config("data: {path: /d}\n");
+  fake_.failure = Unavailable("away");
+  const Outcome named = fake_.Run({"run", path});  // HEDDLE_COORDINATOR
+  EXPECT_EQ(named.status, 4);
+  EXPECT_NE(named.err.find("does not answer"), std::string::npos) << named.err;
+  EXPECT_EQ(named.err.find("/tmp/heddle-run-"), std::string::npos) << named.err;
+  ASSERT_TRUE(WriteContext(fake_.folder(), {.coordinator = "unix:/none.sock", .state = "/s"}).ok());
+  const Outcome context = fake_.Run({"run", path}, /*bare=*/true);  // no daemons to start here
+  EXPECT_NE(context.err.find("the cluster of `heddle up` cannot be used (coordinator "
+                             "unix:/none.sock does not answer"),
+            std::string::npos)
+      << context.err;
+  EXPECT_NE(context.err.find("starting a temporary one"), std::string::npos) << context.err;
+  const size_t kept = context.err.find("/tmp/heddle-run-");
+  ASSERT_NE(kept, std::string::npos) << context.err;
+  std::filesystem::remove_all(context.err.substr(kept, sizeof("/tmp/heddle-run-XXXXXX") - 1));
+}
+
+TEST_F(SubmitTest, ConfigShowReadsTheEnvironmentAndWarns) {
+  setenv("HOME", "/h", 1);
+  const std::string path =
+      Config("data: {path: \"${oc.env:HOME}\"}\nmodel: {attention: {swa: {window: 8}}}\n");
+  const Outcome outcome = fake_.Run({"config", "show", path, "-o", "json"}, true);
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json.at("data").at("path"), "/h");
+  EXPECT_EQ(json.at("warnings").at(0),
+            "model.attention.swa has no effect: no layer is of kind swa");
 }
 
 TEST_F(SubmitTest, ResumeSendsOverrides) {

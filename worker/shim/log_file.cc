@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 namespace heddle::shim {
@@ -10,7 +11,7 @@ namespace heddle::shim {
 LogFile::LogFile(const std::string& path, int pipe_fd, uint64_t bytes_max)
     : pipe_fd_(pipe_fd),
       file_fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)),
-      bytes_max_(bytes_max) {}
+      bytes_max_(bytes_max == 0 ? 0 : bytes_max - std::min(bytes_max, kLossLineBytes)) {}
 
 LogFile::~LogFile() {
   if (pipe_fd_ >= 0) close(pipe_fd_);
@@ -26,10 +27,20 @@ void LogFile::Drain() {
     if (count <= 0) {
       close(pipe_fd_);
       pipe_fd_ = -1;
+      End();
       return;
     }
     Write(buffer, static_cast<uint64_t>(count));
   }
+}
+
+void LogFile::End() {
+  if (ended_ || dropped_ == 0 || file_fd_ < 0) return;
+  ended_ = true;
+  const std::string line =
+      "\n... " + std::to_string(dropped_) + " bytes dropped: log limit or full disk\n";
+  // A disk that is still full loses this line too; the counter in the task's state remains.
+  [[maybe_unused]] const ssize_t count = write(file_fd_, line.data(), line.size());
 }
 
 void LogFile::Write(const char* data, uint64_t size) {

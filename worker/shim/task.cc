@@ -547,7 +547,9 @@ void Task::Send(FrameType type, uint32_t rank, std::string_view payload) {
 
 void Task::Finish() {
   for (Rank& rank : ranks_) {
-    if (rank.log != nullptr) rank.log->Drain();
+    if (rank.log == nullptr) continue;
+    rank.log->Drain();
+    rank.log->End();
   }
   const std::string bytes =
       control::EncodeFrame(FrameType::kTaskState, launch_.fence, 0, TaskState()) + outbox_.Replay();

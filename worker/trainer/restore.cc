@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/log/log.h"
+#include "data/pack/dataset.h"
 #include "kernels/common/isa.h"
 #include "worker/trainer/threads.h"
 
@@ -19,6 +20,14 @@ using heddle::v1::TrainState;
 // The data order must be the saved one, or the run would repeat or miss sequences.
 Status CheckSame(const TrainState& saved, const TrainState& now, const RankSpec& spec,
                  const RunPlan& plan) {
+  // Other data are a choice, other words behind the same ids never are.
+  if (!saved.tokenizer_sha256().empty() && !now.tokenizer_sha256().empty() &&
+      saved.tokenizer_sha256() != now.tokenizer_sha256()) {
+    return FailedPrecondition(
+        Str("the data were made with another tokenizer than the checkpoint's (sha256 ",
+            now.tokenizer_sha256(), " instead of ", saved.tokenizer_sha256(),
+            "): prepare them with that one; data.allow_changed does not allow this"));
+  }
   if (saved.manifest_hash() != now.manifest_hash()) {
     if (!spec.config().data().allow_changed()) {
       return FailedPrecondition(
@@ -59,6 +68,17 @@ void LogExactness(const TrainState& saved, const TrainState& now) {
 }
 
 }  // namespace
+
+Status CheckSameTokenizer(const std::string& model_dir, const RunData& data) {
+  ASSIGN_OR_RETURN(const std::string sha, pack::TokenizerSha256(model_dir));
+  if (sha.empty() || data.tokenizer_sha256.empty() || sha == data.tokenizer_sha256) {
+    return OkStatus();
+  }
+  return FailedPrecondition(
+      Str("checkpoint.init_from: the data were made with another tokenizer (sha256 ",
+          data.tokenizer_sha256, ") than the model in ", model_dir, " (", sha,
+          "): prepare them with the model's tokenizer"));
+}
 
 std::vector<std::string> InexactReasons(const TrainState& saved, const TrainState& now) {
   std::vector<std::string> reasons;

@@ -30,6 +30,10 @@ std::vector<std::string> InexactReasons(const heddle::v1::TrainState& saved,
 heddle::v1::TrainState DescribeRun(const heddle::v1::RankSpec& spec, const RunPlan& plan,
                                    const RunData& data);
 
+// FAILED_PRECONDITION: `model_dir` has a tokenizer.json that is not the one of the data: its
+// weights know other words behind the same ids. A folder without one says nothing.
+Status CheckSameTokenizer(const std::string& model_dir, const RunData& data);
+
 // Tries spec.restore in order; the state is initial where the list is empty. Rank 0 reports each
 // damaged one. DATA_LOSS: none of them can be loaded; never starts anew by itself.
 // FAILED_PRECONDITION: the newest does not belong to this model or data. UNAVAILABLE: the group.

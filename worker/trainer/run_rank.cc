@@ -126,6 +126,9 @@ class Rank {
     RETURN_IF_ERROR(UseThreads(static_cast<int>(std::max(1u, spec_.threads())), cpus));
     ASSIGN_OR_RETURN(plan_, PlanRun(spec_.config()));
     ASSIGN_OR_RETURN(data_, OpenData(spec_.config()));
+    if (!plan_.init_from.empty()) {
+      RETURN_IF_ERROR(CheckSameTokenizer(plan_.init_from, data_));
+    }
     ASSIGN_OR_RETURN(state_, RunState::Create(spec_.config().model(), plan_));
     model::LanguageModelOptions options;
     options.recompute = spec_.config().training().gradient_checkpointing() ==

@@ -469,10 +469,16 @@ TEST_F(Shim, FullQuotaDropsAndCountsButNeverBlocks) {
   launch.log_bytes_max = 100'000;
   ASSERT_EQ(daemon.Start(launch), "ready");
   ASSERT_TRUE(WaitUntil([&] { return !daemon.ExitFile().empty(); }));
-  EXPECT_EQ(daemon.Log(0).size(), 100'000u);
+  const std::string log = daemon.Log(0);
+  const size_t kept = log.find("\n... ");
+  ASSERT_NE(kept, std::string::npos) << "the loss must be seen in the log";
+  EXPECT_LE(log.size(), 100'000u);
+  EXPECT_GT(kept, 99'000u);
+  EXPECT_EQ(log.substr(kept), "\n... " + std::to_string(3'000'000 - kept) +
+                                  " bytes dropped: log limit or full disk\n");
   control::TaskStatePod state;
   ASSERT_TRUE(control::Unpack(daemon.ExitFile().front().payload, &state));
-  EXPECT_EQ(state.log_bytes_dropped, 2'900'000u);
+  EXPECT_EQ(state.log_bytes_dropped, 3'000'000u - kept);
 }
 
 TEST_F(Shim, MemoryLimitIsAnOomExit) {

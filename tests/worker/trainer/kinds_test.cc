@@ -5,6 +5,8 @@
 #include <signal.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <string>
 #include <vector>
@@ -297,6 +299,25 @@ TEST(Kinds, StartsFromAModelFolderAndKeepsItDuringTheWarmup) {
     ++kept;
   }
   EXPECT_GT(kept, 10);
+}
+
+TEST(Kinds, RefusesDataOfAnotherTokenizerThanTheModels) {
+  const checkpoint::TempDir folder;
+  RunConfig config = GsaConfig(1, 4);
+  const std::string model = folder.path() + "/model";
+  WriteFolder(config.model(), model);
+  config.mutable_checkpoint()->set_init_from(model);
+  std::ofstream(model + "/tokenizer.json") << "{}";
+  Job job(config, 1);
+  FakeAttempt refused(job.Next());
+  const std::vector<FakeRankEnd> ends = refused.Wait(30);
+  EXPECT_EQ(ends.at(0).code, static_cast<int>(ExitCode::kDoNotRetry));
+  ASSERT_TRUE(ends.at(0).words.has_value());
+  EXPECT_NE(ends.at(0).words->detail().find("another tokenizer"), std::string::npos)
+      << ends.at(0).words->detail();
+  std::filesystem::copy_file(DataFolder() + "/tokenizer.json", model + "/tokenizer.json",
+                             std::filesystem::copy_options::overwrite_existing);
+  RunToEnd(&job);
 }
 
 TEST(Kinds, RefusesAFolderOfAnotherModel) {

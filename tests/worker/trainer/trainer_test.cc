@@ -141,6 +141,22 @@ TEST(Trainer, OtherDataAreRefusedUnlessAllowed) {
   RunToEnd(&job);
 }
 
+TEST(Trainer, AnotherTokenizerIsRefusedEvenWithAllowedOtherData) {
+  Job job(SmallConfig(1, 6), 1);
+  RunToEnd(&job);
+  for (CheckpointRecord& record : job.records()) {
+    record.mutable_train_state()->set_tokenizer_sha256(std::string(64, 'a'));
+  }
+  job.config().mutable_data()->set_allow_changed(true);
+  job.config().mutable_training()->set_max_steps(9);
+  FakeAttempt attempt(job.Next());
+  const auto ends = attempt.Wait();
+  ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(ends[0].words.has_value());
+  EXPECT_NE(ends[0].words->detail().find("another tokenizer"), std::string::npos)
+      << ends[0].words->detail();
+}
+
 TEST(Trainer, AFencedSaveEndsEveryRank) {
   Job job(SmallConfig(2, 100000), 2);
   FakeAttemptOptions options = job.Next();
