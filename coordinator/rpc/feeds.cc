@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "base/net/grpc_channel.h"
@@ -306,22 +307,24 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
     }
   }
 
-  // Files that this reader wants. Without --attempt it is the newest of the first look: a new one
-  // must not cut off the rest of it.
+  // Files that this reader wants. Who does not follow gets what was there at the first look: a
+  // newer attempt must not cut off the rest, nor a fast writer make an endless stream of it.
   std::vector<LogFile> Wanted() {
-    std::vector<LogFile> files = logs_->List(job_);
-    if (attempt_ == 0) {
-      attempt_ = request_.attempt();
+    if (listed_.has_value() && !request_.follow()) {
+      return *listed_;
     }
-    if (attempt_ == 0 && !request_.follow()) {
+    std::vector<LogFile> files = logs_->List(job_);
+    uint32_t attempt = request_.attempt();
+    if (attempt == 0 && !request_.follow()) {
       for (const LogFile& file : files) {
-        attempt_ = std::max(attempt_, file.attempt);
+        attempt = std::max(attempt, file.attempt);
       }
     }
     std::erase_if(files, [&](const LogFile& file) {
-      return (attempt_ != 0 && file.attempt != attempt_) ||
+      return (attempt != 0 && file.attempt != attempt) ||
              (request_.has_rank() && file.rank != static_cast<uint32_t>(request_.rank()));
     });
+    listed_ = files;
     return files;
   }
 
@@ -371,7 +374,8 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
       if (!writer_->open() || writer_->queued_bytes() >= kLogQueueBytes) {
         return Sent::kFull;
       }
-      const StatusOr<std::string> piece = LogFiles::Read(file.path, place->second, kLogPieceBytes);
+      const StatusOr<std::string> piece = LogFiles::Read(
+          file.path, place->second, std::min<uint64_t>(kLogPieceBytes, file.bytes - place->second));
       if (!piece.ok() || piece->empty()) {
         return sent;
       }
@@ -436,7 +440,7 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
   const v1::LogsRequest request_;
   JobId job_;
   // Of the file pool only, one look at a time.
-  uint32_t attempt_ = 0;
+  std::optional<std::vector<LogFile>> listed_;
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> offsets_;
   std::map<std::pair<uint32_t, uint32_t>, uint64_t> losses_;  // told so far
   size_t turn_ = 0;                                           // first file of the next look
