@@ -38,6 +38,7 @@ StatusOr<PackedRows> PackPadded(std::span<const int64_t> ids, std::span<const in
 
 at::Tensor ScatterPadded(const at::Tensor& rows, const PackedRows& packed, int64_t batch,
                          int64_t length) {
+  if (rows.size(0) == batch * length) return rows.view({batch, length, rows.size(1)});
   const at::Tensor padded = at::zeros({batch * length, rows.size(1)}, rows.options());
   for (size_t i = 0; i < packed.places.size(); ++i) {
     padded[packed.places[i]].copy_(rows[static_cast<int64_t>(i)]);

@@ -27,7 +27,7 @@ struct PackedRows {
 StatusOr<PackedRows> PackPadded(std::span<const int64_t> ids, std::span<const int64_t> mask,
                                 int64_t batch, int64_t length);
 
-// [B, T, V] of packed rows [N, V]; the rows of padding are 0.
+// [B, T, V] of packed rows [N, V]; the rows of padding are 0. A view where nothing is padded.
 at::Tensor ScatterPadded(const at::Tensor& rows_NV, const PackedRows& packed, int64_t batch,
                          int64_t length);
 

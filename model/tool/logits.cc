@@ -13,7 +13,7 @@ namespace heddle::tool {
 namespace {
 
 struct Input {
-  model::PackedRows rows;      // places is empty where nothing is padded
+  model::PackedRows rows;      // places is empty beside cu_seqlens
   std::vector<int64_t> shape;  // of input_ids
 };
 

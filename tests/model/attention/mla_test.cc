@@ -401,6 +401,24 @@ TEST(Mla, C7TheFutureChangesNoBitOfThePast) {
   }
 }
 
+// dh, and the gradients that the harness holds, are the slopes of `loss`.
+void ExpectLayerGradients(const MlaSizes& sizes, MlaHarness* harness, const at::Tensor& h,
+                          const std::vector<double>& dh,
+                          const std::function<double(const at::Tensor&)>& loss) {
+  ExpectGradient(Values(h), dh, sizes.name + " h", [&](const std::vector<double>& x) {
+    return loss(Matrix(x, sizes.d, at::kDouble));
+  });
+  for (const std::string& name : harness->Names()) {
+    const std::vector<double> weight = harness->Weight(name);
+    ExpectGradient(weight, harness->Gradient(name), sizes.name + ' ' + name,
+                   [&](const std::vector<double>& w) {
+                     harness->SetWeight(name, w);
+                     return loss(h);
+                   });
+    harness->SetWeight(name, weight);
+  }
+}
+
 // Along a direction that moves every element, and along single elements.
 TEST(Mla, C8GradientsAreThoseOfCentralDifferences) {
   const Lengths lengths = {5, 0, 1, 3};
@@ -415,18 +433,7 @@ TEST(Mla, C8GradientsAreThoseOfCentralDifferences) {
       const std::vector<double> weight = Values(g);
       return std::inner_product(y.begin(), y.end(), weight.begin(), 0.0);
     };
-    ExpectGradient(Values(h), dh, sizes.name + " h", [&](const std::vector<double>& x) {
-      return loss(Matrix(x, sizes.d, at::kDouble));
-    });
-    for (const std::string& name : harness.Names()) {
-      const std::vector<double> weight = harness.Weight(name);
-      ExpectGradient(weight, harness.Gradient(name), sizes.name + ' ' + name,
-                     [&](const std::vector<double>& w) {
-                       harness.SetWeight(name, w);
-                       return loss(h);
-                     });
-      harness.SetWeight(name, weight);
-    }
+    ExpectLayerGradients(sizes, &harness, h, dh, loss);
   }
 }
 
@@ -529,18 +536,7 @@ TEST(Mla, M1NaiveGradientsAreThoseOfTheAbsorbedForm) {
       }
       return sum;
     };
-    ExpectGradient(Values(h), dh, sizes.name + " h", [&](const std::vector<double>& x) {
-      return loss(Matrix(x, sizes.d, at::kDouble));
-    });
-    for (const std::string& name : harness.Names()) {
-      const std::vector<double> weight = harness.Weight(name);
-      ExpectGradient(weight, harness.Gradient(name), sizes.name + ' ' + name,
-                     [&](const std::vector<double>& w) {
-                       harness.SetWeight(name, w);
-                       return loss(h);
-                     });
-      harness.SetWeight(name, weight);
-    }
+    ExpectLayerGradients(sizes, &harness, h, dh, loss);
   }
 }
 
