@@ -136,7 +136,13 @@ RC_GTEST_PROP(EveryKindOfModel, C7TheFutureChangesNothingBefore, ()) {
   int64_t& id = batch.ids[static_cast<size_t>(changed)];
   id = (id + 1) % drawn.named.config.vocab_size();
   const std::vector<double> after = Rows(*built.model->Logits(batch.view()), 0, changed);
-  RC_ASSERT(std::memcmp(before.data(), after.data(), before.size() * sizeof(double)) == 0);
+  // A token that changes its expert gives that expert's products another number of rows, for which
+  // LibTorch may take another kernel, with its own order of the sums.
+  if (drawn.named.config.has_moe()) {
+    RC_ASSERT(Distance(before, after) < 1e-12);
+  } else {
+    RC_ASSERT(std::memcmp(before.data(), after.data(), before.size() * sizeof(double)) == 0);
+  }
 }
 
 }  // namespace
