@@ -24,14 +24,41 @@ Status Call(const std::function<Status(int)>& hook, int unit) {
   return hook ? hook(unit) : OkStatus();
 }
 
+// What one micro-batch needs of its own on its way through the layers. Layer-major accumulation
+// has several under way at a time; all of them read the same weights.
+struct Lane {
+  Lane(const heddle::v1::ModelConfig& config, const std::vector<layers::LayerStorage>& storages,
+       attention::Cores cores)
+      : attention(config, storages, cores) {
+    for (const layers::LayerStorage& storage : storages) blocks.emplace_back(config, storage);
+  }
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+
+  void Begin(CheckedBatch checked);
+  std::vector<layers::Sublayer*> Sublayers();
+
+  attention::AttentionStack attention;
+  std::vector<Block> blocks;
+  layers::BufferPool kept;
+  // Of the micro-batch under way.
+  CheckedBatch batch;
+  layers::Documents documents;
+  layers::StepInfo step;
+  layers::PassContext context;
+  std::vector<at::Tensor> inputs;  // inputs[l] of block l, inputs[layers] of the head
+  at::Tensor gradient;             // of the output of the unit that is visited
+};
+
 class LanguageModelImpl : public LanguageModel {
  public:
-  LanguageModelImpl(const heddle::v1::ModelConfig& config, ParameterStore* store,
+  LanguageModelImpl(const heddle::v1::ModelConfig& config, const ModelMemory& memory,
                     LanguageModelOptions options);
 
-  StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
-                                    const UnitHooks& hooks) override;
-  StatusOr<LossSum> Evaluate(const PackedBatch& batch, const layers::StepInfo& step) override;
+  StatusOr<LossSum> ForwardBackward(std::span<const PackedBatch> batches,
+                                    const layers::StepInfo& step, const UnitHooks& hooks) override;
+  StatusOr<LossSum> Evaluate(const PackedBatch& batch, const layers::StepInfo& step,
+                             const UnitHooks& hooks) override;
   StatusOr<at::Tensor> Logits(const PackedBatch& batch) override;
   std::span<double> statistics() override { return statistics_; }
   void UpdateBuffers(bool frozen) override;
@@ -39,16 +66,20 @@ class LanguageModelImpl : public LanguageModel {
  private:
   int HeadUnit() const { return layers_ + 1; }
   bool Recomputes() const { return options_.recompute == Recompute::kFull; }
-  layers::Documents Begin(const CheckedBatch& batch);
-  std::vector<layers::Sublayer*> Sublayers();
+  void AddLane();
+  using Lanes = std::span<const std::unique_ptr<Lane>>;
+  // The lanes of these batches, begun.
+  StatusOr<Lanes> BeginLanes(std::span<const PackedBatch> batches, const layers::StepInfo& step,
+                             LossSum* sum);
+  Lane& first() { return *lanes_.front(); }
   // Moves what the layers counted into statistics_.
-  void CollectStatistics();
-  Status Forward(const CheckedBatch& batch, const layers::PassContext& context,
-                 const UnitHooks& hooks);
-  Status Backward(const CheckedBatch& batch, const layers::PassContext& context,
-                  const UnitHooks& hooks, const at::Tensor& gradient);
-  // The last hidden state of a forward that keeps nothing.
-  at::Tensor HiddenOnly(const CheckedBatch& batch, const layers::StepInfo* step);
+  void CollectStatistics(Lanes lanes);
+  Status Forward(Lanes lanes, const UnitHooks& hooks);
+  Status Heads(Lanes lanes, const UnitHooks& hooks, LossSum* sum);
+  Status Backward(Lanes lanes, const UnitHooks& hooks);
+  // The last hidden state of a forward that keeps nothing, in the first lane.
+  StatusOr<at::Tensor> HiddenOnly(CheckedBatch batch, const layers::StepInfo* step,
+                                  const UnitHooks& hooks);
   // Loss of the rows; with `gradient` defined, writes dL/dx into it and adds weight gradients.
   double Head(const CheckedBatch& batch, const at::Tensor& x, double loss_scale,
               const at::Tensor& gradient);
@@ -59,8 +90,7 @@ class LanguageModelImpl : public LanguageModel {
   const at::ScalarType type_;
   const at::ScalarType statistics_type_;
   const std::vector<layers::LayerStorage> storages_;
-  attention::AttentionStack attention_;
-  std::vector<Block> blocks_;
+  std::vector<std::unique_ptr<Lane>> lanes_;  // at least one; more as they are needed
   layers::Norm final_norm_;
 
   at::Tensor embedding_VD_;
@@ -68,61 +98,92 @@ class LanguageModelImpl : public LanguageModel {
   at::Tensor head_VD_;  // the embedding where tied
   at::Tensor head_gradient_VD_;
 
-  layers::BufferPool kept_;
   layers::BufferPool scratch_;
-  std::vector<at::Tensor> inputs_;  // inputs_[l] of block l, inputs_[layers_] of the head
   std::vector<double> statistics_;
 };
 
-LanguageModelImpl::LanguageModelImpl(const heddle::v1::ModelConfig& config, ParameterStore* store,
-                                     LanguageModelOptions options)
+void Lane::Begin(CheckedBatch checked) {
+  batch = std::move(checked);
+  kept.Release(0);
+  documents.cu_seqlens = batch.cu_seqlens;
+  documents.positions = batch.positions;
+  documents.longest = batch.longest_document;
+  attention.Begin(documents);
+  for (Block& block : blocks) block.feed_forward()->Begin(documents);
+}
+
+std::vector<layers::Sublayer*> Lane::Sublayers() {
+  std::vector<layers::Sublayer*> all;
+  for (size_t layer = 0; layer < blocks.size(); ++layer) {
+    all.push_back(attention.layer(static_cast<int>(layer)));
+    all.push_back(blocks[layer].feed_forward());
+  }
+  return all;
+}
+
+LanguageModelImpl::LanguageModelImpl(const heddle::v1::ModelConfig& config,
+                                     const ModelMemory& memory, LanguageModelOptions options)
     : config_(config),
       options_(options),
       layers_(config.n_layers()),
-      type_(ComputeType(store->precision())),
+      type_(ComputeType(memory.precision)),
       statistics_type_(layers::StatisticsType(type_)),
-      storages_(StoragesOf(*store)),
-      attention_(
-          config_, storages_,
-          options.reference_attention ? attention::Cores::kReference : attention::Cores::kFast),
-      final_norm_(config_, ModelStorage(*store), "model.norm") {
-  const layers::LayerStorage model = ModelStorage(*store);
+      storages_(StoragesOf(memory)),
+      final_norm_(config_, ModelStorage(memory), "model.norm") {
+  const layers::LayerStorage model = ModelStorage(memory);
   const std::string head = config.tie_embeddings() ? "model.embed_tokens.weight" : "lm_head.weight";
   embedding_VD_ = model.Weight("model.embed_tokens.weight");
   embedding_gradient_VD_ = model.Gradient("model.embed_tokens.weight");
   head_VD_ = model.Weight(head);
   head_gradient_VD_ = model.Gradient(head);
-  for (const layers::LayerStorage& storage : storages_) blocks_.emplace_back(config_, storage);
+  AddLane();
   size_t counted = 0;
-  for (layers::Sublayer* sublayer : Sublayers()) counted += sublayer->statistics().size();
+  for (layers::Sublayer* sublayer : first().Sublayers()) counted += sublayer->statistics().size();
   statistics_.assign(counted, 0.0);
 }
 
-layers::Documents LanguageModelImpl::Begin(const CheckedBatch& batch) {
-  layers::Documents documents;
-  documents.cu_seqlens = batch.cu_seqlens;
-  documents.positions = batch.positions;
-  documents.longest = batch.longest_document;
-  attention_.Begin(documents);
-  for (Block& block : blocks_) block.feed_forward()->Begin(documents);
-  return documents;
+void LanguageModelImpl::AddLane() {
+  lanes_.push_back(std::make_unique<Lane>(
+      config_, storages_,
+      options_.reference_attention ? attention::Cores::kReference : attention::Cores::kFast));
 }
 
-std::vector<layers::Sublayer*> LanguageModelImpl::Sublayers() {
-  std::vector<layers::Sublayer*> all;
-  for (int layer = 0; layer < layers_; ++layer) {
-    all.push_back(attention_.layer(layer));
-    all.push_back(blocks_[static_cast<size_t>(layer)].feed_forward());
+StatusOr<LanguageModelImpl::Lanes> LanguageModelImpl::BeginLanes(
+    std::span<const PackedBatch> batches, const layers::StepInfo& step, LossSum* sum) {
+  std::vector<CheckedBatch> checked;
+  for (const PackedBatch& batch : batches) {
+    ASSIGN_OR_RETURN(CheckedBatch one, CheckBatch(batch, config_.vocab_size()));
+    checked.push_back(std::move(one));
   }
-  return all;
+  while (lanes_.size() < batches.size()) AddLane();
+  scratch_.Release(0);
+  int64_t first_token = step.first_token;
+  for (size_t i = 0; i < checked.size(); ++i) {
+    Lane& lane = *lanes_[i];
+    lane.Begin(std::move(checked[i]));
+    lane.step = step;
+    lane.step.first_token = first_token;
+    first_token += lane.documents.rows();
+    lane.context = {};
+    lane.context.pass = Recomputes() ? layers::Pass::kSelect : layers::Pass::kTrain;
+    lane.context.documents = &lane.documents;
+    lane.context.step = &lane.step;
+    lane.context.losses = &sum->layers;
+    lane.context.counts = &sum->counts;
+    lane.context.kept = &lane.kept;
+    lane.context.scratch = &scratch_;
+  }
+  return Lanes(lanes_).first(batches.size());
 }
 
-void LanguageModelImpl::CollectStatistics() {
-  size_t next = 0;
-  for (layers::Sublayer* sublayer : Sublayers()) {
-    for (double& value : sublayer->statistics()) {
-      statistics_[next++] += value;
-      value = 0;
+void LanguageModelImpl::CollectStatistics(Lanes lanes) {
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    size_t next = 0;
+    for (layers::Sublayer* sublayer : lane->Sublayers()) {
+      for (double& value : sublayer->statistics()) {
+        statistics_[next++] += value;
+        value = 0;
+      }
     }
   }
 }
@@ -130,7 +191,7 @@ void LanguageModelImpl::CollectStatistics() {
 void LanguageModelImpl::UpdateBuffers(bool frozen) {
   size_t next = 0;
   bool attention = false;
-  for (layers::Sublayer* sublayer : Sublayers()) {
+  for (layers::Sublayer* sublayer : first().Sublayers()) {
     attention = !attention;  // a block's halves take turns
     const std::span<double> counted = sublayer->statistics();
     if (counted.empty()) continue;
@@ -142,21 +203,26 @@ void LanguageModelImpl::UpdateBuffers(bool frozen) {
   }
 }
 
-Status LanguageModelImpl::Forward(const CheckedBatch& batch, const layers::PassContext& context,
-                                  const UnitHooks& hooks) {
-  const int64_t n = static_cast<int64_t>(batch.ids.size());
-  const int64_t d = config_.d_model();
-  inputs_.clear();
-  for (int layer = 0; layer <= layers_; ++layer) inputs_.push_back(kept_.Take({n, d}, type_));
+Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
   RETURN_IF_ERROR(Call(hooks.before_forward, 0));
-  layers::Embed(embedding_VD_, batch.ids, inputs_[0]);
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    const int64_t n = lane->documents.rows();
+    lane->inputs.clear();
+    for (int layer = 0; layer <= layers_; ++layer) {
+      lane->inputs.push_back(lane->kept.Take({n, config_.d_model()}, type_));
+    }
+    layers::Embed(embedding_VD_, lane->batch.ids, lane->inputs[0]);
+  }
   RETURN_IF_ERROR(Call(hooks.after_forward, 0));
   for (int layer = 0; layer < layers_; ++layer) {
     const size_t l = static_cast<size_t>(layer);
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
-    const size_t mark = kept_.Mark();
-    blocks_[l].Forward(context, attention_.layer(layer), inputs_[l], inputs_[l + 1]);
-    if (Recomputes()) kept_.Release(mark);
+    for (const std::unique_ptr<Lane>& lane : lanes) {
+      const size_t mark = lane->kept.Mark();
+      lane->blocks[l].Forward(lane->context, lane->attention.layer(layer), lane->inputs[l],
+                              lane->inputs[l + 1]);
+      if (Recomputes()) lane->kept.Release(mark);
+    }
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
   }
   return OkStatus();
@@ -197,94 +263,101 @@ double LanguageModelImpl::Head(const CheckedBatch& batch, const at::Tensor& x, d
   return loss;
 }
 
-Status LanguageModelImpl::Backward(const CheckedBatch& batch, const layers::PassContext& context,
-                                   const UnitHooks& hooks, const at::Tensor& gradient) {
-  layers::PassContext again = context;
-  again.pass = layers::Pass::kRecompute;
-  for (int layer = layers_ - 1; layer >= 0; --layer) {
-    const size_t l = static_cast<size_t>(layer);
-    layers::Sublayer* attention = attention_.layer(layer);
-    RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
-    const size_t mark = kept_.Mark();
-    if (Recomputes()) blocks_[l].Forward(again, attention, inputs_[l], at::Tensor());
-    blocks_[l].Backward(Recomputes() ? again : context, attention, gradient);
-    kept_.Release(mark);
-    RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));
-  }
-  RETURN_IF_ERROR(Call(hooks.before_backward, 0));
-  layers::EmbedBackward(gradient, batch.ids, embedding_gradient_VD_);
-  return Call(hooks.after_backward, 0);
-}
-
-StatusOr<LossSum> LanguageModelImpl::ForwardBackward(const PackedBatch& packed,
-                                                     const layers::StepInfo& step,
-                                                     const UnitHooks& hooks) {
-  ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
-  const c10::InferenceMode no_graph;
-  kept_.Release(0);
-  scratch_.Release(0);
-  const layers::Documents documents = Begin(batch);
-  LossSum sum;
-  layers::PassContext context;
-  context.pass = Recomputes() ? layers::Pass::kSelect : layers::Pass::kTrain;
-  context.documents = &documents;
-  context.step = &step;
-  context.losses = &sum.layers;
-  context.counts = &sum.counts;
-  context.kept = &kept_;
-  context.scratch = &scratch_;
-  RETURN_IF_ERROR(Forward(batch, context, hooks));
+Status LanguageModelImpl::Heads(Lanes lanes, const UnitHooks& hooks, LossSum* sum) {
   RETURN_IF_ERROR(Call(hooks.before_forward, HeadUnit()));
-  const at::Tensor& x = inputs_[static_cast<size_t>(layers_)];
-  const at::Tensor gradient = scratch_.Take({x.size(0), x.size(1)}, type_);
-  sum.tokens = batch.valid_labels;
-  sum.loss = Head(batch, x, step.loss_scale, gradient);
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    const at::Tensor& x = lane->inputs[static_cast<size_t>(layers_)];
+    lane->gradient = lane->kept.Take({x.size(0), x.size(1)}, type_);
+    sum->tokens += lane->batch.valid_labels;
+    sum->loss += Head(lane->batch, x, lane->step.loss_scale, lane->gradient);
+  }
   // The head runs forward and backward at once, chunk by chunk, so that the logits are never held.
   RETURN_IF_ERROR(Call(hooks.after_forward, HeadUnit()));
   RETURN_IF_ERROR(Call(hooks.before_backward, HeadUnit()));
-  RETURN_IF_ERROR(Call(hooks.after_backward, HeadUnit()));
-  RETURN_IF_ERROR(Backward(batch, context, hooks, gradient));
-  CollectStatistics();
+  return Call(hooks.after_backward, HeadUnit());
+}
+
+Status LanguageModelImpl::Backward(Lanes lanes, const UnitHooks& hooks) {
+  for (int layer = layers_ - 1; layer >= 0; --layer) {
+    const size_t l = static_cast<size_t>(layer);
+    RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
+    for (const std::unique_ptr<Lane>& lane : lanes) {
+      layers::Sublayer* attention = lane->attention.layer(layer);
+      const size_t mark = lane->kept.Mark();
+      if (Recomputes()) {
+        lane->context.pass = layers::Pass::kRecompute;
+        lane->blocks[l].Forward(lane->context, attention, lane->inputs[l], at::Tensor());
+      }
+      lane->blocks[l].Backward(lane->context, attention, lane->gradient);
+      lane->kept.Release(mark);
+    }
+    RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));
+  }
+  RETURN_IF_ERROR(Call(hooks.before_backward, 0));
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    layers::EmbedBackward(lane->gradient, lane->batch.ids, embedding_gradient_VD_);
+  }
+  return Call(hooks.after_backward, 0);
+}
+
+StatusOr<LossSum> LanguageModelImpl::ForwardBackward(std::span<const PackedBatch> batches,
+                                                     const layers::StepInfo& step,
+                                                     const UnitHooks& hooks) {
+  const c10::InferenceMode no_graph;
+  LossSum sum;
+  ASSIGN_OR_RETURN(const Lanes lanes, BeginLanes(batches, step, &sum));
+  RETURN_IF_ERROR(Forward(lanes, hooks));
+  RETURN_IF_ERROR(Heads(lanes, hooks, &sum));
+  RETURN_IF_ERROR(Backward(lanes, hooks));
+  CollectStatistics(lanes);
   return sum;
 }
 
-at::Tensor LanguageModelImpl::HiddenOnly(const CheckedBatch& batch, const layers::StepInfo* step) {
-  const int64_t n = static_cast<int64_t>(batch.ids.size());
-  const int64_t d = config_.d_model();
-  kept_.Release(0);
+StatusOr<at::Tensor> LanguageModelImpl::HiddenOnly(CheckedBatch batch, const layers::StepInfo* step,
+                                                   const UnitHooks& hooks) {
+  Lane& lane = first();
   scratch_.Release(0);
-  const layers::Documents documents = Begin(batch);
+  lane.Begin(std::move(batch));
+  const int64_t n = lane.documents.rows();
   layers::PassContext context;
-  context.documents = &documents;
+  context.documents = &lane.documents;
   context.step = step;
-  context.kept = &kept_;
+  context.kept = &lane.kept;
   context.scratch = &scratch_;
-  at::Tensor x = kept_.Take({n, d}, type_);
-  at::Tensor y = kept_.Take({n, d}, type_);
-  layers::Embed(embedding_VD_, batch.ids, x);
-  const size_t mark = kept_.Mark();
+  at::Tensor x = lane.kept.Take({n, config_.d_model()}, type_);
+  at::Tensor y = lane.kept.Take({n, config_.d_model()}, type_);
+  RETURN_IF_ERROR(Call(hooks.before_forward, 0));
+  layers::Embed(embedding_VD_, lane.batch.ids, x);
+  RETURN_IF_ERROR(Call(hooks.after_forward, 0));
+  const size_t mark = lane.kept.Mark();
   for (int layer = 0; layer < layers_; ++layer) {
-    blocks_[static_cast<size_t>(layer)].Forward(context, attention_.layer(layer), x, y);
-    kept_.Release(mark);
+    RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
+    lane.blocks[static_cast<size_t>(layer)].Forward(context, lane.attention.layer(layer), x, y);
+    RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
+    lane.kept.Release(mark);
     std::swap(x, y);
   }
   return x;
 }
 
 StatusOr<LossSum> LanguageModelImpl::Evaluate(const PackedBatch& packed,
-                                              const layers::StepInfo& step) {
-  ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
+                                              const layers::StepInfo& step,
+                                              const UnitHooks& hooks) {
   const c10::InferenceMode no_graph;
+  ASSIGN_OR_RETURN(CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
+  ASSIGN_OR_RETURN(const at::Tensor x, HiddenOnly(std::move(batch), &step, hooks));
   LossSum sum;
-  sum.tokens = batch.valid_labels;
-  sum.loss = Head(batch, HiddenOnly(batch, &step), 1.0, at::Tensor());
+  sum.tokens = first().batch.valid_labels;
+  RETURN_IF_ERROR(Call(hooks.before_forward, HeadUnit()));
+  sum.loss = Head(first().batch, x, 1.0, at::Tensor());
+  RETURN_IF_ERROR(Call(hooks.after_forward, HeadUnit()));
   return sum;
 }
 
 StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
-  ASSIGN_OR_RETURN(const CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
   const c10::InferenceMode no_graph;
-  const at::Tensor x = HiddenOnly(batch, nullptr);
+  ASSIGN_OR_RETURN(CheckedBatch batch, CheckBatch(packed, config_.vocab_size()));
+  ASSIGN_OR_RETURN(const at::Tensor x, HiddenOnly(std::move(batch), nullptr, {}));
   const int64_t n = x.size(0);
   const at::Tensor h = scratch_.Take({n, x.size(1)}, type_);
   const at::Tensor norm_saved = scratch_.Take({n}, statistics_type_);
@@ -296,14 +369,26 @@ StatusOr<at::Tensor> LanguageModelImpl::Logits(const PackedBatch& packed) {
 
 }  // namespace
 
+StatusOr<LossSum> LanguageModel::ForwardBackward(const PackedBatch& batch,
+                                                 const layers::StepInfo& step,
+                                                 const UnitHooks& hooks) {
+  return ForwardBackward(std::span<const PackedBatch>(&batch, 1), step, hooks);
+}
+
+StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
+    const heddle::v1::ModelConfig& config, const ModelMemory& memory,
+    LanguageModelOptions options) {
+  ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config));
+  if (plan.flat_elements != memory.plan->flat_elements ||
+      plan.tensors.size() != memory.plan->tensors.size()) {
+    return InvalidArgument("parameters: the memory was made for another model");
+  }
+  return std::make_unique<LanguageModelImpl>(config, memory, options);
+}
+
 StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
     const heddle::v1::ModelConfig& config, ParameterStore* store, LanguageModelOptions options) {
-  ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config));
-  if (plan.flat_elements != store->plan().flat_elements ||
-      plan.tensors.size() != store->plan().tensors.size()) {
-    return InvalidArgument("parameters: the store was made for another model");
-  }
-  return std::make_unique<LanguageModelImpl>(config, store, options);
+  return Create(config, MemoryOf(*store), options);
 }
 
 }  // namespace heddle::model

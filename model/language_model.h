@@ -28,6 +28,8 @@ class ModelConfig;
 
 namespace heddle::model {
 
+struct ModelMemory;
+
 // A label that is not predicted: padding, and the last token of a document.
 inline constexpr int64_t kIgnoredLabel = -100;
 
@@ -75,21 +77,30 @@ class LanguageModel {
   static StatusOr<std::unique_ptr<LanguageModel>> Create(const heddle::v1::ModelConfig& config,
                                                          ParameterStore* store,
                                                          LanguageModelOptions options = {});
+  // Memory kept in another way (store_views.h), made for PlanModel(config).
+  static StatusOr<std::unique_ptr<LanguageModel>> Create(const heddle::v1::ModelConfig& config,
+                                                         const ModelMemory& memory,
+                                                         LanguageModelOptions options = {});
   virtual ~LanguageModel() = default;
 
-  // Adds d(loss_sum * loss_scale + losses of the layers)/d(parameter) to the gradients of the store
-  // and returns the losses. A batch without tokens adds nothing, one without valid labels only what
-  // the layers' losses give.
+  // Adds d(loss_sum * loss_scale + losses of the layers)/d(parameter) to the gradients and returns
+  // the losses, for all batches together: layer-major, every batch passes a unit before the next
+  // unit is visited (training-runtime.md 7.3). step.first_token is that of the first batch. A batch
+  // without tokens adds nothing, one without valid labels only what the layers' losses give.
   // INVALID_ARGUMENT names the first bad field of the batch (id or label outside the vocabulary,
   // cu_seqlens); a Status of a hook ends the call. LibTorch's exceptions pass through (S25).
   // Blocking; not thread-safe. Bitwise repeatable at a fixed number of LibTorch threads.
-  virtual StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
+  virtual StatusOr<LossSum> ForwardBackward(std::span<const PackedBatch> batches,
+                                            const layers::StepInfo& step,
                                             const UnitHooks& hooks = {}) = 0;
+  StatusOr<LossSum> ForwardBackward(const PackedBatch& batch, const layers::StepInfo& step,
+                                    const UnitHooks& hooks = {});
 
   // Loss only: no gradients, no saved activations, no change of state. `step` says which stage of
   // sparse training is evaluated; its scales are not looked at.
-  virtual StatusOr<LossSum> Evaluate(const PackedBatch& batch,
-                                     const layers::StepInfo& step = {}) = 0;
+  // Hooks: the forward ones.
+  virtual StatusOr<LossSum> Evaluate(const PackedBatch& batch, const layers::StepInfo& step = {},
+                                     const UnitHooks& hooks = {}) = 0;
 
   // Logits of every row, [N, V] fp32 (fp64 for kFp64). Labels are not looked at.
   virtual StatusOr<at::Tensor> Logits(const PackedBatch& batch) = 0;

@@ -109,8 +109,9 @@ void* ParameterStore::master_data() { return master_->data; }
 
 namespace {
 
+// Elements [first, first + count) of the tensor.
 template <typename T>
-void Fill(uint64_t seed, const TensorSpec& tensor, T* values) {
+void Fill(uint64_t seed, const TensorSpec& tensor, int64_t first, int64_t count, T* values) {
   const Rng rng = Rng(seed, "model.init").Child(tensor.name);
   const int64_t columns = tensor.shape.empty() ? 1 : tensor.shape.back();
   const auto value = [&](int64_t i) {
@@ -130,23 +131,29 @@ void Fill(uint64_t seed, const TensorSpec& tensor, T* values) {
     }
     return tensor.init_stddev * rng.NormalAt(position);
   };
-  at::parallel_for(0, tensor.elements, kParallelElements, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) values[i] = static_cast<T>(value(i));
+  at::parallel_for(0, count, kParallelElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) values[i] = static_cast<T>(value(first + i));
   });
 }
 
 }  // namespace
 
 void InitTensor(uint64_t seed, const TensorSpec& tensor, ParameterStore* store) {
-  Fill(seed, tensor, store->master(tensor).data());
+  InitRange(seed, tensor, 0, store->master(tensor));
+}
+
+void InitRange(uint64_t seed, const TensorSpec& tensor, int64_t first, std::span<float> out) {
+  HEDDLE_CHECK(first >= 0 && first + static_cast<int64_t>(out.size()) <= tensor.elements);
+  Fill(seed, tensor, first, static_cast<int64_t>(out.size()), out.data());
 }
 
 void InitParameters(uint64_t seed, ParameterStore* store) {
   for (const TensorSpec& tensor : store->plan().tensors) {
     if (store->precision() == Precision::kFp64) {
-      Fill(seed, tensor, static_cast<double*>(store->master_data()) + tensor.offset);
+      Fill(seed, tensor, 0, tensor.elements,
+           static_cast<double*>(store->master_data()) + tensor.offset);
     } else {
-      Fill(seed, tensor, static_cast<float*>(store->master_data()) + tensor.offset);
+      InitTensor(seed, tensor, store);
     }
   }
   std::fill(store->buffers().begin(), store->buffers().end(), 0.0f);

@@ -76,5 +76,7 @@ void InitParameters(uint64_t seed, ParameterStore* store);
 // One tensor of the master weights in the same way; the compute copy is the caller's. REQUIRES: not
 // kFp64, `tensor` belongs to the store's plan.
 void InitTensor(uint64_t seed, const TensorSpec& tensor, ParameterStore* store);
+// Elements [first, first + out.size()) of one tensor.
+void InitRange(uint64_t seed, const TensorSpec& tensor, int64_t first, std::span<float> out);
 
 }  // namespace heddle::model

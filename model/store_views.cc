@@ -1,5 +1,7 @@
 #include "model/store_views.h"
 
+#include <ATen/ops/from_blob.h>
+
 namespace heddle::model {
 
 at::ScalarType ComputeType(Precision precision) {
@@ -14,24 +16,42 @@ at::ScalarType ComputeType(Precision precision) {
   return at::kFloat;
 }
 
-layers::LayerStorage ModelStorage(ParameterStore& store) {
-  layers::LayerStorage storage;
-  storage.plan = &store.plan();
-  storage.layer = layers::LayerStorage::kNoLayer;
-  storage.weights = store.compute_data();
-  storage.gradients = store.gradient_data();
-  storage.buffers = store.buffers().data();
-  storage.type = ComputeType(store.precision());
-  return storage;
+ModelMemory MemoryOf(ParameterStore& store) {
+  const int64_t elements = store.plan().flat_elements;
+  const at::ScalarType type = ComputeType(store.precision());
+  ModelMemory memory;
+  memory.plan = &store.plan();
+  memory.precision = store.precision();
+  memory.weights = {
+      at::from_blob(store.compute_data(), {elements}, at::TensorOptions().dtype(type))};
+  memory.gradients = {at::from_blob(store.gradient_data(), {elements},
+                                    at::TensorOptions().dtype(layers::StatisticsType(type)))};
+  memory.buffers = store.buffers();
+  return memory;
 }
 
-std::vector<layers::LayerStorage> StoragesOf(ParameterStore& store) {
+layers::LayerStorage ModelStorage(const ModelMemory& memory) {
+  layers::LayerStorage storage;
+  storage.plan = memory.plan;
+  storage.layer = layers::LayerStorage::kNoLayer;
+  storage.weights = memory.weights;
+  storage.gradients = memory.gradients;
+  storage.buffers = memory.buffers.data();
+  storage.type = ComputeType(memory.precision);
+  return storage;
+}
+layers::LayerStorage ModelStorage(ParameterStore& store) { return ModelStorage(MemoryOf(store)); }
+
+std::vector<layers::LayerStorage> StoragesOf(const ModelMemory& memory) {
   std::vector<layers::LayerStorage> storages;
-  layers::LayerStorage storage = ModelStorage(store);
+  layers::LayerStorage storage = ModelStorage(memory);
   // Units are the embedding, one per block, the head.
-  const int layers = static_cast<int>(store.plan().units.size()) - 2;
+  const int layers = static_cast<int>(memory.plan->units.size()) - 2;
   for (storage.layer = 0; storage.layer < layers; ++storage.layer) storages.push_back(storage);
   return storages;
+}
+std::vector<layers::LayerStorage> StoragesOf(ParameterStore& store) {
+  return StoragesOf(MemoryOf(store));
 }
 
 }  // namespace heddle::model

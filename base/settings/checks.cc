@@ -184,6 +184,7 @@ class FieldChecker {
       Refuse(data.mixture(i).path().empty(), Str("data.mixture[", i, "].path"), "is needed");
     }
     Training();
+    Sharding();
     Heads();
     Nsa();
     Indexers();
@@ -211,6 +212,19 @@ class FieldChecker {
     const int32_t expert = config_.parallel().expert();
     Refuse(expert > 0 && config_.parallel().ranks().max() % expert != 0, "parallel.expert",
            "must divide parallel.ranks");
+  }
+
+  void Sharding() {
+    const v1::ParallelConfig& parallel = config_.parallel();
+    const bool whole = parallel.shard() == v1::ParallelConfig::SHARD_NONE;
+    Refuse(whole && config_.training().accumulation() == v1::TrainingConfig::ACCUMULATION_SYNC_EACH,
+           "training.accumulation",
+           "sync_each saves nothing where every rank holds whole gradients; use sync_last, or "
+           "parallel.shard=optimizer or full");
+    Refuse(whole && parallel.reduce_dtype() == v1::ParallelConfig::REDUCE_DTYPE_BF16,
+           "parallel.reduce_dtype", "bf16 needs parallel.shard=optimizer or full");
+    Refuse(!whole && parallel.backend() == v1::ParallelConfig::BACKEND_NCCL, "parallel.shard",
+           "this version shards over backend gloo only");
   }
 
   bool Uses(v1::AttentionKind kind) const {
@@ -413,6 +427,9 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   }
   if (canonical == "schedule.preemptible" || canonical == "schedule.min_runtime") {
     return "because this version preempts only by `heddle preempt`";
+  }
+  if (canonical == "parallel.shard" && config.parallel().ranks().max() == 1) {
+    return "with one rank, which holds everything";
   }
   const v1::MemoryConfig& memory = config.memory();
   if (inside("memory.expert_offloading.") && !memory.expert_offloading().enabled()) {

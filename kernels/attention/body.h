@@ -6,6 +6,7 @@
 
 #include <limits>
 
+#include "kernels/attention/pair_product.h"
 #include "kernels/attention/params.h"
 #include "kernels/common/simd.h"
 
@@ -220,8 +221,8 @@ void TransposeRun(const Transpose& p) {
 }
 
 constexpr Table MakeTable() {
-  return Table{ForwardTileRun, RescaleRun,   TransposeOutRun,   BackwardTileRun,
-               RowDotsRun,     PackPairsRun, PackTransposedRun, TransposeRun};
+  return Table{ForwardTileRun, RescaleRun,        TransposeOutRun, BackwardTileRun, RowDotsRun,
+               PackPairsRun,   PackTransposedRun, TransposeRun,    PairProductRun};
 }
 
 }  // namespace

@@ -100,6 +100,19 @@ struct Transpose {
   uint16_t* to = nullptr;          // [width, rows]
 };
 
+// C = A B, or C += A B: bf16 operands, fp32 sums.
+struct PairProduct {
+  int64_t rows = 0;
+  int64_t columns = 0;          // 32 or 64
+  int64_t depth = 0;            // even
+  const uint16_t* a = nullptr;  // [rows, depth], row i at a + i * a_stride
+  int64_t a_stride = 0;
+  const uint16_t* b = nullptr;  // [depth / 2, columns, 2]: pairs of rows
+  float* c = nullptr;           // [rows, columns], row i at c + i * c_stride
+  int64_t c_stride = 0;
+  bool add = false;
+};
+
 struct Table {
   void (*forward_tile)(const ForwardTile&);
   void (*rescale)(const Rescale&);
@@ -109,8 +122,16 @@ struct Table {
   void (*pack_pairs)(const PackPairs&);
   void (*pack_transposed)(const PackTransposed&);
   void (*transpose)(const Transpose&);
+  void (*pair_product)(const PairProduct&);
 };
 
 const Table& Kernels();
+
+struct NamedTable {
+  const char* name;
+  const Table* table;
+};
+// Every table this machine can run, for tests.
+int AvailableTables(NamedTable out[4]);
 
 }  // namespace heddle::kernels::attention

@@ -44,6 +44,12 @@ const char* IsaName(Isa isa) {
   return "generic";
 }
 
+bool HasAvx512Bf16() {
+  static const bool has =
+      SelectedIsa() >= Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") != 0;
+  return has;
+}
+
 Isa SelectedIsa() {
   static const Isa selected = LimitedIsa(DetectIsa());
   return selected;

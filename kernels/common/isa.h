@@ -10,6 +10,9 @@ enum class Isa { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };
 // reported on stderr and ignored.
 Isa SelectedIsa();
 
+// Whether the processor has AVX-512's dot products of bf16 and SelectedIsa() allows AVX-512.
+bool HasAvx512Bf16();
+
 const char* IsaName(Isa isa);
 
 }  // namespace heddle::kernels

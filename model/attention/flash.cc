@@ -9,8 +9,9 @@
 //       S^T = K Q^T;  dP^T = V dO^T;  P^T = exp(S^T - lse);  dS^T = P^T (dP^T - delta)
 //       dV += P^T dO;  dK += dS^T Q;  dQ^T += K^T dS^T
 //
-// Products are LibTorch's brgemm: bf16 operands, fp32 accumulators, the second operand in pairs of
-// rows. Scratch per thread: four copies of K and V and fp32 dK, dV of one document and head.
+// Products have bf16 operands, fp32 accumulators and the second operand in pairs of rows:
+// LibTorch's brgemm where the processor has AMX, else our own. Scratch per thread: four copies of K
+// and V and fp32 dK, dV of one document and head.
 #include "model/attention/flash.h"
 
 #include <ATen/Parallel.h>
@@ -25,8 +26,8 @@
 
 #include "base/status/status.h"
 #include "kernels/attention/params.h"
+#include "kernels/common/isa.h"
 #include "kernels/pointwise/params.h"
-#include "model/layers/products.h"
 
 namespace heddle::attention {
 namespace {
@@ -41,9 +42,20 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// LibTorch takes pairs of rows where it has AMX only.
+bool UsesBrgemm() {
+  static const bool uses = kernels::SelectedIsa() >= kernels::Isa::kAvx512 &&
+                           at::native::cpublas::could_pack(at::kBFloat16);
+  return uses;
+}
+
 // C[M, N] (+)= A[M, K] B, all of one block of N = 64 or 32 columns.
 void Product(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b,
              float* c, int64_t ldc, bool add) {
+  if (!UsesBrgemm()) {
+    ka::Kernels().pair_product({m, n, k, a, lda, b, c, ldc, add});
+    return;
+  }
   at::native::cpublas::brgemm(m, n, k, lda, n, ldc, add, reinterpret_cast<const at::BFloat16*>(a),
                               reinterpret_cast<const at::BFloat16*>(b), c, /*is_vnni=*/true);
 }
@@ -186,8 +198,7 @@ void ForwardTile(const Shared& s, const ka::Table& kernels, int64_t length, int6
 Flash::Flash(double scale, model::Window window) : scale_(scale), window_(window) {}
 
 bool Flash::Supports(const at::Tensor& q) {
-  return q.scalar_type() == at::kBFloat16 && q.size(2) % 32 == 0 && q.size(2) <= 256 &&
-         !layers::WidensBf16();
+  return q.scalar_type() == at::kBFloat16 && q.size(2) % 32 == 0 && q.size(2) <= 256;
 }
 
 void Flash::Begin(const std::vector<Document>& documents, int64_t rows) {
@@ -253,7 +264,7 @@ void Flash::Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
     for (int64_t bin = begin; bin < end; ++bin) {
       for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
     }
-    at::native::cpublas::brgemm_release();
+    if (UsesBrgemm()) at::native::cpublas::brgemm_release();
   });
   if (saved != nullptr) saved->tensors.push_back(lse);
 }
@@ -348,7 +359,7 @@ void Flash::Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
     for (int64_t bin = begin; bin < end; ++bin) {
       for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
     }
-    at::native::cpublas::brgemm_release();
+    if (UsesBrgemm()) at::native::cpublas::brgemm_release();
   });
 }
 

@@ -1,10 +1,12 @@
-// Lets a core work in fp32 where bf16 products are slow (model/layers/products.h).
+// Lets a core work in fp32 where LibTorch's bf16 products are slow (model/layers/products.h) and it
+// does not bring its own.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
 #include <utility>
 
 #include "model/attention/attention.h"
+#include "model/attention/flash.h"
 #include "model/layers/products.h"
 
 namespace heddle::attention {
@@ -44,7 +46,7 @@ class WideningCore : public AttentionCore {
 
  private:
   static bool Widens(const at::Tensor& t) {
-    return t.scalar_type() == at::kBFloat16 && layers::WidensBf16();
+    return t.scalar_type() == at::kBFloat16 && layers::WidensBf16() && !Flash::Supports(t);
   }
   static at::Tensor Like(const at::Tensor& t) { return at::empty(t.sizes(), at::kFloat); }
 

@@ -1,6 +1,5 @@
 #include "model/layers/products.h"
 
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 
@@ -9,8 +8,7 @@
 namespace heddle::layers {
 
 bool WidensBf16() {
-  static const bool widens = kernels::SelectedIsa() < kernels::Isa::kAvx512 ||
-                             !at::native::cpublas::could_pack(at::kBFloat16);
+  static const bool widens = kernels::SelectedIsa() < kernels::Isa::kAvx512;
   return widens;
 }
 

@@ -97,16 +97,20 @@ inline at::ScalarType StatisticsType(at::ScalarType compute_type) {
   return compute_type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Where a sublayer finds its tensors: views into flat buffers by the plan's names.
+// Where a sublayer finds its tensors: views into flat buffers by the plan's names. A view shares
+// the storage of its flat tensor: who moves the storage's memory (worker/shard) moves the views
+// with it, so no sublayer may keep a pointer into them from one call to the next.
 struct LayerStorage {
   static constexpr int kNoLayer = -1;  // names are whole names
 
   const model::ModelPlan* plan = nullptr;
   int layer = 0;
-  void* weights = nullptr;    // of the compute type
-  void* gradients = nullptr;  // of the statistics type (fp32; fp64 where the compute type is fp64)
-  float* buffers = nullptr;   // ModelPlan::buffers, always fp32
-  at::ScalarType type{};      // compute type
+  // One flat tensor per unit of the plan, or one for all of it. Gradients are of the statistics
+  // type (fp32; fp64 where the compute type is fp64).
+  std::vector<at::Tensor> weights;    // of the compute type
+  std::vector<at::Tensor> gradients;  // of the statistics type
+  float* buffers = nullptr;           // ModelPlan::buffers, always fp32
+  at::ScalarType type{};              // compute type
 
   at::ScalarType statistics_type() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
   // "model.layers.{layer}." + name. REQUIRES: the plan has it.

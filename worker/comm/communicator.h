@@ -6,6 +6,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,9 +22,19 @@ class RendezvousRequest;
 
 namespace heddle::comm {
 
-// One operation at a time, from one thread, launched in the same order by all ranks. After any
-// error the group is dead: the process is to end (19.5). Errors: UNAVAILABLE, a peer is gone or the
-// deadline passed.
+// A collective under way. Its buffers are not touched until Wait() returns. Every one that was
+// started is waited for once, in the order of the starts, before an operation that blocks.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  virtual Status Wait() = 0;
+};
+
+// Type of gradients between ranks. They are summed in fp32 either way.
+enum class Wire { kFp32, kBf16 };
+
+// Operations from one thread, launched in the same order by all ranks. After any error the group is
+// dead: the process is to end (19.5). Errors: UNAVAILABLE, a peer is gone or the deadline passed.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -36,6 +47,16 @@ class Communicator {
   virtual Status AllReduceSum(std::span<float> values) = 0;
   // For the few numbers that ranks agree on in a step: one round of messages.
   virtual Status AllReduceSum(std::span<double> values) = 0;
+
+  // all = every rank's `mine` in order of rank: world_size() x mine.size() bytes. `mine` may be its
+  // own place in `all`. `unit` names what is gathered in reports.
+  virtual StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
+                                                            std::span<std::byte> all, int unit) = 0;
+  // sum[i] = sum over ranks of their all[rank() * sum.size() + i], fp32 accumulation;
+  // all.size() = world_size() * sum.size(). kBf16 rounds every rank's share once, its own too.
+  virtual StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
+                                                                   std::span<float> sum, Wire wire,
+                                                                   int unit) = 0;
 
   // From now on waits end by this deadline; the default is the one given at creation.
   virtual void SetTimeout(std::chrono::milliseconds timeout) = 0;

@@ -32,6 +32,103 @@ at::Tensor View(T* data, size_t count) {
   return at::from_blob(data, {static_cast<int64_t>(count)}, at::TensorOptions(kScalar<T>));
 }
 
+at::Tensor ViewBytes(const std::byte* data, size_t count) {
+  return at::from_blob(const_cast<std::byte*>(data), {static_cast<int64_t>(count)},
+                       at::TensorOptions(at::kByte));
+}
+
+// The first line names the peer; the rest is a stack.
+Status CollectiveFailed(const std::exception& error) {
+  const std::string text = error.what();
+  return Unavailable(Str("collective failed: ", text.substr(0, text.find('\n'))));
+}
+
+// Receive buffers, kept from one collective to the next: fresh pages would cost as much as the
+// transfer.
+class Buffers {
+ public:
+  std::vector<std::byte> Take(size_t bytes) {
+    std::vector<std::byte> buffer;
+    if (!spare_.empty()) {
+      buffer = std::move(spare_.back());
+      spare_.pop_back();
+    }
+    if (buffer.size() < bytes) {
+      buffer.resize(bytes);
+    }
+    return buffer;
+  }
+  void Give(std::vector<std::byte> buffer) { spare_.push_back(std::move(buffer)); }
+
+ private:
+  std::vector<std::vector<std::byte>> spare_;
+};
+
+// What Gloo's own thread is doing.
+class GlooPending : public Pending {
+ public:
+  GlooPending(c10::intrusive_ptr<c10d::Work> work, std::atomic<bool>* dead)
+      : work_(std::move(work)), dead_(dead) {}
+
+  Status Wait() override {
+    if (*dead_) {
+      return Unavailable("the group was aborted");
+    }
+    try {
+      work_->wait();
+      Finish();
+      return OkStatus();
+    } catch (const std::exception& error) {
+      *dead_ = true;
+      return CollectiveFailed(error);
+    }
+  }
+
+ protected:
+  virtual void Finish() {}
+
+ private:
+  c10::intrusive_ptr<c10d::Work> work_;
+  std::atomic<bool>* const dead_;
+};
+
+struct Slices {
+  std::vector<std::byte> sent;  // bf16 only
+  std::vector<std::byte> received;
+};
+
+// An all-to-all whose slices are summed when it is waited for.
+class GlooReduceScatter : public GlooPending {
+ public:
+  GlooReduceScatter(c10::intrusive_ptr<c10d::Work> work, std::atomic<bool>* dead, Slices slices,
+                    Buffers* spare, size_t world, std::span<float> sum, Wire wire)
+      : GlooPending(std::move(work), dead),
+        slices_(std::move(slices)),
+        spare_(spare),
+        world_(world),
+        sum_(sum),
+        wire_(wire) {}
+
+ protected:
+  void Finish() override {
+    const void* rows = slices_.received.data();
+    if (wire_ == Wire::kFp32) {
+      OrderedSum(static_cast<const float*>(rows), world_, sum_.size(), sum_.data());
+    } else {
+      OrderedSum(static_cast<const uint16_t*>(rows), world_, sum_.size(), sum_.data());
+    }
+    spare_->Give(std::move(slices_.received));
+    if (!slices_.sent.empty()) spare_->Give(std::move(slices_.sent));
+  }
+
+ private:
+  Slices slices_;
+  Buffers* const spare_;
+  const size_t world_;
+  const std::span<float> sum_;
+  const Wire wire_;
+};
+
 class Gloo : public Communicator {
  public:
   Gloo(const GroupOptions& options, c10::intrusive_ptr<c10d::ProcessGroupGloo> group)
@@ -58,6 +155,47 @@ class Gloo : public Communicator {
     return Guarded([&] { ReduceSmall(values); });
   }
 
+  StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
+                                                    std::span<std::byte> all, int) override {
+    std::unique_ptr<Pending> pending;
+    RETURN_IF_ERROR(Guarded([&] {
+      c10d::AllgatherOptions options;
+      options.timeout = timeout_;
+      at::Tensor input = ViewBytes(mine.data(), mine.size());
+      at::Tensor output = ViewBytes(all.data(), all.size());
+      pending =
+          std::make_unique<GlooPending>(group_->_allgather_base(output, input, options), &aborted_);
+    }));
+    return pending;
+  }
+
+  StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
+                                                           std::span<float> sum, Wire wire,
+                                                           int) override {
+    std::unique_ptr<Pending> pending;
+    RETURN_IF_ERROR(Guarded([&] {
+      const size_t bytes = all.size() * (wire == Wire::kFp32 ? sizeof(float) : sizeof(uint16_t));
+      Slices slices;
+      const void* send = all.data();
+      if (wire == Wire::kBf16) {
+        slices.sent = spare_.Take(bytes);
+        RoundToBf16(all.data(), all.size(), reinterpret_cast<uint16_t*>(slices.sent.data()));
+        send = slices.sent.data();
+      }
+      slices.received = spare_.Take(bytes);
+      at::Tensor input = ViewBytes(static_cast<const std::byte*>(send), bytes);
+      at::Tensor output = ViewBytes(slices.received.data(), bytes);
+      std::vector<int64_t> counts;  // equal slices
+      c10d::AllToAllOptions options;
+      options.timeout = timeout_;
+      auto work = group_->alltoall_base(output, input, counts, counts, options);
+      pending =
+          std::make_unique<GlooReduceScatter>(std::move(work), &aborted_, std::move(slices),
+                                              &spare_, static_cast<size_t>(world_), sum, wire);
+    }));
+    return pending;
+  }
+
  private:
   template <typename Body>
   Status Guarded(const Body& body) {
@@ -69,9 +207,7 @@ class Gloo : public Communicator {
       return OkStatus();
     } catch (const std::exception& error) {
       aborted_ = true;
-      // The first line names the peer; the rest is a stack.
-      const std::string text = error.what();
-      return Unavailable(Str("collective failed: ", text.substr(0, text.find('\n'))));
+      return CollectiveFailed(error);
     }
   }
 
@@ -118,6 +254,7 @@ class Gloo : public Communicator {
   std::chrono::milliseconds timeout_;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
   std::atomic<bool> aborted_ = false;
+  Buffers spare_;
   std::vector<float> received_;
   std::vector<float> sum_;
 };

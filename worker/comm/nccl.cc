@@ -55,6 +55,15 @@ class Nccl : public Communicator {
   Status AllReduceSum(std::span<double> values) override {
     return Reduce(values.data(), values.size(), sizeof(double));
   }
+  // Sharded training over NCCL is refused before a rank starts (run_plan.cc).
+  StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte>,
+                                                    std::span<std::byte>, int) override {
+    return Unimplemented("the NCCL back end gathers no weights");
+  }
+  StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float>, std::span<float>,
+                                                           Wire, int) override {
+    return Unimplemented("the NCCL back end scatters no gradients");
+  }
   void SetTimeout(std::chrono::milliseconds timeout) override { timeout_ = timeout; }
   void Abort() override { plugin_->abort(group_); }
 

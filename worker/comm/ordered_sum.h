@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace heddle::comm {
 
@@ -9,5 +10,10 @@ namespace heddle::comm {
 // REQUIRES: world >= 1; out does not overlap rows.
 void OrderedSum(const float* rows, size_t world, size_t count, float* out);
 void OrderedSum(const double* rows, size_t world, size_t count, double* out);
+// Rows of bf16 bits, summed in fp32.
+void OrderedSum(const uint16_t* rows, size_t world, size_t count, float* out);
+
+// Round to nearest even; NaN stays NaN.
+void RoundToBf16(const float* from, size_t count, uint16_t* to);
 
 }  // namespace heddle::comm

@@ -17,6 +17,40 @@ uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count) {
   return mixed;
 }
 
+uint16_t ElementBytes(CollectiveOp op) {
+  switch (op) {
+    case CollectiveOp::kAllReduceDouble:
+      return 8;
+    case CollectiveOp::kAllGather:
+      return 1;
+    case CollectiveOp::kReduceScatterBf16:
+      return 2;
+    case CollectiveOp::kAllReduceFloat:
+    case CollectiveOp::kReduceScatterFloat:
+      break;
+  }
+  return 4;
+}
+
+// A failed collective never ended: its entry stays open, which is what a report looks for.
+Status End(control::CollectiveEntry* entry, const Status& status) {
+  if (status.ok()) {
+    entry->ended_ns = control::BootTimeNs();
+  }
+  return status;
+}
+
+class RecordedPending : public Pending {
+ public:
+  RecordedPending(std::unique_ptr<Pending> pending, control::CollectiveEntry* entry)
+      : pending_(std::move(pending)), entry_(entry) {}
+  Status Wait() override { return End(entry_, pending_->Wait()); }
+
+ private:
+  std::unique_ptr<Pending> pending_;
+  control::CollectiveEntry* const entry_;
+};
+
 class Recorded : public Communicator {
  public:
   Recorded(std::unique_ptr<Communicator> group, uint32_t group_id, control::RankPage* page)
@@ -38,18 +72,34 @@ class Recorded : public Communicator {
     const Status status = group_->AllReduceSum(values);
     return End(entry, status);
   }
+  StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
+                                                    std::span<std::byte> all, int unit) override {
+    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllGather, all.size(), unit);
+    ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending, group_->StartAllGather(mine, all, unit));
+    return Wrap(std::move(pending), entry);
+  }
+  StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
+                                                           std::span<float> sum, Wire wire,
+                                                           int unit) override {
+    const CollectiveOp op =
+        wire == Wire::kFp32 ? CollectiveOp::kReduceScatterFloat : CollectiveOp::kReduceScatterBf16;
+    control::CollectiveEntry* entry = Launch(op, all.size(), unit);
+    ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending,
+                     group_->StartReduceScatterSum(all, sum, wire, unit));
+    return Wrap(std::move(pending), entry);
+  }
 
  private:
-  control::CollectiveEntry* Launch(CollectiveOp op, uint64_t count) {
+  control::CollectiveEntry* Launch(CollectiveOp op, uint64_t count, int unit = 0) {
     const uint64_t seq = ++seq_;
     control::CollectiveEntry* entry = &page_->ring()[seq % control::kRingEntries];
     const int64_t now = control::BootTimeNs();
     *entry = {.seq = seq,
               .group = group_id_,
               .op = static_cast<uint16_t>(op),
-              .dtype = static_cast<uint16_t>(op == CollectiveOp::kAllReduceFloat ? 4 : 8),
+              .dtype = ElementBytes(op),
               .count = count,
-              .unit = 0,
+              .unit = static_cast<uint32_t>(unit),
               .fingerprint = Fingerprint(group_id_, op, count),
               .launched_ns = now,
               .started_ns = now,
@@ -58,12 +108,9 @@ class Recorded : public Communicator {
     return entry;
   }
 
-  // A failed collective never ended: its entry stays open, which is what a report looks for.
-  static Status End(control::CollectiveEntry* entry, const Status& status) {
-    if (status.ok()) {
-      entry->ended_ns = control::BootTimeNs();
-    }
-    return status;
+  static std::unique_ptr<Pending> Wrap(std::unique_ptr<Pending> pending,
+                                       control::CollectiveEntry* entry) {
+    return std::make_unique<RecordedPending>(std::move(pending), entry);
   }
 
   std::unique_ptr<Communicator> group_;

@@ -13,7 +13,13 @@ class RankPage;
 
 namespace heddle::comm {
 
-enum class CollectiveOp : uint16_t { kAllReduceFloat = 1, kAllReduceDouble = 2 };
+enum class CollectiveOp : uint16_t {
+  kAllReduceFloat = 1,
+  kAllReduceDouble = 2,
+  kAllGather = 3,  // count is bytes
+  kReduceScatterFloat = 4,
+  kReduceScatterBf16 = 5
+};
 
 // `group` with every call noted under the number `group_id`. seq counts calls from 1; ranks whose
 // entries of one seq have another fingerprint do different things. `page` is borrowed.

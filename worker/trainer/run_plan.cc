@@ -74,6 +74,43 @@ void PlanCounts(const heddle::v1::ModelConfig& model, RunPlan* plan) {
   }
 }
 
+// Bits depend on the accumulation, so `auto` looks at the configuration only. One micro-batch a
+// rank: reduced at once, no rank holds whole gradients, and the sums are those of sync_last.
+shard::Accumulation AccumulationOf(const RunConfig& config, int64_t micro_batches) {
+  switch (config.training().accumulation()) {
+    case TrainingConfig::ACCUMULATION_SYNC_EACH:
+      return shard::Accumulation::kSyncEach;
+    case TrainingConfig::ACCUMULATION_LAYER_MAJOR:
+      return shard::Accumulation::kLayerMajor;
+    case TrainingConfig::ACCUMULATION_SYNC_LAST:
+      return shard::Accumulation::kSyncLast;
+    case TrainingConfig::ACCUMULATION_AUTO:
+      break;
+  }
+  const bool whole = config.parallel().shard() == heddle::v1::ParallelConfig::SHARD_NONE;
+  return whole || micro_batches > config.parallel().ranks().max() ? shard::Accumulation::kSyncLast
+                                                                  : shard::Accumulation::kSyncEach;
+}
+
+void PlanSharding(const RunConfig& config, RunPlan* plan) {
+  switch (config.parallel().shard()) {
+    case heddle::v1::ParallelConfig::SHARD_NONE:
+      plan->shard.mode = shard::Mode::kNone;
+      break;
+    case heddle::v1::ParallelConfig::SHARD_OPTIMIZER:
+      plan->shard.mode = shard::Mode::kOptimizer;
+      break;
+    case heddle::v1::ParallelConfig::SHARD_FULL:
+      plan->shard.mode = shard::Mode::kFull;
+      break;
+  }
+  plan->shard.accumulation = AccumulationOf(config, plan->global_batch / plan->micro_batch);
+  plan->shard.wire =
+      config.parallel().reduce_dtype() == heddle::v1::ParallelConfig::REDUCE_DTYPE_BF16
+          ? comm::Wire::kBf16
+          : comm::Wire::kFp32;
+}
+
 }  // namespace
 
 StatusOr<RunPlan> PlanRun(const RunConfig& config) {
@@ -118,6 +155,7 @@ StatusOr<RunPlan> PlanRun(const RunConfig& config) {
     problems.push_back(Message(optimizer.status()));
   }
   plan.init_from = config.checkpoint().init_from();
+  PlanSharding(config, &plan);
   PlanIndexers(config, &plan);
   PlanCounts(config.model(), &plan);
   plan.config_hash = HashOf(config);

@@ -11,6 +11,7 @@
 #include "model/optim/optimizer.h"
 #include "model/optim/schedule.h"
 #include "model/parameter_store.h"
+#include "worker/shard/parameters.h"
 
 namespace heddle::trainer {
 
@@ -35,6 +36,7 @@ struct RunPlan {
   bool has_capacity = false;  // experts with a bound on their tokens
   bool selects_keys = false;  // layers of NSA, DSA or GSA
   optim::Schedule schedule;
+  shard::Options shard;     // its rank and world are the rank's
   std::string init_from;    // model folder, or empty
   std::string config_hash;  // XXH3-64 of the resolved configuration, hex
 };

@@ -99,6 +99,7 @@ class Rank {
     ready.set_isa(kernels::IsaName(kernels::SelectedIsa()));
     ASSIGN_OR_RETURN(const heddle::v1::StartRank start, control_->Ready(ready));
     RETURN_IF_ERROR(Connect(start));
+    state_->parameters()->Connect(group_.get());
     ASSIGN_OR_RETURN(const Restored restored,
                      Restore(spec_, plan_, data_, group_.get(), control_, state_.get()));
     heddle::v1::RankJoined joined;
@@ -129,14 +130,16 @@ class Rank {
     if (!plan_.init_from.empty()) {
       RETURN_IF_ERROR(CheckSameTokenizer(plan_.init_from, data_));
     }
-    ASSIGN_OR_RETURN(state_, RunState::Create(spec_.config().model(), plan_));
+    ASSIGN_OR_RETURN(state_,
+                     RunState::Create(spec_.config().model(), plan_, static_cast<int>(spec_.rank()),
+                                      static_cast<int>(std::max(1u, spec_.world_size()))));
     model::LanguageModelOptions options;
     options.recompute = spec_.config().training().gradient_checkpointing() ==
                                 heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL
                             ? model::Recompute::kFull
                             : model::Recompute::kNone;
-    ASSIGN_OR_RETURN(
-        model_, model::LanguageModel::Create(spec_.config().model(), state_->store(), options));
+    ASSIGN_OR_RETURN(model_, model::LanguageModel::Create(spec_.config().model(),
+                                                          state_->parameters()->memory(), options));
     return OkStatus();
   }
 

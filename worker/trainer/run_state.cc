@@ -11,6 +11,7 @@
 #include "checkpoint/tensor_io/load.h"
 #include "model/hf/model_dir.h"
 #include "model/model_plan.h"
+#include "model/parameter_store.h"
 
 namespace heddle::trainer {
 
@@ -108,7 +109,7 @@ std::vector<TensorInfo> ListTensors(const model::ModelPlan& plan, bool second_mo
 }  // namespace
 
 StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConfig& model,
-                                                     const RunPlan& plan) {
+                                                     const RunPlan& plan, int rank, int world) {
   auto state = std::unique_ptr<RunState>(new RunState());
   state->seed_ = plan.seed;
   state->init_from_ = plan.init_from;
@@ -116,9 +117,13 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
     RETURN_IF_ERROR(CheckSameModel(plan.init_from, model));
   }
   ASSIGN_OR_RETURN(model::ModelPlan layout, model::PlanModel(model));
-  ASSIGN_OR_RETURN(state->store_, model::ParameterStore::Create(std::move(layout), plan.precision));
-  const model::ModelPlan& kept = state->store_->plan();
-  const size_t elements = static_cast<size_t>(kept.flat_elements);
+  shard::Options options = plan.shard;
+  options.precision = plan.precision;
+  options.rank = rank;
+  options.world = world;
+  ASSIGN_OR_RETURN(state->parameters_, shard::MakeParameters(std::move(layout), options));
+  const model::ModelPlan& kept = state->parameters_->plan();
+  const size_t elements = static_cast<size_t>(state->parameters_->owned_elements());
   const bool second_moment = plan.optimizer.algorithm == optim::Algorithm::kAdamW;
   try {
     state->m_.assign(elements, 0.0f);
@@ -141,79 +146,130 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
 }
 
 Status RunState::Reset() {
-  model::InitParameters(seed_, store_.get());
   std::fill(m_.begin(), m_.end(), 0.0f);
   std::fill(v_.begin(), v_.end(), 0.0f);
   counters_ = Counters();
-  return init_from_.empty() ? OkStatus() : hf::ReadWeights(init_from_, store_.get());
+  shard::InitParameters(seed_, parameters_.get());
+  return init_from_.empty() ? OkStatus() : ReadInitialWeights();
 }
 
-optim::Shard RunState::shard() {
-  return {.flat_offset = 0,
-          .master = store_->master(),
-          .m = m_,
-          .v = v_,
-          .gradient = store_->gradients(),
-          .compute_bf16 = store_->compute_bf16()};
+// Passes through a whole copy of the model, which is gone before the first step.
+Status RunState::ReadInitialWeights() {
+  ASSIGN_OR_RETURN(const std::unique_ptr<model::ParameterStore> whole,
+                   model::ParameterStore::Create(parameters_->plan(), model::Precision::kFp32));
+  RETURN_IF_ERROR(hf::ReadWeights(init_from_, whole.get()));
+  for (const shard::Held& held : parameters_->held()) {
+    const std::span<const float> from = std::as_const(*whole).master().subspan(
+        static_cast<size_t>(held.range.begin), held.master.size());
+    std::copy(from.begin(), from.end(), held.master.begin());
+  }
+  std::copy(whole->buffers().begin(), whole->buffers().end(), parameters_->buffers().begin());
+  parameters_->RefreshComputeWeights();
+  return OkStatus();
+}
+
+std::vector<optim::Shard> RunState::shards() {
+  std::vector<optim::Shard> shards;
+  for (const shard::Held& held : parameters_->held()) {
+    const size_t offset = static_cast<size_t>(held.owned_offset);
+    const size_t size = held.master.size();
+    shards.push_back(
+        {.flat_offset = held.range.begin,
+         .master = held.master,
+         .m = std::span<float>(m_).subspan(offset, size),
+         .v = v_.empty() ? std::span<float>() : std::span<float>(v_).subspan(offset, size),
+         .gradient = held.gradient,
+         .compute_bf16 = held.compute_bf16});
+  }
+  return shards;
 }
 
 void RunState::DropFrozenGradients() {
-  const std::span<float> gradients = store_->gradients();
-  for (const optim::GroupRange& group : warmup_groups_) {
-    if (group.frozen) {
-      std::fill(gradients.begin() + group.begin, gradients.begin() + group.end, 0.0f);
+  for (const shard::Held& held : parameters_->held()) {
+    for (const optim::GroupRange& group : warmup_groups_) {
+      if (!group.frozen) continue;
+      const int64_t begin = std::max(group.begin, held.range.begin);
+      const int64_t end = std::min(group.end, held.range.end);
+      if (begin >= end) continue;
+      std::fill_n(held.gradient.begin() + (begin - held.range.begin), end - begin, 0.0f);
     }
   }
 }
 
 std::string RunState::FirstNonFiniteGradient() {
-  const std::span<const float> gradients = store_->gradients();
-  for (const model::TensorSpec& spec : store_->plan().tensors) {
-    const auto part =
-        gradients.subspan(static_cast<size_t>(spec.offset), static_cast<size_t>(spec.elements));
-    if (std::any_of(part.begin(), part.end(), [](float g) { return !std::isfinite(g); })) {
-      return spec.name;
+  for (const shard::Held& held : parameters_->held()) {
+    const auto bad = std::find_if(held.gradient.begin(), held.gradient.end(),
+                                  [](float g) { return !std::isfinite(g); });
+    if (bad == held.gradient.end()) continue;
+    const int64_t at = held.range.begin + (bad - held.gradient.begin());
+    for (const model::TensorSpec& spec : parameters_->plan().tensors) {
+      if (at < spec.offset + spec.elements) return spec.name;
     }
   }
   return "";
 }
 
-float* RunState::Base(size_t tensor, int tensor_class) {
-  float* flat = tensor_class == heddle::v1::TENSOR_CLASS_BUFFER    ? store_->buffers().data()
-                : tensor_class == heddle::v1::TENSOR_CLASS_MASTER  ? store_->master().data()
-                : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ? m_.data()
-                                                                   : v_.data();
-  return flat + specs_[tensor]->offset;
+std::vector<RunState::Piece> RunState::PiecesOf(size_t tensor, int tensor_class) {
+  const model::TensorSpec& spec = *specs_[tensor];
+  if (tensor_class == heddle::v1::TENSOR_CLASS_BUFFER) {
+    return {{0, spec.elements, parameters_->buffers().data() + spec.offset}};
+  }
+  std::vector<Piece> pieces;
+  for (const shard::Held& held : parameters_->held()) {
+    const int64_t begin = std::max(spec.offset, held.range.begin);
+    const int64_t end = std::min(spec.offset + spec.elements, held.range.end);
+    if (begin >= end) continue;
+    const int64_t within = begin - held.range.begin;
+    float* data = tensor_class == heddle::v1::TENSOR_CLASS_MASTER ? held.master.data() + within
+                  : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1
+                      ? m_.data() + held.owned_offset + within
+                      : v_.data() + held.owned_offset + within;
+    pieces.push_back({begin - spec.offset, end - begin, data});
+  }
+  return pieces;
 }
 
 std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32_t world) {
-  std::vector<checkpoint::LocalRange> whole;
+  std::vector<checkpoint::LocalRange> shared;
+  std::vector<checkpoint::LocalRange> own;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     for (const int tensor_class : tensors_[i].classes()) {
-      whole.push_back({.tensor = tensors_[i].id(),
-                       .tensor_class = static_cast<TensorClass>(tensor_class),
-                       .first = 0,
-                       .count = static_cast<uint64_t>(specs_[i]->elements),
-                       .data = Base(i, tensor_class)});
+      const bool everywhere =
+          parameters_->replicated() || tensor_class == heddle::v1::TENSOR_CLASS_BUFFER;
+      for (const Piece& piece : PiecesOf(i, tensor_class)) {
+        (everywhere ? shared : own)
+            .push_back({.tensor = tensors_[i].id(),
+                        .tensor_class = static_cast<TensorClass>(tensor_class),
+                        .first = static_cast<uint64_t>(piece.first),
+                        .count = static_cast<uint64_t>(piece.count),
+                        .data = piece.data});
+      }
     }
   }
-  return checkpoint::ReplicaShare(tensors_, whole, rank, world);
+  std::vector<checkpoint::LocalRange> ranges =
+      checkpoint::ReplicaShare(tensors_, shared, rank, world);
+  ranges.insert(ranges.end(), own.begin(), own.end());
+  return ranges;
 }
 
 Status RunState::Load(const heddle::v1::CheckpointRecord& record, const std::string& root) {
   std::vector<checkpoint::WantedRange> wanted;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     for (const int tensor_class : tensors_[i].classes()) {
-      wanted.push_back({.name = tensors_[i].name(),
-                        .shape = specs_[i]->shape,
-                        .tensor_class = static_cast<TensorClass>(tensor_class),
-                        .first = 0,
-                        .count = static_cast<uint64_t>(specs_[i]->elements),
-                        .data = Base(i, tensor_class)});
+      std::vector<Piece> pieces = PiecesOf(i, tensor_class);
+      if (pieces.empty()) pieces.push_back({});  // known, though other ranks hold all of it
+      for (const Piece& piece : pieces) {
+        wanted.push_back({.name = tensors_[i].name(),
+                          .shape = specs_[i]->shape,
+                          .tensor_class = static_cast<TensorClass>(tensor_class),
+                          .first = static_cast<uint64_t>(piece.first),
+                          .count = static_cast<uint64_t>(piece.count),
+                          .data = piece.data});
+      }
     }
   }
   RETURN_IF_ERROR(checkpoint::LoadRanges(record, root, wanted));
-  store_->RefreshComputeWeights();
+  parameters_->RefreshComputeWeights();
   return OkStatus();
 }
 

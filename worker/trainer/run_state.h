@@ -13,7 +13,7 @@
 #include "heddle/v1/checkpoints.pb.h"
 #include "model/model_plan.h"
 #include "model/optim/optimizer.h"
-#include "model/parameter_store.h"
+#include "worker/shard/parameters.h"
 #include "worker/trainer/run_plan.h"
 
 namespace heddle::trainer {
@@ -32,28 +32,30 @@ class RunState {
   // Initial weights: those of plan.init_from, else a pure function of the seed. RESOURCE_EXHAUSTED
   // without memory; errors of hf::ReadWeights.
   static StatusOr<std::unique_ptr<RunState>> Create(const heddle::v1::ModelConfig& model,
-                                                    const RunPlan& plan);
+                                                    const RunPlan& plan, int rank, int world);
 
-  model::ParameterStore* store() { return store_.get(); }
-  std::span<float> gradients() { return store_->gradients(); }
+  shard::Parameters* parameters() { return parameters_.get(); }
   Counters& counters() { return counters_; }
   const Counters& counters() const { return counters_; }
 
   // The optimizer's view of everything this rank updates.
-  optim::Shard shard();
+  std::vector<optim::Shard> shards();
   // `warmup`: the step trains indexers first (attention-and-moe.md 6.3); with a frozen model
   // nothing else changes.
   const std::vector<optim::GroupRange>& groups(bool warmup) const {
     return warmup ? warmup_groups_ : groups_;
   }
-  // Frozen weights have no gradient: it would count in the norm that clips the others.
+  // Frozen weights have no gradient: it would count in the norm that clips the others. Of the
+  // reduced gradients.
   void DropFrozenGradients();
-  // Name of the first tensor with a gradient that is not finite; empty without one.
+  // Name of the first tensor of which this rank holds a gradient that is not finite; empty without
+  // one.
   std::string FirstNonFiniteGradient();
 
   // As a checkpoint lists them.
   const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }
-  // This rank's share of the replicated tensors, pointing into the live buffers.
+  // What this rank writes of a checkpoint, pointing into the live buffers: what it alone holds, and
+  // its share of what all ranks hold.
   std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world);
 
   // Loads weights and moments; counters are the caller's. Errors as checkpoint::LoadRanges, after
@@ -67,14 +69,20 @@ class RunState {
 
   uint64_t seed_ = 0;
   std::string init_from_;
-  std::unique_ptr<model::ParameterStore> store_;
-  std::vector<float> m_;
+  std::unique_ptr<shard::Parameters> parameters_;
+  std::vector<float> m_;  // [parameters_->owned_elements()]
   std::vector<float> v_;  // empty for Lion
   std::vector<optim::GroupRange> groups_;
   std::vector<optim::GroupRange> warmup_groups_;
   std::vector<heddle::v1::TensorInfo> tensors_;
-  // First element of a tensor's class in the live buffers.
-  float* Base(size_t tensor, int tensor_class);
+  // The pieces of a tensor's class that this rank holds.
+  Status ReadInitialWeights();
+  struct Piece {
+    int64_t first = 0;  // element of the tensor
+    int64_t count = 0;
+    float* data = nullptr;
+  };
+  std::vector<Piece> PiecesOf(size_t tensor, int tensor_class);
 
   std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
   Counters counters_;

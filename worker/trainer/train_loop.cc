@@ -56,10 +56,10 @@ StatusOr<bool> TrainLoop::Step() {
   parts_.control->NoteProgress(static_cast<uint64_t>(parts_.state->counters().step),
                                Phase::kReduce);
   const int64_t reduce_begin = parts_.clock->NowSteady();
+  RETURN_IF_ERROR(parts_.state->parameters()->FinishGradients());
   if (Frozen()) {
     parts_.state->DropFrozenGradients();
   }
-  RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.state->gradients()));
   if (!parts_.model->statistics().empty()) {
     RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.model->statistics()));
   }
@@ -89,7 +89,7 @@ StatusOr<bool> TrainLoop::Step() {
 }
 
 // Gradients of this rank's micro-batches, already divided by the step's global number of valid
-// tokens: ranks hold different numbers of them (7.2).
+// tokens: ranks hold different numbers of them (7.2). All ranks make the same number of passes.
 Status TrainLoop::ForwardBackward(Agreement* agreement) {
   const Counters& counters = parts_.state->counters();
   const RunPlan& plan = *parts_.plan;
@@ -97,32 +97,53 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
   const stream::MicroBatchRange mine =
       stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world());
 
-  parts_.state->store()->ZeroGradients();
+  parts_.state->parameters()->BeginStep();
   std::fill(parts_.model->statistics().begin(), parts_.model->statistics().end(), 0.0);
-  for (int64_t m = mine.begin; m < mine.end; ++m) {
+  const int64_t total = plan.global_batch / plan.micro_batch;
+  const int64_t most = (total + world() - 1) / world();  // of any rank
+  const int64_t at_once = plan.shard.accumulation == shard::Accumulation::kLayerMajor ? most : 1;
+  for (int64_t pass = 0; pass < most; pass += at_once) {
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kData);
     const int64_t begin = parts_.clock->NowSteady();
-    const StatusOr<stream::PackedBatch> read = NextBatch(m - mine.begin);
-    RETURN_IF_ERROR(MarkBadData(read.status()));
-    const stream::PackedBatch& batch = *read;
+    std::vector<stream::PackedBatch> batches;
+    for (int64_t m = pass; m < std::min(pass + at_once, mine.end - mine.begin); ++m) {
+      StatusOr<stream::PackedBatch> read = NextBatch(m);
+      RETURN_IF_ERROR(MarkBadData(read.status()));
+      batches.push_back(*std::move(read));
+    }
+    if (batches.empty()) batches.emplace_back();  // nothing to add, but units are visited
     times_.data += SecondsSince(begin);
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
-    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->ForwardBackward(ViewOf(batch), info));
-    info.first_token += static_cast<int64_t>(batch.tokens.size());
-    (*agreement)[Slot::kLoss] += loss.loss;
-    (*agreement)[Slot::kValidTokens] += static_cast<double>(loss.tokens);
+    RETURN_IF_ERROR(Pass(batches, pass + at_once >= most, &info, agreement));
+  }
+  return OkStatus();
+}
+
+// One pass over the model's units with these micro-batches.
+Status TrainLoop::Pass(const std::vector<stream::PackedBatch>& batches, bool last,
+                       layers::StepInfo* info, Agreement* agreement) {
+  std::vector<model::PackedBatch> views;
+  for (const stream::PackedBatch& batch : batches) views.push_back(ViewOf(batch));
+  ASSIGN_OR_RETURN(
+      const model::LossSum loss,
+      parts_.model->ForwardBackward(
+          views, *info, parts_.state->parameters()->Hooks({.train = true, .last = last})));
+  for (const stream::PackedBatch& batch : batches) {
+    info->first_token += static_cast<int64_t>(batch.tokens.size());
     (*agreement)[Slot::kTokens] += static_cast<double>(batch.tokens.size());
     (*agreement)[Slot::kHashLow] += static_cast<double>(batch.hash_low);
     (*agreement)[Slot::kHashHigh] += static_cast<double>(batch.hash_high);
-    (*agreement)[Slot::kIndexerLoss] += loss.layers.indexer;
-    (*agreement)[Slot::kBalanceLoss] += loss.layers.balance;
-    (*agreement)[Slot::kRouterLoss] += loss.layers.router_z;
-    (*agreement)[Slot::kDropped] += static_cast<double>(loss.counts.dropped);
-    (*agreement)[Slot::kNanRows] += static_cast<double>(loss.counts.nan_rows);
-    (*agreement)[Slot::kNonFinite] +=
-        std::isfinite(loss.loss) && std::isfinite(loss.layers.Total()) ? 0 : 1;
   }
+  (*agreement)[Slot::kLoss] += loss.loss;
+  (*agreement)[Slot::kValidTokens] += static_cast<double>(loss.tokens);
+  (*agreement)[Slot::kIndexerLoss] += loss.layers.indexer;
+  (*agreement)[Slot::kBalanceLoss] += loss.layers.balance;
+  (*agreement)[Slot::kRouterLoss] += loss.layers.router_z;
+  (*agreement)[Slot::kDropped] += static_cast<double>(loss.counts.dropped);
+  (*agreement)[Slot::kNanRows] += static_cast<double>(loss.counts.nan_rows);
+  (*agreement)[Slot::kNonFinite] +=
+      std::isfinite(loss.loss) && std::isfinite(loss.layers.Total()) ? 0 : 1;
   return OkStatus();
 }
 
@@ -151,13 +172,11 @@ layers::StepInfo TrainLoop::DescribeStep() const {
 
 // Each rank measures its own slice of the reduced gradient; the slices add up to the whole (8.1).
 void TrainLoop::MeasureGradients(Agreement* agreement) {
-  const std::span<const float> gradients = parts_.state->gradients();
-  const size_t size = gradients.size();
-  const size_t begin = size * static_cast<size_t>(rank()) / static_cast<size_t>(world());
-  const size_t end = size * static_cast<size_t>(rank() + 1) / static_cast<size_t>(world());
-  const optim::GradientStats stats = optim::MeasureGradients(gradients.subspan(begin, end - begin));
-  (*agreement)[Slot::kSquaredNorm] = stats.sum_of_squares;
-  (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
+  for (const std::span<const float> slice : parts_.state->parameters()->measured()) {
+    const optim::GradientStats stats = optim::MeasureGradients(slice);
+    (*agreement)[Slot::kSquaredNorm] += stats.sum_of_squares;
+    (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
+  }
 }
 
 void TrainLoop::FillRequests(Agreement* agreement) {
@@ -180,13 +199,15 @@ void TrainLoop::Update(const Agreement& sums) {
   if (finite) {
     ++counters.updates;
     counters.frozen_updates += Frozen() ? 1 : 0;
-    optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()),
-                         {.update = counters.updates,
-                          .learning_rate = learning_rate_,
-                          .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
-                          .found_inf = false,
-                          .frozen_updates = Frozen() ? 0 : counters.frozen_updates},
-                         parts_.state->shard());
+    const optim::StepArgs args{.update = counters.updates,
+                               .learning_rate = learning_rate_,
+                               .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
+                               .found_inf = false,
+                               .frozen_updates = Frozen() ? 0 : counters.frozen_updates};
+    for (const optim::Shard& shard : parts_.state->shards()) {
+      optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()), args, shard);
+    }
+    parts_.state->parameters()->Updated();
     parts_.model->UpdateBuffers(Frozen());
     counters.consecutive_nonfinite = 0;
   } else {
@@ -257,17 +278,22 @@ Status TrainLoop::Evaluate(heddle::v1::MetricPoint* point) {
     return OkStatus();
   }
   const int64_t sequences = parts_.data->eval_sequences;
+  const int64_t begin = sequences * rank() / world();
   const int64_t end = sequences * (rank() + 1) / world();
+  const int64_t most = (sequences + world() - 1) / world();  // of any rank
   std::array<double, 2> sums{};
   layers::StepInfo stage;
   stage.indexer_warmup = Warmup();
-  for (int64_t at = sequences * rank() / world(); at < end; at += parts_.plan->micro_batch) {
+  // All ranks make the same number of passes, the last one perhaps over nothing.
+  for (int64_t at = 0; at < most; at += parts_.plan->micro_batch) {
     parts_.control->NoteProgress(static_cast<uint64_t>(step), Phase::kEvaluate);
     stream::PackedBatch batch;
-    for (int64_t i = at; i < std::min(end, at + parts_.plan->micro_batch); ++i) {
+    for (int64_t i = begin + at; i < std::min(end, begin + at + parts_.plan->micro_batch); ++i) {
       RETURN_IF_ERROR(MarkBadData(parts_.data->eval->Append(i, &batch)));
     }
-    ASSIGN_OR_RETURN(const model::LossSum loss, parts_.model->Evaluate(ViewOf(batch), stage));
+    ASSIGN_OR_RETURN(const model::LossSum loss,
+                     parts_.model->Evaluate(ViewOf(batch), stage,
+                                            parts_.state->parameters()->Hooks({.train = false})));
     sums[0] += loss.loss;
     sums[1] += static_cast<double>(loss.tokens);
   }

@@ -67,6 +67,8 @@ class TrainLoop {
   // ... and nothing else.
   bool Frozen() const { return Warmup() && parts_.plan->freeze_during_warmup; }
   Status ForwardBackward(Agreement* agreement);
+  Status Pass(const std::vector<stream::PackedBatch>& batches, bool last, layers::StepInfo* info,
+              Agreement* agreement);
   void MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);
   void Update(const Agreement& sums);

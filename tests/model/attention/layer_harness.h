@@ -122,8 +122,8 @@ class LayerHarness {
     layers::LayerStorage storage;
     storage.plan = &plan_;
     storage.layer = layer_;
-    storage.weights = weights_.data_ptr();
-    storage.gradients = gradients_.data_ptr();
+    storage.weights = {weights_};
+    storage.gradients = {gradients_};
     storage.buffers = buffers_.data();
     storage.type = type_;
     return storage;

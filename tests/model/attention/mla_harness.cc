@@ -123,8 +123,8 @@ MlaHarness::MlaHarness(const heddle::v1::ModelConfig& config, at::ScalarType typ
   storage_.plan = &plan_;
   storage_.type = type;
   gradients_ = at::zeros({plan_.flat_elements}, storage_.statistics_type());
-  storage_.weights = weights_.data_ptr();
-  storage_.gradients = gradients_.data_ptr();
+  storage_.weights = {weights_};
+  storage_.gradients = {gradients_};
   layer_ = config_.attention().kind() == heddle::v1::ATTENTION_KIND_DSA
                ? MakeDsaMla(config_, storage_, &ropes_, &shared_)
                : MakeMla(config_, storage_, &ropes_);

@@ -108,8 +108,8 @@ class NsaModel {
         gradients_(at::zeros({plan_.flat_elements}, layers::StatisticsType(type))),
         ropes_(config_, type == at::kDouble) {
     storage_.plan = &plan_;
-    storage_.weights = weights_.data_ptr();
-    storage_.gradients = gradients_.data_ptr();
+    storage_.weights = {weights_};
+    storage_.gradients = {gradients_};
     storage_.type = type;
     layer_ = MakeNsa(config_, storage_, &ropes_);
     // Large enough that gates, probabilities and selections differ from row to row, small enough

@@ -77,8 +77,8 @@ class LayerFixture {
                           at::TensorOptions().dtype(layers::StatisticsType(storage_.type)));
     buffers_.assign(static_cast<size_t>(plan_.buffer_elements), 0.0f);
     storage_.plan = &plan_;
-    storage_.weights = weights_.data_ptr();
-    storage_.gradients = gradients_.data_ptr();
+    storage_.weights = {weights_};
+    storage_.gradients = {gradients_};
     storage_.buffers = buffers_.data();
     for (const model::TensorSpec& spec : plan_.tensors) {
       Set(spec.name.substr(Prefix().size()), Normal(spec.elements, spec.name, scale));

@@ -115,6 +115,26 @@ TEST(Kinds, ExpertsWithNoiseAndBalancingBiasGoOnBitForBit) {
   KillInBothStages(MoeConfig(2, 18), 2);
 }
 
+// Buffers, their statistics and frozen stages do not depend on what a rank keeps.
+void SameBitsWhenSharded(RunConfig config) {
+  Job whole(config, 2);
+  RunToEnd(&whole);
+  for (const auto mode : {heddle::v1::ParallelConfig::SHARD_OPTIMIZER,
+                          heddle::v1::ParallelConfig::SHARD_FULL}) {
+    config.mutable_parallel()->set_shard(mode);
+    Job sharded(config, 2);
+    RunToEnd(&sharded);
+    ExpectSameBits(whole.series(), sharded.series());
+    EXPECT_EQ(NewestWeights(&whole), NewestWeights(&sharded)) << "shard " << mode;
+  }
+}
+TEST(Kinds, GsaIsTheSameSharded) {
+  RunConfig config = GsaConfig(2, 12);
+  config.mutable_model()->mutable_attention()->mutable_gsa()->set_freeze(heddle::v1::FREEZE_TRUE);
+  SameBitsWhenSharded(config);
+}
+TEST(Kinds, ExpertsAreTheSameSharded) { SameBitsWhenSharded(MoeConfig(2, 10)); }
+
 TEST(Kinds, BuffersMoveAndAreSaved) {
   Job gsa(GsaConfig(1, 10), 1);
   RunToEnd(&gsa);

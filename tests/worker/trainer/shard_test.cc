@@ -1,0 +1,138 @@
+// Whole runs of ranks that keep a part each (training-runtime.md sections 5 and 7, 20.7): the same
+// bits in every mode, checkpoints that any mode and number of ranks continues, kills.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <string>
+#include <vector>
+
+#include "base/status/status.h"
+#include "tests/support/status_matchers.h"
+#include "tests/worker/trainer/job.h"
+
+namespace heddle::trainer {
+namespace {
+
+using heddle::v1::ParallelConfig;
+using heddle::v1::RunConfig;
+using heddle::v1::TrainingConfig;
+
+RunConfig ShardedConfig(ParallelConfig::Shard mode, int ranks, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  config.mutable_parallel()->set_shard(mode);
+  return config;
+}
+
+TEST(Shard, EveryModeAndAccumulationWithOneOrderOfSumsGivesTheSameBits) {
+  Job whole(SmallConfig(2, 8), 2);
+  RunToEnd(&whole);
+  for (const auto mode : {ParallelConfig::SHARD_OPTIMIZER, ParallelConfig::SHARD_FULL}) {
+    for (const auto accumulation : {TrainingConfig::ACCUMULATION_SYNC_LAST,
+                                    TrainingConfig::ACCUMULATION_LAYER_MAJOR}) {
+      Job sharded(ShardedConfig(mode, 2, 8), 2);
+      sharded.config().mutable_training()->set_accumulation(accumulation);
+      RunToEnd(&sharded);
+      SCOPED_TRACE(testing::Message() << "shard " << mode << " accumulation " << accumulation);
+      ExpectSameBits(whole.series(), sharded.series());
+    }
+  }
+}
+
+TEST(Shard, ReducingEachMicroBatchReachesTheSameLoss) {
+  Job whole(SmallConfig(2, 20), 2);
+  RunToEnd(&whole);
+  for (const bool narrow : {false, true}) {
+    Job each(ShardedConfig(ParallelConfig::SHARD_FULL, 2, 20), 2);
+    each.config().mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_SYNC_EACH);
+    if (narrow) {
+      each.config().mutable_parallel()->set_reduce_dtype(ParallelConfig::REDUCE_DTYPE_BF16);
+    }
+    RunToEnd(&each);
+    for (const auto& [step, point] : each.series()) {
+      EXPECT_EQ(point.batch_hash(), whole.series().at(step).batch_hash());
+      EXPECT_NEAR(point.loss() / whole.series().at(step).loss(), 1.0, narrow ? 1e-2 : 1e-3)
+          << "step " << step << " bf16 on the wire: " << narrow;
+    }
+  }
+}
+
+// Every mode continues every other one's checkpoint, bit for bit at one number of ranks.
+TEST(Shard, ModesContinueEachOther) {
+  Job calm(SmallConfig(2, 24), 2);
+  RunToEnd(&calm);
+  Job changing(SmallConfig(2, 24), 2);
+  uint64_t stop = 5;
+  for (const auto mode : {ParallelConfig::SHARD_FULL, ParallelConfig::SHARD_NONE,
+                          ParallelConfig::SHARD_OPTIMIZER, ParallelConfig::SHARD_FULL}) {
+    changing.config().mutable_parallel()->set_shard(mode);
+    FakeAttempt attempt(changing.Next());
+    ASSERT_TRUE(attempt.WaitForStep(stop));
+    attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
+    attempt.Wait();
+    changing.Collect(&attempt);
+    ASSERT_GE(changing.saved_step(), stop);
+    ExpectGood(changing.records().back(), changing.root());
+    stop = changing.saved_step() + 2;
+  }
+  RunToEnd(&changing);
+  ExpectSameBits(calm.series(), changing.series());
+}
+
+// 4 -> 2 -> 3 -> 1 ranks: the same data, the same loss. Three ranks have different numbers of
+// micro-batches, and slices of small units that are empty.
+TEST(Shard, OtherNumbersOfRanksContinue) {
+  Job one(SmallConfig(1, 24), 1);
+  RunToEnd(&one);
+  Job changing(ShardedConfig(ParallelConfig::SHARD_FULL, 4, 24), 4);
+  uint64_t stop = 4;
+  for (const int ranks : {4, 2, 3}) {
+    changing.set_ranks(ranks);
+    FakeAttempt attempt(changing.Next());
+    ASSERT_TRUE(attempt.WaitForStep(stop));
+    attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
+    attempt.Wait();
+    changing.Collect(&attempt);
+    ASSERT_GE(changing.saved_step(), stop);
+    stop = changing.saved_step() + 4;
+  }
+  changing.set_ranks(1);
+  RunToEnd(&changing);
+  ASSERT_EQ(changing.series().size(), 24u);
+  for (const auto& [step, point] : changing.series()) {
+    EXPECT_EQ(point.batch_hash(), one.series().at(step).batch_hash()) << "step " << step;
+    EXPECT_NEAR(point.loss() / one.series().at(step).loss(), 1.0, 1e-3) << "step " << step;
+  }
+}
+
+TEST(Shard, GoesOnBitForBitAfterKill9) {
+  const RunConfig config = ShardedConfig(ParallelConfig::SHARD_FULL, 2, 20);
+  Job calm(config, 2);
+  RunToEnd(&calm);
+  Job killed(config, 2);
+  for (const uint64_t step : {7, 13}) {
+    FakeAttempt attempt(killed.Next());
+    ASSERT_TRUE(attempt.WaitForStep(step));
+    attempt.Kill(step % 2, SIGKILL);
+    attempt.Wait(30);
+    killed.Collect(&attempt);
+  }
+  RunToEnd(&killed);
+  ExpectSameBits(calm.series(), killed.series());
+}
+
+// Ranks evaluate different numbers of sequences and still gather together.
+TEST(Shard, EvaluationChangesNoStep) {
+  RunConfig config = ShardedConfig(ParallelConfig::SHARD_FULL, 3, 8);
+  config.mutable_training()->set_global_batch_size(12);
+  Job plain(config, 3);
+  RunToEnd(&plain);
+  config.mutable_data()->set_eval_path(DataFolder() + "/eval");
+  config.mutable_training()->set_eval_interval(3);
+  Job evaluating(config, 3);
+  RunToEnd(&evaluating);
+  ExpectSameBits(plain.series(), evaluating.series());
+  EXPECT_GT(evaluating.series().at(3).eval_loss(), 0.0);
+}
+
+}  // namespace
+}  // namespace heddle::trainer

@@ -1,0 +1,112 @@
+// A model's parameters as one rank of a data-parallel run keeps them (training-runtime.md section
+// 5): all of them on every rank, or a slice of every unit with the rest gathered when it is needed.
+// The step loop works with this interface and does not know which.
+//
+//   parameters->Connect(group);
+//   BeginStep();
+//   for (micro-batch) model->ForwardBackward(batch, info, parameters->Hooks({.last = ...}));
+//   FinishGradients();  measured(), held(): clip, update what is held;  Updated();
+//
+// Every rank calls the same functions in the same order, as often: a rank without a micro-batch
+// visits an empty one. One thread.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/status/status.h"
+#include "model/language_model.h"
+#include "model/optim/optimizer.h"
+#include "model/store_views.h"
+#include "worker/comm/communicator.h"
+#include "worker/shard/layout.h"
+
+namespace heddle::shard {
+
+// What each rank keeps only a part of.
+enum class Mode {
+  kNone,
+  kOptimizer,  // masters and moments (ZeRO-1)
+  kFull        // the weights that the model computes with as well (ZeRO-3)
+};
+
+// When gradients of the micro-batches of a step are summed over ranks. The bits of the sums depend
+// on it.
+enum class Accumulation {
+  kSyncEach,   // each micro-batch; no rank holds whole gradients
+  kSyncLast,   // once, after the last; every rank holds its own sums until then
+  kLayerMajor  // once per unit: all micro-batches pass a unit before the next one
+};
+
+struct Options {
+  Mode mode = Mode::kNone;
+  Accumulation accumulation = Accumulation::kSyncLast;
+  model::Precision precision = model::Precision::kBf16;
+  comm::Wire wire = comm::Wire::kFp32;
+  int rank = 0;
+  int world = 1;
+};
+
+// A pass over the units.
+struct Visit {
+  bool train = true;  // else a forward only
+  bool last = true;   // of the step's passes: gradients are complete after it
+};
+
+// A piece of the flat layout that this rank updates, with its memory. `owned_offset` is the place
+// of `range.begin` in arrays of owned_elements().
+struct Held {
+  FlatRange range;
+  int64_t owned_offset = 0;
+  std::span<float> master;
+  std::span<float> gradient;
+  std::span<uint16_t> compute_bf16;  // empty in fp32
+};
+
+class Parameters {
+ public:
+  virtual ~Parameters() = default;
+
+  // For LanguageModel::Create; its hooks must be used for every pass.
+  virtual model::ModelMemory memory() = 0;
+  virtual const model::ModelPlan& plan() const = 0;
+  virtual std::span<float> buffers() = 0;  // of the layers: equal on all ranks
+
+  // In the order of their ranges; together all that this rank updates.
+  virtual std::vector<Held> held() = 0;
+  // Length of the arrays that run beside the masters: moments.
+  virtual int64_t owned_elements() const = 0;
+  // Whether other ranks hold the same: then ranks share the writing of checkpoints.
+  virtual bool replicated() const = 0;
+
+  // Before the first pass. Borrowed.
+  virtual void Connect(comm::Communicator* group) = 0;
+  // Gradients become zero.
+  virtual void BeginStep() = 0;
+  // UNAVAILABLE from a hook: a collective failed.
+  virtual model::UnitHooks Hooks(Visit visit) = 0;
+  // The gradients that are held are sums over all ranks and micro-batches from here on.
+  virtual Status FinishGradients() = 0;
+  // Of the reduced gradients those that this rank measures, unit by unit: each element is one
+  // rank's. The same in every mode, so that the norm has the same bits.
+  virtual std::vector<std::span<const float>> measured() = 0;
+  // Masters changed otherwise than by the optimizer, which writes held().compute_bf16 itself:
+  // loaded or initialised.
+  virtual void RefreshComputeWeights() = 0;
+  // Weights that other ranks have gathered are stale from here on.
+  virtual void Updated() = 0;
+};
+
+// RESOURCE_EXHAUSTED if the memory cannot be had.
+StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options);
+StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options);
+// By options.mode.
+StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan, const Options& options);
+
+// Fills masters with their initial values, a pure function of (seed, tensor name, element), and
+// buffers with zeros.
+void InitParameters(uint64_t seed, Parameters* parameters);
+
+}  // namespace heddle::shard

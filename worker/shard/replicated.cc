@@ -1,0 +1,63 @@
+// Every rank holds everything; gradients are summed once, after the last micro-batch.
+#include <algorithm>
+#include <utility>
+
+#include "model/parameter_store.h"
+#include "worker/shard/parameters.h"
+
+namespace heddle::shard {
+
+namespace {
+
+class Replicated : public Parameters {
+ public:
+  Replicated(std::unique_ptr<model::ParameterStore> store, const Options& options)
+      : store_(std::move(store)), layout_(store_->plan(), options.rank, options.world) {}
+
+  model::ModelMemory memory() override { return model::MemoryOf(*store_); }
+  const model::ModelPlan& plan() const override { return store_->plan(); }
+  std::span<float> buffers() override { return store_->buffers(); }
+
+  std::vector<Held> held() override {
+    Held all;
+    all.range = {0, store_->plan().flat_elements};
+    all.master = store_->master();
+    all.gradient = store_->gradients();
+    all.compute_bf16 = store_->compute_bf16();
+    return {all};
+  }
+  int64_t owned_elements() const override { return store_->plan().flat_elements; }
+  bool replicated() const override { return true; }
+
+  void Connect(comm::Communicator* group) override { group_ = group; }
+  void BeginStep() override { store_->ZeroGradients(); }
+  model::UnitHooks Hooks(Visit) override { return {}; }
+  Status FinishGradients() override { return group_->AllReduceSum(store_->gradients()); }
+  std::vector<std::span<const float>> measured() override {
+    std::vector<std::span<const float>> slices;
+    for (int u = 0; u < layout_.units(); ++u) {
+      const FlatRange mine = layout_.Owned(u);
+      slices.push_back(store_->gradients().subspan(static_cast<size_t>(mine.begin),
+                                                   static_cast<size_t>(mine.size())));
+    }
+    return slices;
+  }
+  void RefreshComputeWeights() override { store_->RefreshComputeWeights(); }
+  void Updated() override {}
+
+ private:
+  std::unique_ptr<model::ParameterStore> store_;
+  const Layout layout_;
+  comm::Communicator* group_ = nullptr;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan,
+                                                     const Options& options) {
+  ASSIGN_OR_RETURN(std::unique_ptr<model::ParameterStore> store,
+                   model::ParameterStore::Create(std::move(plan), options.precision));
+  return std::make_unique<Replicated>(std::move(store), options);
+}
+
+}  // namespace heddle::shard

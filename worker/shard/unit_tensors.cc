@@ -1,0 +1,65 @@
+#include "worker/shard/unit_tensors.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "base/status/status.h"
+
+namespace heddle::shard {
+
+namespace {
+
+constexpr size_t kAlignment = 128;
+
+// Views share the storage of the flat tensor, so they move with it.
+void MoveTo(const at::Tensor& flat, std::byte* memory) {
+  flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
+      at::DataPtr(memory, at::Device(at::kCPU)));
+}
+
+}  // namespace
+
+void UnitTensors::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+UnitTensors::UnitTensors(const Layout& layout, at::ScalarType type) {
+  for (int u = 0; u < layout.units(); ++u) {
+    const int64_t elements = layout.unit(u).padded(layout.world());
+    Unit unit;
+    unit.bytes = static_cast<size_t>(elements) * c10::elementSize(type);
+    units_.push_back(std::move(unit));
+    // LibTorch wants an address to begin with; it is never looked at.
+    alignas(kAlignment) static std::byte none[kAlignment];
+    tensors_.push_back(at::from_blob(none, {elements}, at::TensorOptions().dtype(type)));
+    MoveTo(tensors_.back(), nullptr);
+  }
+}
+
+void UnitTensors::Acquire(int index) {
+  Unit& unit = units_[static_cast<size_t>(index)];
+  HEDDLE_CHECK(unit.memory == nullptr, "unit ", index);
+  const auto fits = spare_.lower_bound(unit.bytes);
+  if (fits != spare_.end()) {
+    unit.capacity = fits->first;
+    unit.memory = std::move(fits->second);
+    spare_.erase(fits);
+  } else {
+    unit.capacity = (unit.bytes + kAlignment) / kAlignment * kAlignment;
+    unit.memory = Memory(static_cast<std::byte*>(std::aligned_alloc(kAlignment, unit.capacity)));
+    if (unit.memory == nullptr) throw std::bad_alloc();
+    total_ += unit.capacity;
+  }
+  MoveTo(tensors_[static_cast<size_t>(index)], unit.memory.get());
+}
+
+void UnitTensors::Release(int index) {
+  Unit& unit = units_[static_cast<size_t>(index)];
+  HEDDLE_CHECK(unit.memory != nullptr, "unit ", index);
+  MoveTo(tensors_[static_cast<size_t>(index)], nullptr);
+  spare_.emplace(unit.capacity, std::move(unit.memory));
+}
+
+}  // namespace heddle::shard
