@@ -22,7 +22,7 @@ using inference_test::EveryKind;
 using inference_test::NamedConfig;
 using model_test::BatchData;
 using model_test::Built;
-using model_test::RandomBatch;
+using model_test::DistinctBatch;
 
 struct Case {
   NamedConfig named;
@@ -69,7 +69,7 @@ BatchData Document(const BatchData& batch, size_t b, int32_t length) {
 RC_GTEST_PROP(EveryKindOfModel, C2PackedEqualsAlone, ()) {
   const Case drawn = DrawCase();
   Built built = BuildStrong(drawn.named.config, Precision::kFp64);
-  const BatchData batch = RandomBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
+  const BatchData batch = DistinctBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
   RC_PRE(!batch.ids.empty());
   const at::Tensor packed = *built.model->Logits(batch.view());
   for (size_t b = 0; b + 1 < batch.cu.size(); ++b) {
@@ -85,7 +85,7 @@ RC_GTEST_PROP(EveryKindOfModel, C2PackedEqualsAlone, ()) {
 RC_GTEST_PROP(EveryKindOfModel, C6PaddedRowsAreZero, ()) {
   const Case drawn = DrawCase();
   Built built = BuildStrong(drawn.named.config, Precision::kFp64);
-  const BatchData batch = RandomBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
+  const BatchData batch = DistinctBatch(drawn.lengths, drawn.named.config.vocab_size(), drawn.seed);
   RC_PRE(!batch.ids.empty());
   const auto rows = static_cast<int64_t>(drawn.lengths.size());
   const int64_t length = 1 + *std::max_element(drawn.lengths.begin(), drawn.lengths.end());
@@ -119,7 +119,7 @@ RC_GTEST_PROP(EveryKindOfModel, C1PrefixesAreConsistent, ()) {
   Built built = BuildStrong(drawn.named.config, Precision::kFp64);
   const int32_t length = *rc::gen::inRange(2, 34);
   const int32_t prefix = *rc::gen::inRange(1, length);
-  const BatchData batch = RandomBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
+  const BatchData batch = DistinctBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
   const at::Tensor whole = *built.model->Logits(batch.view());
   const BatchData head = Document(batch, 0, prefix);
   const at::Tensor part = *built.model->Logits(head.view());
@@ -131,7 +131,7 @@ RC_GTEST_PROP(EveryKindOfModel, C7TheFutureChangesNothingBefore, ()) {
   Built built = BuildStrong(drawn.named.config, Precision::kFp64);
   const int32_t length = *rc::gen::inRange(2, 34);
   const int32_t changed = *rc::gen::inRange(1, length);
-  BatchData batch = RandomBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
+  BatchData batch = DistinctBatch({length}, drawn.named.config.vocab_size(), drawn.seed);
   const std::vector<double> before = Rows(*built.model->Logits(batch.view()), 0, changed);
   int64_t& id = batch.ids[static_cast<size_t>(changed)];
   id = (id + 1) % drawn.named.config.vocab_size();

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <numeric>
+#include <string>
 #include <vector>
 
 #include "base/rng/rng.h"
@@ -60,6 +62,8 @@ struct BatchData {
   model::PackedBatch view() const { return {ids, labels, cu}; }
 };
 
+inline void AppendDocument(const std::vector<int64_t>& document, BatchData* data);
+
 // Random documents; the last token of each has no label.
 inline BatchData RandomBatch(const std::vector<int32_t>& lengths, int64_t vocabulary,
                              uint64_t seed) {
@@ -72,14 +76,34 @@ inline BatchData RandomBatch(const std::vector<int32_t>& lengths, int64_t vocabu
       document.push_back(
           static_cast<int64_t>(rng.BelowAt(counter++, static_cast<uint64_t>(vocabulary))));
     }
-    for (int32_t i = 0; i < length; ++i) {
-      data.ids.push_back(document[static_cast<size_t>(i)]);
-      data.labels.push_back(i + 1 < length ? document[static_cast<size_t>(i + 1)]
-                                           : model::kIgnoredLabel);
-    }
-    data.cu.push_back(data.cu.back() + length);
+    AppendDocument(document, &data);
   }
   return data;
+}
+
+// The same without a token that repeats in a document. Equal tokens have equal scores where an
+// indexer sees no positions: exact ties, which the last bits of a matrix product would break one
+// way or the other. REQUIRES: no length above the vocabulary.
+inline BatchData DistinctBatch(const std::vector<int32_t>& lengths, int64_t vocabulary,
+                               uint64_t seed) {
+  BatchData data;
+  uint64_t number = 0;
+  for (const int32_t length : lengths) {
+    std::vector<int64_t> tokens(static_cast<size_t>(vocabulary));
+    std::iota(tokens.begin(), tokens.end(), 0);
+    Shuffle(Rng(seed, "test.batch").Child(std::to_string(number++)), tokens);
+    tokens.resize(static_cast<size_t>(length));
+    AppendDocument(tokens, &data);
+  }
+  return data;
+}
+
+inline void AppendDocument(const std::vector<int64_t>& document, BatchData* data) {
+  for (size_t i = 0; i < document.size(); ++i) {
+    data->ids.push_back(document[i]);
+    data->labels.push_back(i + 1 < document.size() ? document[i + 1] : model::kIgnoredLabel);
+  }
+  data->cu.push_back(data->cu.back() + static_cast<int32_t>(document.size()));
 }
 
 }  // namespace heddle::model_test

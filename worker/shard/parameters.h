@@ -1,14 +1,12 @@
 // A model's parameters as one rank of a data-parallel run keeps them (training-runtime.md section
-// 5): all of them on every rank, or a slice of every unit with the rest gathered when it is needed.
-// The step loop works with this interface and does not know which.
+// 5): all of them, or a slice of every unit with the rest gathered when it is needed. The step loop
+// works with this interface and does not know which. All ranks call the same functions in the same
+// order, as often: a rank without a micro-batch visits the units with an empty one. One thread.
 //
 //   parameters->Connect(group);
 //   BeginStep();
 //   for (micro-batch) model->ForwardBackward(batch, info, parameters->Hooks({.last = ...}));
 //   FinishGradients();  measured(), held(): clip, update what is held;  Updated();
-//
-// Every rank calls the same functions in the same order, as often: a rank without a micro-batch
-// visits an empty one. One thread.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +16,6 @@
 
 #include "base/status/status.h"
 #include "model/language_model.h"
-#include "model/optim/optimizer.h"
 #include "model/store_views.h"
 #include "worker/comm/communicator.h"
 #include "worker/shard/layout.h"

@@ -24,6 +24,8 @@ constexpr int64_t kParallelElements = 64 * 1024;
 class Sharded : public Parameters {
  public:
   Sharded(model::ModelPlan plan, const Options& options);
+  // Memory of what is held whole from the start.
+  Status Hold();
 
   model::ModelMemory memory() override;
   const model::ModelPlan& plan() const override { return plan_; }
@@ -104,10 +106,14 @@ Sharded::Sharded(model::ModelPlan plan, const Options& options)
   master_.assign(owned, 0.0f);
   if (!wide()) compute_.assign(owned, 0);
   gradient_.assign(owned, 0.0f);
+}
+
+Status Sharded::Hold() {
   for (int u = 0; u < layout_.units(); ++u) {
-    if (!TransientWeights()) weights_.Acquire(u);
-    if (WholeGradients()) gradients_.Acquire(u);
+    if (!TransientWeights()) RETURN_IF_ERROR(weights_.Acquire(u));
+    if (WholeGradients()) RETURN_IF_ERROR(gradients_.Acquire(u));
   }
+  return OkStatus();
 }
 
 model::ModelMemory Sharded::memory() {
@@ -171,7 +177,7 @@ std::span<const std::byte> Sharded::OwnedWeights(int unit) const {
 Status Sharded::StartGather(int index) {
   Unit& unit = units_[static_cast<size_t>(index)];
   if (unit.weights != Weights::kAbsent) return OkStatus();
-  if (!weights_.Has(index)) weights_.Acquire(index);
+  if (!weights_.Has(index)) RETURN_IF_ERROR(weights_.Acquire(index));
   ASSIGN_OR_RETURN(unit.gather,
                    group_->StartAllGather(OwnedWeights(index),
                                           {weights_.data(index), weights_.bytes(index)}, index));
@@ -204,7 +210,7 @@ Status Sharded::NeedGradient(int unit) {
     RETURN_IF_ERROR(FinishOldestReduce());  // of the pass before
   }
   if (gradients_.Has(unit)) return OkStatus();
-  gradients_.Acquire(unit);
+  RETURN_IF_ERROR(gradients_.Acquire(unit));
   std::memset(gradients_.data(unit), 0, gradients_.bytes(unit));
   return OkStatus();
 }
@@ -314,7 +320,9 @@ void Sharded::Updated() {
 StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options) {
   const int64_t elements = plan.flat_elements;
   try {
-    return std::make_unique<Sharded>(std::move(plan), options);
+    auto sharded = std::make_unique<Sharded>(std::move(plan), options);
+    RETURN_IF_ERROR(sharded->Hold());
+    return sharded;
   } catch (const std::bad_alloc&) {
     return ResourceExhausted(Str("no memory for this rank's part of ", elements, " parameters"));
   }

@@ -4,10 +4,7 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
-
-#include "base/status/status.h"
 
 namespace heddle::shard {
 
@@ -38,7 +35,7 @@ UnitTensors::UnitTensors(const Layout& layout, at::ScalarType type) {
   }
 }
 
-void UnitTensors::Acquire(int index) {
+Status UnitTensors::Acquire(int index) {
   Unit& unit = units_[static_cast<size_t>(index)];
   HEDDLE_CHECK(unit.memory == nullptr, "unit ", index);
   const auto fits = spare_.lower_bound(unit.bytes);
@@ -49,10 +46,13 @@ void UnitTensors::Acquire(int index) {
   } else {
     unit.capacity = (unit.bytes + kAlignment) / kAlignment * kAlignment;
     unit.memory = Memory(static_cast<std::byte*>(std::aligned_alloc(kAlignment, unit.capacity)));
-    if (unit.memory == nullptr) throw std::bad_alloc();
+    if (unit.memory == nullptr) {
+      return ResourceExhausted(Str("no memory for ", unit.bytes, " bytes of unit ", index));
+    }
     total_ += unit.capacity;
   }
   MoveTo(tensors_[static_cast<size_t>(index)], unit.memory.get());
+  return OkStatus();
 }
 
 void UnitTensors::Release(int index) {

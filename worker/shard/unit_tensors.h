@@ -10,6 +10,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "base/status/status.h"
 #include "worker/shard/layout.h"
 
 namespace heddle::shard {
@@ -25,9 +26,9 @@ class UnitTensors {
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
 
   bool Has(int unit) const { return units_[static_cast<size_t>(unit)].memory != nullptr; }
-  // 128-byte aligned, the content is what it was in the pool. REQUIRES: !Has(unit). Throws
-  // std::bad_alloc.
-  void Acquire(int unit);
+  // 128-byte aligned, the content is what it was in the pool. REQUIRES: !Has(unit).
+  // RESOURCE_EXHAUSTED without memory.
+  Status Acquire(int unit);
   void Release(int unit);
   // REQUIRES: Has(unit).
   std::byte* data(int unit) const { return units_[static_cast<size_t>(unit)].memory.get(); }
