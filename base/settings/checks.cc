@@ -428,6 +428,10 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   if (canonical == "schedule.preemptible" || canonical == "schedule.min_runtime") {
     return "because this version preempts only by `heddle preempt`";
   }
+  if (canonical == "training.eps" &&
+      config.training().optimizer() == v1::TrainingConfig::OPTIMIZER_LION) {
+    return "with lion, which divides by nothing";
+  }
   if (canonical == "parallel.shard" && config.parallel().ranks().max() == 1) {
     return "with one rank, which holds everything";
   }

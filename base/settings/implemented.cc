@@ -23,7 +23,6 @@ const std::vector<Row>& Table() {
   static const std::vector<Row> rows = {
       {"model.attention.logit_scale", {}, "the query temperature"},
       {"model.dropout", {"0"}, "dropout"},
-      {"training.optimizer", {"adamw"}, "Lion"},
       {"training.precision", {"bf16", "fp32"}, "fp8 arithmetic"},
       {"training.moments", {"fp32"}, "bf16 moments"},
       {"training.gradient_checkpointing", {"none", "full"}, "selective recomputation"},

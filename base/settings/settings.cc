@@ -138,6 +138,11 @@ void FillDependentDefaults(v1::RunConfig* config) {
   if (dsa && attention->has_mla() && !attention->dsa().has_core()) {
     attention->mutable_dsa()->set_core(v1::DsaConfig::CORE_MLA);
   }
+  // The published values of Lion (training-runtime.md 11.1); the schema has AdamW's.
+  v1::TrainingConfig* training = config->mutable_training();
+  if (training->optimizer() == v1::TrainingConfig::OPTIMIZER_LION && !training->has_beta2()) {
+    training->set_beta2(0.99);
+  }
 }
 
 StatusOr<ResolvedConfig> Resolve(const std::string& path, const Value& root,

@@ -91,7 +91,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
   const Rule rules[] = {
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
-      {{"training.optimizer=lion"}, "Lion"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
       {{"training.moments=bf16"}, "bf16 moments"},
       {{"training.gradient_checkpointing=selective"}, "selective recomputation"},

@@ -288,6 +288,18 @@ parallel: {ranks: 2, memory_per_rank: 1GiB}
             ToYaml(first.config, &first.origins).find("\n  env:"));
 }
 
+TEST(Load, LionHasItsOwnDecay) {
+  const ConfigFiles files;
+  const auto beta2 = [&](const std::vector<std::string>& overrides) {
+    const StatusOr<ResolvedConfig> resolved = files.LoadText(kMinimal, overrides);
+    EXPECT_OK(resolved);
+    return resolved->config.training().beta2();
+  };
+  EXPECT_EQ(beta2({}), 0.95);
+  EXPECT_EQ(beta2({"training.optimizer=lion"}), 0.99);
+  EXPECT_EQ(beta2({"training.optimizer=lion", "training.beta2=0.98"}), 0.98);
+}
+
 TEST(ConfigHash, SeesWhatChangesTheRunAndNothingElse) {
   const ConfigFiles files;
   const auto hash = [&](const std::vector<std::string>& overrides) {

@@ -120,6 +120,33 @@ TEST(Shard, GoesOnBitForBitAfterKill9) {
   ExpectSameBits(calm.series(), killed.series());
 }
 
+// Lion has one moment: checkpoints list one class less.
+TEST(Shard, LionGoesOnBitForBitInEveryMode) {
+  RunConfig config = SmallConfig(2, 12);
+  config.mutable_training()->set_optimizer(TrainingConfig::OPTIMIZER_LION);
+  config.mutable_training()->set_beta2(0.99);
+  config.mutable_training()->set_learning_rate(3e-4);
+  config.mutable_training()->set_min_learning_rate(3e-5);
+  Job calm(config, 2);
+  RunToEnd(&calm);
+  EXPECT_LT(calm.series().at(12).loss(), calm.series().at(1).loss() - 0.2);
+  Job changing(config, 2);
+  changing.config().mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  {
+    FakeAttempt attempt(changing.Next());
+    ASSERT_TRUE(attempt.WaitForStep(7));
+    attempt.Kill(0, SIGKILL);
+    attempt.Wait(30);
+    changing.Collect(&attempt);
+  }
+  for (const heddle::v1::TensorInfo& tensor : changing.records().back().tensors()) {
+    EXPECT_EQ(tensor.classes_size(), 2) << tensor.name();
+  }
+  changing.config().mutable_parallel()->set_shard(ParallelConfig::SHARD_OPTIMIZER);
+  RunToEnd(&changing);
+  ExpectSameBits(calm.series(), changing.series());
+}
+
 // Ranks evaluate different numbers of sequences and still gather together.
 TEST(Shard, EvaluationChangesNoStep) {
   RunConfig config = ShardedConfig(ParallelConfig::SHARD_FULL, 3, 8);
