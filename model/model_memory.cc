@@ -1,5 +1,9 @@
 // Memory of one training process, counted from shapes (training-runtime.md section 18).
 #include <algorithm>
+#include <deque>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "heddle/v1/config.pb.h"
 #include "model/model_plan.h"
@@ -153,9 +157,150 @@ Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) 
   return blocks;
 }
 
+// Elements of a unit that one of `ranks` owns (worker/shard/layout.h).
+int64_t Slice(const UnitSpec& unit, int64_t ranks) {
+  const int64_t even = (unit.elements + ranks - 1) / ranks;
+  return (even + kFlatAlignment - 1) / kFlatAlignment * kFlatAlignment;
+}
+
+// The pool of worker/shard/unit_tensors.h: what it ever held at a time.
+class UnitPool {
+ public:
+  explicit UnitPool(std::vector<int64_t> bytes)
+      : bytes_(std::move(bytes)), capacity_(bytes_.size()) {}
+  void Need(size_t unit) {
+    if (capacity_[unit] > 0) return;
+    const auto fits = spare_.lower_bound(bytes_[unit]);
+    if (fits == spare_.end()) {
+      capacity_[unit] = bytes_[unit];
+      total_ += bytes_[unit];
+      return;
+    }
+    capacity_[unit] = *fits;
+    spare_.erase(fits);
+  }
+  void Drop(size_t unit) {
+    if (capacity_[unit] == 0) return;
+    spare_.insert(capacity_[unit]);
+    capacity_[unit] = 0;
+  }
+  int64_t total() const { return total_; }
+
+ private:
+  const std::vector<int64_t> bytes_;
+  std::vector<int64_t> capacity_;
+  std::multiset<int64_t> spare_;
+  int64_t total_ = 0;
+};
+
+std::vector<int64_t> UnitBytes(const ModelPlan& plan, int64_t ranks, int64_t element) {
+  std::vector<int64_t> bytes;
+  for (const UnitSpec& unit : plan.units) bytes.push_back(Slice(unit, ranks) * ranks * element);
+  return bytes;
+}
+
+// Weights of a pass as worker/shard/sharded.cc gathers and drops them: a unit and the next one,
+// tied embeddings until the head is done.
+int64_t GatheredWeights(const ModelPlan& plan, int64_t ranks, int64_t element, bool tied) {
+  UnitPool pool(UnitBytes(plan, ranks, element));
+  const size_t head = plan.units.size() - 1;
+  for (size_t u = 0; u <= head; ++u) {
+    pool.Need(u);
+    if (u < head) pool.Need(u + 1);
+    if (u + 1 != head && !(u == 0 && tied)) pool.Drop(u);
+  }
+  if (tied) pool.Drop(0);
+  for (size_t u = head - 1; u >= 1; --u) {
+    pool.Need(u);
+    if (u > 1) pool.Need(u - 1);
+    pool.Drop(u);
+  }
+  return pool.total();
+}
+
+// Gradients of two passes: a unit's while its backward runs, two on their way to the ranks.
+int64_t GatheredGradients(const ModelPlan& plan, int64_t ranks, bool tied) {
+  UnitPool pool(UnitBytes(plan, ranks, 4));
+  const size_t head = plan.units.size() - 1;
+  std::deque<size_t> reduces;
+  const auto finish_oldest = [&] {
+    pool.Drop(reduces.front());
+    reduces.pop_front();
+  };
+  for (int pass = 0; pass < 2; ++pass) {
+    for (size_t left = plan.units.size(); left > 0; --left) {
+      const size_t u = left - 1;
+      for (const size_t unit : {u, u == head && tied ? 0 : u}) {
+        while (std::find(reduces.begin(), reduces.end(), unit) != reduces.end()) finish_oldest();
+        pool.Need(unit);
+      }
+      while (reduces.size() >= 2) finish_oldest();
+      reduces.push_back(u);
+    }
+  }
+  return pool.total();
+}
+
+// Everything that a rank keeps of the parameters.
+void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
+                   const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
+  using heddle::v1::ParallelConfig;
+  const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
+  const int64_t element = bf16 ? 2 : 4;
+  const int64_t moments = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? 1 : 2;
+  const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
+  const int64_t ranks = std::max(1, parallel.ranks().max());
+  if (parallel.shard() == ParallelConfig::SHARD_NONE) {
+    const int64_t flat = plan.flat_elements;
+    memory->compute_weights = bf16 ? 2 * flat : 0;
+    memory->master = 4 * flat;
+    memory->moments = moments * moment_bytes * flat;
+    memory->gradients = 4 * flat;
+    memory->checkpoint = (memory->master + memory->moments) / ranks;
+    return;
+  }
+  int64_t owned = 0;
+  for (const UnitSpec& unit : plan.units) owned += Slice(unit, ranks);
+  memory->compute_weights = bf16 ? 2 * owned : 0;
+  memory->master = 4 * owned;
+  memory->moments = moments * moment_bytes * owned;
+  memory->checkpoint = memory->master + memory->moments;
+  memory->gradients = 4 * owned;
+  const bool tied = model.tie_embeddings();
+  if (parallel.shard() == ParallelConfig::SHARD_OPTIMIZER) {
+    memory->compute_weights += element * owned * ranks;
+  } else {
+    memory->gathered += GatheredWeights(plan, ranks, element, tied);
+  }
+  if (AccumulationOf(training, parallel) == TrainingConfig::ACCUMULATION_SYNC_LAST) {
+    memory->gradients += 4 * owned * ranks;
+  } else {
+    memory->gathered += GatheredGradients(plan, ranks, tied);
+  }
+}
+
 }  // namespace
 
-MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training) {
+int64_t MicroBatchesPerRank(const TrainingConfig& training,
+                            const heddle::v1::ParallelConfig& parallel) {
+  const int64_t ranks = std::max(1, parallel.ranks().max());
+  const int64_t micro = std::max(1, training.micro_batch_size());
+  const int64_t global = training.global_batch_size();
+  if (global == 0) return std::max(1, training.gradient_accumulation_steps());
+  return (global / micro + ranks - 1) / ranks;
+}
+
+TrainingConfig::Accumulation AccumulationOf(const TrainingConfig& training,
+                                            const heddle::v1::ParallelConfig& parallel) {
+  if (training.accumulation() != TrainingConfig::ACCUMULATION_AUTO) return training.accumulation();
+  const bool whole = parallel.shard() == heddle::v1::ParallelConfig::SHARD_NONE;
+  return whole || MicroBatchesPerRank(training, parallel) > 1
+             ? TrainingConfig::ACCUMULATION_SYNC_LAST
+             : TrainingConfig::ACCUMULATION_SYNC_EACH;
+}
+
+MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training,
+                              const heddle::v1::ParallelConfig& parallel) {
   const StatusOr<ModelPlan> plan = PlanModel(model);
   if (!plan.ok()) return {};
   const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
@@ -164,22 +309,22 @@ MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& tr
   const int64_t d = model.d_model();
 
   MemoryEstimate memory;
-  memory.compute_weights = bf16 ? 2 * plan->flat_elements : 0;
-  memory.master = 4 * plan->flat_elements;
-  const int64_t moments = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? 1 : 2;
-  const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
-  memory.moments = moments * moment_bytes * plan->flat_elements;
-  memory.gradients = 4 * plan->flat_elements;
+  AddParameters(*plan, model, training, parallel, &memory);
   memory.buffers = 4 * plan->buffer_elements;
   const Blocks blocks = MeasureBlocks(model, b, training.max_seq_len());
   const bool recompute =
       training.gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
   const double rows = static_cast<double>(n);
-  const int64_t inputs_only = recompute ? (model.n_layers() - 1) * n * b * d : 0;
-  memory.activations =
-      static_cast<int64_t>(rows * (recompute ? blocks.kept_max : blocks.kept_sum)) + inputs_only;
+  // Micro-batches whose activations are held at a time.
+  const int64_t lanes =
+      AccumulationOf(training, parallel) == TrainingConfig::ACCUMULATION_LAYER_MAJOR
+          ? MicroBatchesPerRank(training, parallel)
+          : 1;
+  memory.activations = recompute ? static_cast<int64_t>(rows * blocks.kept_max) +
+                                       (model.n_layers() * lanes - 1) * n * b * d
+                                 : static_cast<int64_t>(rows * blocks.kept_sum) * lanes;
   const int64_t logits_rows = LogitsChunkRows(n, model.vocab_size(), b, kDefaultLogitsChunkBytes);
-  memory.workspace = b * (logits_rows * model.vocab_size() + 3 * n * d) +
+  memory.workspace = b * (logits_rows * model.vocab_size() + (2 + lanes) * n * d) +
                      static_cast<int64_t>(rows * blocks.scratch_max) +
                      (bf16 ? 2 * LargestMatrix(*plan, model) : 0);
   return memory;

@@ -26,7 +26,9 @@
 
 namespace heddle::v1 {
 class ModelConfig;
+class ParallelConfig;
 class TrainingConfig;
+enum TrainingConfig_Accumulation : int;
 enum AttentionKind : int;
 }  // namespace heddle::v1
 
@@ -148,23 +150,38 @@ struct TokenFlops {
 // `sequence_length` >= 1 is the length of one document. REQUIRES: PlanModel(config).ok().
 TokenFlops FlopsPerToken(const heddle::v1::ModelConfig& config, int64_t sequence_length);
 
-// Bytes of one training process without sharding, by category (training-runtime.md section 18).
+// Bytes of one rank, by category (training-runtime.md sections 5.7 and 18).
 struct MemoryEstimate {
-  int64_t compute_weights = 0;  // bf16 copy; 0 in fp32, where master and compute weights are one
+  // bf16 copies that stay; 0 in fp32, where master and compute weights are one. With
+  // parallel.shard=optimizer the gathered weights of the whole model too.
+  int64_t compute_weights = 0;
   int64_t master = 0;
   int64_t moments = 0;
   int64_t gradients = 0;
+  int64_t gathered = 0;     // units whose weights or gradients are whole for a while
+  int64_t checkpoint = 0;   // copy of what this rank saves, while it is written
   int64_t buffers = 0;      // router biases, vref
   int64_t activations = 0;  // saved by the forward of one micro-batch
   int64_t workspace = 0;    // logits chunk, gradient products, largest temporary of a block
   int64_t Total() const {
-    return compute_weights + master + moments + gradients + buffers + activations + workspace;
+    return compute_weights + master + moments + gradients + gathered + checkpoint + buffers +
+           activations + workspace;
   }
 };
 // Measured peaks lie 20 to 75 MiB above the sum, plus 115 MiB of LibTorch itself. All zero for a
 // model that PlanModel refuses.
 MemoryEstimate EstimateMemory(const heddle::v1::ModelConfig& model,
-                              const heddle::v1::TrainingConfig& training);
+                              const heddle::v1::TrainingConfig& training,
+                              const heddle::v1::ParallelConfig& parallel);
+
+// training.accumulation with "auto" resolved; never "auto". It looks at the configuration only,
+// since the bits of a run depend on it. One micro-batch a rank is reduced at once: the sums are
+// those of sync_last, and no rank holds whole gradients.
+heddle::v1::TrainingConfig_Accumulation AccumulationOf(const heddle::v1::TrainingConfig& training,
+                                                       const heddle::v1::ParallelConfig& parallel);
+// Micro-batches of a step on the rank that has most.
+int64_t MicroBatchesPerRank(const heddle::v1::TrainingConfig& training,
+                            const heddle::v1::ParallelConfig& parallel);
 
 // Rows of logits that the loss holds at a time.
 inline constexpr int64_t kDefaultLogitsChunkBytes = int64_t{32} << 20;

@@ -347,6 +347,9 @@ class FieldChecker {
     for (int i = 0; i < moe.layers_size(); ++i) {
       Refuse(moe.layers(i) >= config_.model().n_layers(), Str("model.moe.layers[", i, "]"),
              "must be below model.n_layers");
+      const auto before = moe.layers().begin() + i;
+      Refuse(std::find(moe.layers().begin(), before, moe.layers(i)) != before,
+             Str("model.moe.layers[", i, "]"), Str(moe.layers(i), " is named twice"));
     }
     Refuse(static_cast<double>(config_.model().n_layers()) * static_cast<double>(3 * experts + 16) >
                kTensorsMax,
@@ -393,6 +396,10 @@ std::string WhyIdleInLayers(const v1::ModelConfig& model, const std::string& can
   if (inside("model.moe.") && moe.n_experts() == 0) {
     return "without model.moe.n_experts";
   }
+  if ((canonical == "model.moe.every" || canonical == "model.moe.first_dense") &&
+      moe.layers_size() > 0) {
+    return "with model.moe.layers, which names the layers";
+  }
   if (canonical == "model.moe.bias_center" && moe.bias_update_rate() == 0) {
     return "without model.moe.bias_update_rate";
   }
@@ -412,6 +419,46 @@ std::string WhyIdleInLayers(const v1::ModelConfig& model, const std::string& can
   }
   if (inside("model.attention.gsa.gate_") && !gsa.use_value_gate() && !gsa.use_output_gate()) {
     return "without a gate";
+  }
+  return "";
+}
+
+bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
+  const auto& pattern = attention.pattern();
+  return pattern.empty() ? attention.kind() == kind
+                         : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+}
+
+// Keys of the whole model that another one of it switches off.
+std::string WhyIdleInModel(const v1::ModelConfig& model, const std::string& canonical) {
+  if (canonical == "model.attention.kind" && model.attention().pattern_size() > 0) {
+    return "with model.attention.pattern, which names the kind of every layer";
+  }
+  if (canonical == "model.norm_eps" && model.norm() == v1::ModelConfig::NORM_DYT &&
+      !model.attention().has_mla()) {
+    return "with model.norm=dyt, which divides by nothing";
+  }
+  const bool latent =
+      model.attention().pattern_size() == 0 && UsesKind(model.attention(), v1::ATTENTION_KIND_MLA);
+  if (latent && (canonical == "model.n_kv_heads" || canonical == "model.head_dim")) {
+    return "in layers of kind mla, whose widths are those of model.attention.mla";
+  }
+  const v1::RopeScalingConfig& scaling = model.rope().scaling();
+  if (canonical == "model.rope.scaling.type" && scaling.factor() == 1) {
+    return "with model.rope.scaling.factor=1";
+  }
+  if (canonical == "model.rope.scaling.type" &&
+      scaling.type() == v1::RopeScalingConfig::TYPE_YARN &&
+      model.max_position_embeddings() <= scaling.original_max_position_embeddings()) {
+    return "unless model.max_position_embeddings is above original_max_position_embeddings";
+  }
+  const auto inside = [&](const char* group) { return canonical.rfind(group, 0) == 0; };
+  const bool llama3 = inside("model.rope.scaling.low_") || inside("model.rope.scaling.high_");
+  const bool yarn = inside("model.rope.scaling.beta_") || inside("model.rope.scaling.mscale");
+  if ((llama3 && scaling.type() != v1::RopeScalingConfig::TYPE_LLAMA3) ||
+      (yarn && scaling.type() != v1::RopeScalingConfig::TYPE_YARN)) {
+    return llama3 ? "without model.rope.scaling.type=llama3"
+                  : "without model.rope.scaling.type=yarn";
   }
   return "";
 }
@@ -449,23 +496,19 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   if (inside("model.moe.") || inside("model.attention.gsa.")) {
     return WhyIdleInLayers(config.model(), canonical);
   }
-  const auto type = config.model().rope().scaling().type();
-  const bool llama3 = inside("model.rope.scaling.low_") || inside("model.rope.scaling.high_");
-  const bool yarn = inside("model.rope.scaling.beta_") || inside("model.rope.scaling.mscale");
-  if ((llama3 && type != v1::RopeScalingConfig::TYPE_LLAMA3) ||
-      (yarn && type != v1::RopeScalingConfig::TYPE_YARN)) {
-    return llama3 ? "without model.rope.scaling.type=llama3"
-                  : "without model.rope.scaling.type=yarn";
-  }
-  return "";
+  return WhyIdleInModel(config.model(), canonical);
 }
 
 namespace {
 
-bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
-  const auto& pattern = attention.pattern();
-  return pattern.empty() ? attention.kind() == kind
-                         : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+// Whether any layer is a mixture of experts (model/model_plan.h, LayerHasExperts).
+bool AnyExperts(const v1::ModelConfig& model) {
+  const v1::MoeConfig& moe = model.moe();
+  if (moe.layers_size() > 0) return true;
+  for (int layer = moe.first_dense(); layer < model.n_layers(); ++layer) {
+    if (layer % moe.every() == moe.every() - 1) return true;
+  }
+  return false;
 }
 
 // Choices that are legal and seldom meant.
@@ -536,6 +579,11 @@ std::vector<std::string> Warnings(const v1::RunConfig& config) {
     out.push_back("data.eval_path has no effect without training.eval_interval");
   }
   AddUnusedGroups(model.attention(), out);
+  if (model.moe().n_experts() > 0 && !AnyExperts(model)) {
+    out.push_back(Str("model.moe has no effect: no layer below model.n_layers (", model.n_layers(),
+                      ") is every-th (", model.moe().every(), ") from first_dense (",
+                      model.moe().first_dense(), ") on"));
+  }
   WarnOfIndexers(model.attention(), training.max_steps(), out);
   return out;
 }

@@ -41,7 +41,8 @@ void PlanMemory(v1::RunConfig* config) {
   if (config->parallel().memory_per_rank() > 0 || config->kind() != v1::RunConfig::KIND_TRAIN) {
     return;
   }
-  const int64_t plan = model::EstimateMemory(config->model(), config->training()).Total();
+  const int64_t plan =
+      model::EstimateMemory(config->model(), config->training(), config->parallel()).Total();
   config->mutable_parallel()->set_memory_per_rank(plan + kRuntimeBytes);
 }
 

@@ -1,6 +1,8 @@
 // heddle-model logits: logits of given token ids, from safetensors to safetensors.
 #include <ATen/core/Tensor.h>
 
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "model/hf/safetensors.h"
@@ -53,9 +55,18 @@ StatusOr<Input> ReadInput(const std::string& path) {
   return input;
 }
 
+// Also by a link: the input is still mapped when the output takes its place.
+bool IsSameFile(const std::string& a, const std::string& b) {
+  std::error_code absent;  // one that is not there yet is another
+  return std::filesystem::equivalent(a, b, absent);
+}
+
 }  // namespace
 
 Status RunLogits(const LogitsOptions& options) {
+  if (IsSameFile(options.input, options.out)) {
+    return InvalidArgument(Str("--out: is the input itself: ", options.out));
+  }
   ASSIGN_OR_RETURN(const ModelSource source, OpenSource(options.source, /*with_weights=*/true));
   ASSIGN_OR_RETURN(Input input, ReadInput(options.input));
   ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,

@@ -622,20 +622,64 @@ TEST(ModelPlan, NeedsNoHeadWidthWhereEveryLayerProjectsToALatent) {
 TEST(ModelPlan, EstimatesNothingForAModelItRefuses) {
   ModelConfig config = TinyDense();
   config.set_n_heads(0);
-  EXPECT_EQ(EstimateMemory(config, heddle::v1::TrainingConfig()).Total(), 0);
+  EXPECT_EQ(EstimateMemory(config, heddle::v1::TrainingConfig(), {}).Total(), 0);
+}
+
+TEST(ModelPlan, StateOfARankShrinksWithTheRanks) {
+  heddle::v1::TrainingConfig training;
+  heddle::v1::ParallelConfig parallel;
+  const MemoryEstimate whole = EstimateMemory(SmallDense(), training, parallel);
+  for (const int ranks : {2, 3, 4, 8}) {
+    parallel.mutable_ranks()->set_max(ranks);
+    parallel.set_shard(heddle::v1::ParallelConfig::SHARD_FULL);
+    const MemoryEstimate full = EstimateMemory(SmallDense(), training, parallel);
+    const double share = 1.0 / ranks;
+    EXPECT_NEAR(static_cast<double>(full.master), share * static_cast<double>(whole.master),
+                0.001 * static_cast<double>(whole.master));
+    EXPECT_NEAR(static_cast<double>(full.moments), share * static_cast<double>(whole.moments),
+                0.001 * static_cast<double>(whole.moments));
+    EXPECT_NEAR(static_cast<double>(full.compute_weights),
+                share * static_cast<double>(whole.compute_weights),
+                0.001 * static_cast<double>(whole.compute_weights));
+    EXPECT_GT(full.gathered, 0);
+    EXPECT_LT(full.Total(), whole.Total());
+    parallel.set_shard(heddle::v1::ParallelConfig::SHARD_OPTIMIZER);
+    const MemoryEstimate optimizer = EstimateMemory(SmallDense(), training, parallel);
+    EXPECT_EQ(optimizer.master, full.master);
+    EXPECT_GT(optimizer.compute_weights, whole.compute_weights) << "the gathered model";
+  }
+}
+
+TEST(ModelPlan, AccumulationLooksAtTheConfigurationOnly) {
+  using heddle::v1::ParallelConfig;
+  using heddle::v1::TrainingConfig;
+  TrainingConfig training;
+  ParallelConfig parallel;
+  parallel.mutable_ranks()->set_max(2);
+  EXPECT_EQ(AccumulationOf(training, parallel), TrainingConfig::ACCUMULATION_SYNC_LAST);
+  parallel.set_shard(ParallelConfig::SHARD_FULL);
+  EXPECT_EQ(AccumulationOf(training, parallel), TrainingConfig::ACCUMULATION_SYNC_EACH);
+  training.set_gradient_accumulation_steps(4);
+  EXPECT_EQ(AccumulationOf(training, parallel), TrainingConfig::ACCUMULATION_SYNC_LAST);
+  EXPECT_EQ(MicroBatchesPerRank(training, parallel), 4);
+  training.set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  EXPECT_EQ(AccumulationOf(training, parallel), TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  training.set_micro_batch_size(2);
+  training.set_global_batch_size(10);
+  EXPECT_EQ(MicroBatchesPerRank(training, parallel), 3);
 }
 
 TEST(ModelPlan, EstimatesLessMemoryWithRecomputation) {
   heddle::v1::TrainingConfig training;
-  const MemoryEstimate all = EstimateMemory(SmallDense(), training);
+  const MemoryEstimate all = EstimateMemory(SmallDense(), training, {});
   const ModelPlan plan = *PlanModel(SmallDense());
   EXPECT_EQ(all.master, 4 * plan.flat_elements);
   EXPECT_EQ(all.moments, 8 * plan.flat_elements);
   EXPECT_EQ(all.compute_weights, 2 * plan.flat_elements);
   training.set_gradient_checkpointing(heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
-  EXPECT_LT(EstimateMemory(SmallDense(), training).activations, all.activations / 3);
+  EXPECT_LT(EstimateMemory(SmallDense(), training, {}).activations, all.activations / 3);
   training.set_precision(heddle::v1::TrainingConfig::PRECISION_FP32);
-  EXPECT_EQ(EstimateMemory(SmallDense(), training).compute_weights, 0);
+  EXPECT_EQ(EstimateMemory(SmallDense(), training, {}).compute_weights, 0);
 }
 
 }  // namespace

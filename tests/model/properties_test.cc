@@ -30,7 +30,43 @@ struct Case {
   uint64_t seed = 0;
 };
 
-// Any kind of any of the inference tests' models, with other widths and head counts.
+int32_t Drawn(int32_t first, int32_t last) { return *rc::gen::inRange(first, last + 1); }
+
+// Sizes of the sparse kinds, small against the documents, so that selections leave keys out.
+void DrawSparse(heddle::v1::AttentionConfig* attention) {
+  if (attention->has_swa()) {
+    attention->mutable_swa()->set_window(Drawn(1, 9));
+    attention->mutable_swa()->set_sink_size(Drawn(0, 3));
+  }
+  if (attention->has_nsa()) {
+    heddle::v1::NsaConfig* nsa = attention->mutable_nsa();
+    const int32_t stride = Drawn(1, 3);
+    nsa->set_kernel_stride(stride);
+    nsa->set_kernel_size(stride * Drawn(1, 2));
+    nsa->set_block_size(2 * stride * Drawn(1, 2));
+    nsa->set_topk(Drawn(std::max(1, nsa->init_blocks() + nsa->local_blocks()), 4));
+    nsa->set_window_size(Drawn(1, 9));
+  }
+  if (attention->has_dsa()) {
+    attention->mutable_dsa()->set_topk(Drawn(1, 9));
+    attention->mutable_dsa()->set_n_indexer_heads(Drawn(1, 3));
+  }
+  if (attention->has_gsa()) {
+    heddle::v1::GsaConfig* gsa = attention->mutable_gsa();
+    gsa->set_n_indexer_heads(Drawn(1, 3));
+    gsa->set_k_min(Drawn(1, 3));
+    gsa->set_k_base(gsa->k_min() + Drawn(0, 4));
+    gsa->set_k_max(gsa->k_base() + Drawn(0, 4));
+  }
+  if (attention->has_mla()) {
+    attention->mutable_mla()->set_kv_lora_rank(Drawn(5, 14));
+    attention->mutable_mla()->set_qk_nope_head_dim(Drawn(3, 8));
+    attention->mutable_mla()->set_qk_rope_head_dim(2 * Drawn(1, 3));
+    attention->mutable_mla()->set_v_head_dim(Drawn(3, 8));
+  }
+}
+
+// Any kind of any of the inference tests' models, with other widths, heads and selections.
 Case DrawCase() {
   Case drawn;
   const std::vector<NamedConfig> all = EveryKind();
@@ -38,8 +74,18 @@ Case DrawCase() {
   drawn.lengths = *rc::gen::resize(
       5, rc::gen::nonEmpty(rc::gen::container<std::vector<int32_t>>(rc::gen::inRange(0, 34))));
   drawn.seed = *rc::gen::inRange<uint64_t>(1, 1000);
-  drawn.named.config.set_d_model(4 * *rc::gen::inRange(3, 8));
-  drawn.named.config.set_d_ffn(*rc::gen::inRange(5, 40));
+  heddle::v1::ModelConfig& config = drawn.named.config;
+  config.set_d_model(4 * Drawn(3, 7));
+  config.set_d_ffn(Drawn(5, 39));
+  const int32_t groups = Drawn(1, 2);
+  config.set_n_heads(groups * Drawn(1, 3));
+  config.set_n_kv_heads(config.attention().has_mla() ? config.n_heads() : groups);
+  config.set_head_dim(2 * Drawn(2, 4));
+  DrawSparse(config.mutable_attention());
+  if (config.has_moe()) {
+    config.mutable_moe()->set_n_experts(Drawn(2, 6));
+    config.mutable_moe()->set_top_k(Drawn(1, 2));
+  }
   RC_TAG(drawn.named.name);
   return drawn;
 }

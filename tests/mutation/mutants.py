@@ -10,6 +10,7 @@ usage: mutants.py [--only N[,N]] [--keep]        about 8 minutes on two cores, m
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ SOURCES = os.path.join(WORK, "sources")
 
 # (bug of section 15, what is planted, file, text, replacement, test executable, filter)
 MUTANTS = [
+    (1, "the best keys are not intersected with the causal mask in a document's first row",
+     "kernels/indexer/body_scores.h", "return Max(last - p.first[row] + 1, 0);",
+     "return Max(last - p.first[row] + 1, 0) + (p.last == nullptr && row == p.first[row] ? 1 : 0);",
+     "model_indexer_test", "Indexer.C7*:Indexer.D2*"),
     (1, "a query sees the key after its own", "model/attention/key_sets.cc",
      "sets.end.push_back(row + 1); });", "sets.end.push_back(std::min(row + 2, static_cast<int32_t>(documents.rows()))); });",
      "model_sparse_test", "SparseAttention.C1*:SparseAttention.C7*:KeySets.*"),
@@ -56,8 +61,9 @@ MUTANTS = [
     (17, "compressed keys are rotated at j instead of j times the stride", "model/attention/nsa_compression.cc",
      "out.position.push_back(j * stride);", "out.position.push_back(j);",
      "model_nsa_test", "Nsa.Golden*"),
-    (19, "block scores ignore how far a window reaches into a block", "kernels/block_selection/body.h",
-     "probability[j] * static_cast<float>(inside);", "probability[j];",
+    (19, "blocks are ranked by mean logits instead of summed probabilities", "kernels/block_selection/body.h",
+     "sum += Exp(Logits(queries + h * s.dim, key, s.dim) * scale - lse[h]);",
+     "sum += (Logits(queries + h * s.dim, key, s.dim) * scale + 0.0f * lse[h]) * (1.0f / static_cast<float>(group_size));",
      "kernels_test", "BlockSelection.*"),
     (20, "only the current block is forced", "kernels/block_selection/body.h",
      ("inline void ChooseBlocks(const Shape& s, const float* score,", "  // candidates > n >= init + local:"),
@@ -89,8 +95,9 @@ MUTANTS = [
     (36, "recomputation selects anew", "model/attention/token_indexer.cc",
      "if (context.pass == layers::Pass::kRecompute) {", "if (context.pass == layers::Pass::kRecompute && saved_ == nullptr) {",
      "model_dsa_test", "IndexedLayer.D10*:IndexedLayer.C10*"),
-    (38, "values beyond 448 are not clamped before they become e4m3", "kernels/kv_quant/body.h",
-     "const U16 bits = BitsOf(Clamp(quotient, 448.0f));", "const U16 bits = BitsOf(quotient);",
+    (38, "the cast to e4m3 overflows to NaN", "kernels/kv_quant/body.h",
+     ("const U16 bits = BitsOf(Clamp(quotient, 448.0f));", "*scale = ScaleOf(Max(largest), e4m3 ? 448.0f : 127.0f,"),
+     ("const U16 bits = BitsOf(quotient);", "*scale = ScaleOf(Max(largest), e4m3 ? 512.0f : 127.0f,"),
      "kernels_test", "KvQuant.*"),
     (41, "an option is accepted and not read", "model/attention/adaptive_k.cc",
      "temperature_(config.adaptive_k_temperature())", "temperature_(1.0)",
@@ -132,8 +139,10 @@ def fails(target, names):
     count = sum(line.startswith("[ RUN") for line in done.stdout.splitlines())
     failed = sorted({line.split("]", 1)[1].split("(")[0].strip().rstrip(",") for line in done.stdout.splitlines()
                      if line.startswith("[  FAILED  ]") and "." in line and "listed" not in line})
-    if done.returncode != 0 and not failed:
-        failed = [f"(ended with status {done.returncode})"]
+    if done.returncode == -signal.SIGABRT and "check failed" in done.stdout:
+        # One of our own checks, in the test that was running.
+        running = [line.split("]", 1)[1].strip() for line in done.stdout.splitlines() if line.startswith("[ RUN")]
+        failed.append(f"{running[-1]} (a check ended the program)")
     return count, failed
 
 

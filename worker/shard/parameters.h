@@ -75,6 +75,8 @@ class Parameters {
   virtual std::vector<Held> held() = 0;
   // Length of the arrays that run beside the masters: moments.
   virtual int64_t owned_elements() const = 0;
+  // Memory of units that were whole for a while, at its peak so far.
+  virtual int64_t gathered_bytes() const = 0;
   // Whether other ranks hold the same: then ranks share the writing of checkpoints.
   virtual bool replicated() const = 0;
 

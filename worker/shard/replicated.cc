@@ -27,6 +27,7 @@ class Replicated : public Parameters {
     return {all};
   }
   int64_t owned_elements() const override { return store_->plan().flat_elements; }
+  int64_t gathered_bytes() const override { return 0; }
   bool replicated() const override { return true; }
 
   void Connect(comm::Communicator* group) override { group_ = group; }

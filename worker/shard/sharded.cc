@@ -32,6 +32,7 @@ class Sharded : public Parameters {
   std::span<float> buffers() override { return buffers_; }
   std::vector<Held> held() override;
   int64_t owned_elements() const override { return layout_.owned_elements(); }
+  int64_t gathered_bytes() const override;
   bool replicated() const override { return false; }
   void Connect(comm::Communicator* group) override { group_ = group; }
   void BeginStep() override;
@@ -141,6 +142,12 @@ std::vector<Held> Sharded::held() {
     all.push_back(held);
   }
   return all;
+}
+
+int64_t Sharded::gathered_bytes() const {
+  size_t bytes = TransientWeights() ? weights_.peak_bytes() : 0;
+  if (!WholeGradients()) bytes += gradients_.peak_bytes();
+  return static_cast<int64_t>(bytes);
 }
 
 std::vector<std::span<const float>> Sharded::measured() {

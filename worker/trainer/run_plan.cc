@@ -74,22 +74,15 @@ void PlanCounts(const heddle::v1::ModelConfig& model, RunPlan* plan) {
   }
 }
 
-// Bits depend on the accumulation, so `auto` looks at the configuration only. One micro-batch a
-// rank: reduced at once, no rank holds whole gradients, and the sums are those of sync_last.
-shard::Accumulation AccumulationOf(const RunConfig& config, int64_t micro_batches) {
-  switch (config.training().accumulation()) {
+shard::Accumulation AccumulationOf(const RunConfig& config) {
+  switch (model::AccumulationOf(config.training(), config.parallel())) {
     case TrainingConfig::ACCUMULATION_SYNC_EACH:
       return shard::Accumulation::kSyncEach;
     case TrainingConfig::ACCUMULATION_LAYER_MAJOR:
       return shard::Accumulation::kLayerMajor;
-    case TrainingConfig::ACCUMULATION_SYNC_LAST:
+    default:
       return shard::Accumulation::kSyncLast;
-    case TrainingConfig::ACCUMULATION_AUTO:
-      break;
   }
-  const bool whole = config.parallel().shard() == heddle::v1::ParallelConfig::SHARD_NONE;
-  return whole || micro_batches > config.parallel().ranks().max() ? shard::Accumulation::kSyncLast
-                                                                  : shard::Accumulation::kSyncEach;
 }
 
 void PlanSharding(const RunConfig& config, RunPlan* plan) {
@@ -104,7 +97,7 @@ void PlanSharding(const RunConfig& config, RunPlan* plan) {
       plan->shard.mode = shard::Mode::kFull;
       break;
   }
-  plan->shard.accumulation = AccumulationOf(config, plan->global_batch / plan->micro_batch);
+  plan->shard.accumulation = AccumulationOf(config);
   plan->shard.wire =
       config.parallel().reduce_dtype() == heddle::v1::ParallelConfig::REDUCE_DTYPE_BF16
           ? comm::Wire::kBf16

@@ -196,17 +196,13 @@ void RunState::DropFrozenGradients() {
   }
 }
 
-std::string RunState::FirstNonFiniteGradient() {
+int64_t RunState::FirstNonFiniteGradient() {
   for (const shard::Held& held : parameters_->held()) {
     const auto bad = std::find_if(held.gradient.begin(), held.gradient.end(),
                                   [](float g) { return !std::isfinite(g); });
-    if (bad == held.gradient.end()) continue;
-    const int64_t at = held.range.begin + (bad - held.gradient.begin());
-    for (const model::TensorSpec& spec : parameters_->plan().tensors) {
-      if (at < spec.offset + spec.elements) return spec.name;
-    }
+    if (bad != held.gradient.end()) return held.range.begin + (bad - held.gradient.begin());
   }
-  return "";
+  return -1;
 }
 
 std::vector<RunState::Piece> RunState::PiecesOf(size_t tensor, int tensor_class) {

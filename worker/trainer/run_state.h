@@ -48,9 +48,9 @@ class RunState {
   // Frozen weights have no gradient: it would count in the norm that clips the others. Of the
   // reduced gradients.
   void DropFrozenGradients();
-  // Name of the first tensor of which this rank holds a gradient that is not finite; empty without
-  // one.
-  std::string FirstNonFiniteGradient();
+  // Place in the flat layout of the first gradient that this rank holds and that is not finite; -1
+  // without one.
+  int64_t FirstNonFiniteGradient();
 
   // As a checkpoint lists them.
   const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }

@@ -75,7 +75,8 @@ StatusOr<bool> TrainLoop::Step() {
   }
   parts_.checkpointer->Apply(agreement);
   Update(agreement);
-  if (!CheckNumbers(agreement)) {
+  ASSIGN_OR_RETURN(const bool good, CheckNumbers(agreement));
+  if (!good) {
     return false;
   }
   heddle::v1::MetricPoint point = Describe(agreement);
@@ -194,7 +195,7 @@ void TrainLoop::Update(const Agreement& sums) {
   const RunPlan& plan = *parts_.plan;
   parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kUpdate);
   const bool finite = !sums.Any(Slot::kNonFinite);
-  norm_ = std::sqrt(sums[Slot::kSquaredNorm]);
+  norm_ = finite ? std::sqrt(sums[Slot::kSquaredNorm]) : std::nan("");
   learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
   if (finite) {
     ++counters.updates;
@@ -218,12 +219,12 @@ void TrainLoop::Update(const Agreement& sums) {
   counters.tokens += static_cast<int64_t>(sums[Slot::kTokens]);
 }
 
-bool TrainLoop::CheckNumbers(const Agreement& sums) {
+StatusOr<bool> TrainLoop::CheckNumbers(const Agreement& sums) {
   if (!sums.Any(Slot::kNonFinite)) {
     return true;
   }
   const Counters& counters = parts_.state->counters();
-  const std::string where = parts_.state->FirstNonFiniteGradient();
+  ASSIGN_OR_RETURN(const std::string where, FirstNonFiniteTensor());
   HEDDLE_WARN("numbers are not finite", {"step", counters.step}, {"first_gradient", where},
               {"first_sequence", counters.data_position - parts_.plan->global_batch},
               {"in_a_row", counters.consecutive_nonfinite});
@@ -234,8 +235,28 @@ bool TrainLoop::CheckNumbers(const Agreement& sums) {
   end_ = {.code = ExitCode::kNumeric,
           .category = "NUMERIC",
           .detail = Str("step ", counters.step, ": loss or gradient is not finite",
-                        where.empty() ? "" : Str(", first in ", where))};
+                        where.empty() ? "" : Str(", first in ", where),
+                        parts_.plan->skip_nonfinite
+                            ? Str("; ", counters.consecutive_nonfinite,
+                                  " steps in a row, which training.nan_policy=skip does not skip")
+                            : "")};
   return false;
+}
+
+// Ranks that keep a part each see their own part only.
+StatusOr<std::string> TrainLoop::FirstNonFiniteTensor() {
+  std::vector<double> places(static_cast<size_t>(world()), 0.0);
+  places[static_cast<size_t>(rank())] =
+      static_cast<double>(parts_.state->FirstNonFiniteGradient() + 1);
+  RETURN_IF_ERROR(parts_.group->AllReduceSum(std::span<double>(places)));
+  double first = 0;
+  for (const double place : places) {
+    if (place > 0 && (first == 0 || place < first)) first = place;
+  }
+  for (const model::TensorSpec& spec : parts_.state->parameters()->plan().tensors) {
+    if (first > 0 && static_cast<int64_t>(first) <= spec.offset + spec.elements) return spec.name;
+  }
+  return std::string();
 }
 
 heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {

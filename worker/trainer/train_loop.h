@@ -76,7 +76,10 @@ class TrainLoop {
   Status Evaluate(heddle::v1::MetricPoint* point);
   void Report(const heddle::v1::MetricPoint& point);
   Status SaveIfDue(const Agreement& sums);
-  bool CheckNumbers(const Agreement& sums);
+  // false: end_ says why the ranks end here.
+  StatusOr<bool> CheckNumbers(const Agreement& sums);
+  // Name of the first tensor with a gradient that is not finite on any rank; empty without one.
+  StatusOr<std::string> FirstNonFiniteTensor();
 
   bool SaveIsDue();
   Status Stage();

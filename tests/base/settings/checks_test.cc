@@ -44,6 +44,7 @@ TEST(Checks, RulesBetweenFields) {
       {{"model.moe.n_experts=4", "model.moe.n_groups=3"}, "moe.n_groups: must divide"},
       {{"model.moe.n_experts=4", "model.moe.topk_groups=2"}, "topk_groups: must be at most"},
       {{"model.moe.n_experts=4", "model.moe.layers=[9]"}, "moe.layers[0]: must be below"},
+      {{"model.moe.n_experts=4", "model.moe.layers=[0, 0]"}, "moe.layers[1]: 0 is named twice"},
       {{"model.rope.scaling.factor=2"}, "has no effect without model.rope.scaling.type"},
       {{"training.min_learning_rate=1"}, "must be at most training.learning_rate"},
       {{"training.eval_interval=5"}, "training.eval_interval: needs data.eval_path"},
@@ -154,7 +155,17 @@ TEST(Warnings, NameChoicesOfSparseLayersThatAreSeldomMeant) {
       {{"model.moe.n_experts=4", "model.moe.aux_loss=0", "model.moe.aux_form=sequence"},
        "without model.moe.aux_loss"},
       {{"model.moe.n_experts=4", "model.moe.router=sigmoid", "model.moe.norm_topk=false"},
-       "always sum to 1"}};
+       "always sum to 1"},
+      {{"model.moe.n_experts=4", "model.moe.every=999"}, "model.moe has no effect: no layer"},
+      {{"model.moe.n_experts=4", "model.moe.layers=[0]", "model.moe.every=2"},
+       "with model.moe.layers"},
+      {{"model.attention.kind=mla", "model.attention.pattern=[dense]"},
+       "with model.attention.pattern"},
+      {{"model.rope.scaling.type=linear"}, "with model.rope.scaling.factor=1"},
+      {{"model.rope.scaling.type=yarn", "model.rope.scaling.factor=4"},
+       "unless model.max_position_embeddings is above"},
+      {{"model.attention.kind=mla", "mla={}", "model.n_kv_heads=2"}, "in layers of kind mla"},
+      {{"model.norm=dyt", "model.norm_eps=0.1"}, "with model.norm=dyt"}};
   for (const auto& [overrides, text] : cases) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, overrides, files.options));
     ASSERT_EQ(resolved.warnings.size(), 1u) << text;

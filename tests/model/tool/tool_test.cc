@@ -193,6 +193,22 @@ TEST_F(Tool, LogitsOfPaddedAndPackedInputAreTheModels) {
   }
 }
 
+TEST_F(Tool, LogitsNeverReplaceTheirInput) {
+  const BatchData batch = RandomBatch({6}, config_.vocab_size(), 9);
+  const fs::path in = path_ / "in";
+  ASSERT_TRUE(
+      hf::WriteSafetensors(in, {{"input_ids", hf::DType::kI64, {1, 6}, batch.ids.data()}}).ok());
+  fs::create_symlink(in, path_ / "link");
+  fs::create_hard_link(in, path_ / "twin");
+  for (const fs::path& out : {in, path_ / "link", path_ / "twin", path_ / "model" / ".." / "in"}) {
+    const Status status = RunLogits({folder_, in, out});
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << out;
+    EXPECT_EQ(Message(status).rfind("--out: is the input itself", 0), 0u) << status;
+  }
+  EXPECT_TRUE((*hf::SafetensorsFile::Open(in))->header().tensors.contains("input_ids"));
+  EXPECT_FALSE(RunLogits({folder_, path_ / "none", path_ / "none"}).ok());
+}
+
 // C6: a row of the padded batch is the model's of its tokens alone, padding gives zeros.
 TEST_F(Tool, C6LogitsOfPaddingAreZero) {
   const std::vector<int64_t> ids = {0, 0, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0};

@@ -143,6 +143,7 @@ Values Reference(const Case& c) {
 }
 
 struct Outcome {
+  int64_t gathered_bytes = 0;
   Values masters;          // after the last step
   Values first_gradients;  // sums over ranks of step 0
 };
@@ -198,6 +199,7 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
     RETURN_IF_ERROR(model->Evaluate(MicroBatch(step, 0).view(), InfoOf(step),
                                     parameters->Hooks({.train = false})));
   }
+  out->gathered_bytes = parameters->gathered_bytes();
   for (const Held& held : parameters->held()) {
     std::copy(held.master.begin(), held.master.end(), out->masters.begin() + held.range.begin);
   }
@@ -250,7 +252,7 @@ void Merge(const Values& from, Values* to) {
 Outcome RunOnRanks(const Case& c) {
   const model::ModelPlan plan = *model::PlanModel(c.config);
   const Values zero(static_cast<size_t>(plan.flat_elements), 0.0f);
-  std::vector<Outcome> found(static_cast<size_t>(c.world), Outcome{zero, zero});
+  std::vector<Outcome> found(static_cast<size_t>(c.world), Outcome{0, zero, zero});
   const auto& groups = GroupsOf(c.world);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < c.world; ++rank) {
@@ -343,6 +345,43 @@ std::vector<Parts> AllParts() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, Equality, testing::ValuesIn(AllParts()), NameOfCase);
+
+// The plan of a run's memory knows what the schedule holds at a time, to the byte but for the
+// alignment of buffers.
+TEST(Sharding, GatheredMemoryIsWhatThePlanSays) {
+  for (const int world : {1, 2, 3}) {
+    for (const bool tied : {false, true}) {
+      for (const Accumulation accumulation :
+           {Accumulation::kSyncEach, Accumulation::kSyncLast, Accumulation::kLayerMajor}) {
+        for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
+          Case c;
+          c.world = world;
+          c.options.mode = Mode::kFull;
+          c.options.accumulation = accumulation;
+          c.options.precision = precision;
+          c.config.set_tie_embeddings(tied);
+          heddle::v1::TrainingConfig training;
+          training.set_accumulation(accumulation == Accumulation::kSyncEach
+                                        ? heddle::v1::TrainingConfig::ACCUMULATION_SYNC_EACH
+                                    : accumulation == Accumulation::kSyncLast
+                                        ? heddle::v1::TrainingConfig::ACCUMULATION_SYNC_LAST
+                                        : heddle::v1::TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+          training.set_precision(precision == Precision::kFp32
+                                     ? heddle::v1::TrainingConfig::PRECISION_FP32
+                                     : heddle::v1::TrainingConfig::PRECISION_BF16);
+          heddle::v1::ParallelConfig parallel;
+          parallel.set_shard(heddle::v1::ParallelConfig::SHARD_FULL);
+          parallel.mutable_ranks()->set_max(world);
+          const model::MemoryEstimate plan = model::EstimateMemory(c.config, training, parallel);
+          const int64_t measured = RunOnRanks(c).gathered_bytes;
+          EXPECT_GT(plan.gathered, 0);
+          EXPECT_NEAR(static_cast<double>(measured), static_cast<double>(plan.gathered), 12 * 128)
+              << world << " ranks, tied " << tied << ", " << NameOf(accumulation);
+        }
+      }
+    }
+  }
+}
 
 // The norm is a sum over ranks: another order than one process's.
 TEST(Sharding, ClippingAgreesWithOneProcess) {

@@ -119,8 +119,8 @@ TEST(Kinds, ExpertsWithNoiseAndBalancingBiasGoOnBitForBit) {
 void SameBitsWhenSharded(RunConfig config) {
   Job whole(config, 2);
   RunToEnd(&whole);
-  for (const auto mode : {heddle::v1::ParallelConfig::SHARD_OPTIMIZER,
-                          heddle::v1::ParallelConfig::SHARD_FULL}) {
+  for (const auto mode :
+       {heddle::v1::ParallelConfig::SHARD_OPTIMIZER, heddle::v1::ParallelConfig::SHARD_FULL}) {
     config.mutable_parallel()->set_shard(mode);
     Job sharded(config, 2);
     RunToEnd(&sharded);

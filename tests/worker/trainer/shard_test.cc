@@ -27,8 +27,8 @@ TEST(Shard, EveryModeAndAccumulationWithOneOrderOfSumsGivesTheSameBits) {
   Job whole(SmallConfig(2, 8), 2);
   RunToEnd(&whole);
   for (const auto mode : {ParallelConfig::SHARD_OPTIMIZER, ParallelConfig::SHARD_FULL}) {
-    for (const auto accumulation : {TrainingConfig::ACCUMULATION_SYNC_LAST,
-                                    TrainingConfig::ACCUMULATION_LAYER_MAJOR}) {
+    for (const auto accumulation :
+         {TrainingConfig::ACCUMULATION_SYNC_LAST, TrainingConfig::ACCUMULATION_LAYER_MAJOR}) {
       Job sharded(ShardedConfig(mode, 2, 8), 2);
       sharded.config().mutable_training()->set_accumulation(accumulation);
       RunToEnd(&sharded);

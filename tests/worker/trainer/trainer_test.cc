@@ -218,9 +218,15 @@ TEST(Trainer, WithoutAPermitNothingIsWritten) {
 }
 
 TEST(Trainer, NumbersThatAreNotFiniteHaltAllRanksAndAreNeverSaved) {
-  for (const auto policy :
-       {heddle::v1::TrainingConfig::NAN_POLICY_HALT, heddle::v1::TrainingConfig::NAN_POLICY_SKIP}) {
+  using heddle::v1::ParallelConfig;
+  using heddle::v1::TrainingConfig;
+  for (const auto& [policy, mode] :
+       {std::pair(TrainingConfig::NAN_POLICY_HALT, ParallelConfig::SHARD_NONE),
+        std::pair(TrainingConfig::NAN_POLICY_SKIP, ParallelConfig::SHARD_NONE),
+        std::pair(TrainingConfig::NAN_POLICY_HALT, ParallelConfig::SHARD_FULL),
+        std::pair(TrainingConfig::NAN_POLICY_SKIP, ParallelConfig::SHARD_FULL)}) {
     Job job(SmallConfig(2, 200), 2);
+    job.config().mutable_parallel()->set_shard(mode);
     job.config().mutable_checkpoint()->set_save_interval(1);
     job.config().mutable_training()->set_nan_policy(policy);
     // Every update multiplies the weights by about -1e4: they overflow after some steps.
@@ -232,12 +238,21 @@ TEST(Trainer, NumbersThatAreNotFiniteHaltAllRanksAndAreNeverSaved) {
     ExpectAll(&attempt, ends, ExitCode::kNumeric);
     ASSERT_TRUE(ends[1].words.has_value());
     EXPECT_EQ(ends[1].words->category(), "NUMERIC");
+    // Ranks that hold a part each know the first tensor of all parts.
+    EXPECT_NE(ends[1].words->detail().find("first in model.embed_tokens.weight"), std::string::npos)
+        << ends[1].words->detail();
+    EXPECT_EQ(ends[0].words->detail(), ends[1].words->detail());
+    EXPECT_EQ(ends[1].words->detail().find("3 steps in a row") != std::string::npos,
+              policy == TrainingConfig::NAN_POLICY_SKIP);
     for (const CheckpointRecord& record : attempt.committed()) {
       ExpectGood(record, job.root());
     }
     const auto points = attempt.points();
     const uint64_t skipped = points.empty() ? 0 : points.rbegin()->second.skipped_nonfinite();
-    EXPECT_EQ(skipped, policy == heddle::v1::TrainingConfig::NAN_POLICY_SKIP ? 2u : 0u);
+    EXPECT_EQ(skipped, policy == TrainingConfig::NAN_POLICY_SKIP ? 2u : 0u);
+    if (skipped > 0) {
+      EXPECT_TRUE(std::isnan(points.rbegin()->second.grad_norm()));
+    }
   }
 }
 
