@@ -66,7 +66,6 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
   if (args.found_inf || size == 0) return;
 
   kernels::adamw::Params base;
-  base.gradient_factor = static_cast<float>(1.0 / args.grad_scale);
   base.beta1 = static_cast<float>(hyper.beta1);
   base.beta2 = static_cast<float>(hyper.beta2);
   base.eps = static_cast<float>(hyper.eps);
@@ -88,6 +87,8 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
     part.bias_correction2_root = static_cast<float>(std::sqrt(1.0 - std::pow(hyper.beta2, t)));
     part.learning_rate = static_cast<float>(args.learning_rate * group.learning_rate_multiplier);
     part.weight_decay = static_cast<float>(group.weight_decay);
+    part.gradient_factor =
+        static_cast<float>(1.0 / (group.indexer ? args.indexer_grad_scale : args.grad_scale));
     at::parallel_for(begin, end, kBlock, [&](int64_t from, int64_t to) {
       kernels::adamw::Params p = part;
       p.elements = to - from;

@@ -62,6 +62,12 @@ struct Held {
   std::span<uint16_t> compute_bf16;  // empty in fp32
 };
 
+// Reduced gradients from `begin` of the flat layout on.
+struct Measured {
+  int64_t begin = 0;
+  std::span<const float> gradient;
+};
+
 class Parameters {
  public:
   virtual ~Parameters() = default;
@@ -90,7 +96,7 @@ class Parameters {
   virtual Status FinishGradients() = 0;
   // Of the reduced gradients those that this rank measures, unit by unit: each element is one
   // rank's. The same in every mode, so that the norm has the same bits.
-  virtual std::vector<std::span<const float>> measured() = 0;
+  virtual std::vector<Measured> measured() = 0;
   // Masters changed otherwise than by the optimizer, which writes held().compute_bf16 itself:
   // loaded or initialised.
   virtual void RefreshComputeWeights() = 0;

@@ -34,12 +34,12 @@ class Replicated : public Parameters {
   void BeginStep() override { store_->ZeroGradients(); }
   model::UnitHooks Hooks(Visit) override { return {}; }
   Status FinishGradients() override { return group_->AllReduceSum(store_->gradients()); }
-  std::vector<std::span<const float>> measured() override {
-    std::vector<std::span<const float>> slices;
+  std::vector<Measured> measured() override {
+    std::vector<Measured> slices;
     for (int u = 0; u < layout_.units(); ++u) {
       const FlatRange mine = layout_.Owned(u);
-      slices.push_back(store_->gradients().subspan(static_cast<size_t>(mine.begin),
-                                                   static_cast<size_t>(mine.size())));
+      slices.push_back({mine.begin, store_->gradients().subspan(static_cast<size_t>(mine.begin),
+                                                                static_cast<size_t>(mine.size()))});
     }
     return slices;
   }

@@ -38,7 +38,7 @@ class Sharded : public Parameters {
   void BeginStep() override;
   model::UnitHooks Hooks(Visit visit) override;
   Status FinishGradients() override;
-  std::vector<std::span<const float>> measured() override;
+  std::vector<Measured> measured() override;
   void RefreshComputeWeights() override;
   void Updated() override;
 
@@ -150,10 +150,11 @@ int64_t Sharded::gathered_bytes() const {
   return static_cast<int64_t>(bytes);
 }
 
-std::vector<std::span<const float>> Sharded::measured() {
-  std::vector<std::span<const float>> slices;
+std::vector<Measured> Sharded::measured() {
+  std::vector<Measured> slices;
   for (int u = 0; u < layout_.units(); ++u) {
-    slices.push_back(OwnedGradient(u).first(static_cast<size_t>(layout_.Owned(u).size())));
+    const FlatRange mine = layout_.Owned(u);
+    slices.push_back({mine.begin, OwnedGradient(u).first(static_cast<size_t>(mine.size()))});
   }
   return slices;
 }

@@ -13,7 +13,8 @@
 namespace heddle::trainer {
 
 enum class Slot : size_t {
-  kSquaredNorm,  // of this rank's slice of the reduced gradient
+  kSquaredNorm,  // of this rank's slices of the reduced gradient, without those of indexers
+  kIndexerSquaredNorm,
   kNonFinite,    // gradient values and losses that are not finite
   kLoss,         // summed over this rank's valid tokens
   kIndexerLoss,  // losses of layers, already divided by global counts

@@ -171,12 +171,27 @@ layers::StepInfo TrainLoop::DescribeStep() const {
   return info;
 }
 
-// Each rank measures its own slice of the reduced gradient; the slices add up to the whole (8.1).
+// Each rank measures its own slices of the reduced gradient; the slices add up to the whole (8.1).
+// Gradients of indexers are measured apart.
 void TrainLoop::MeasureGradients(Agreement* agreement) {
-  for (const std::span<const float> slice : parts_.state->parameters()->measured()) {
-    const optim::GradientStats stats = optim::MeasureGradients(slice);
-    (*agreement)[Slot::kSquaredNorm] += stats.sum_of_squares;
-    (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
+  const std::vector<optim::GroupRange>& groups = parts_.state->groups(Warmup());
+  for (const shard::Measured& slice : parts_.state->parameters()->measured()) {
+    const int64_t slice_end = slice.begin + static_cast<int64_t>(slice.gradient.size());
+    for (size_t g = 0; g < groups.size();) {
+      // A run of groups of one sort: the fewer pieces, the same bits for models without indexers.
+      size_t next = g + 1;
+      while (next < groups.size() && groups[next].indexer == groups[g].indexer) ++next;
+      const int64_t begin = std::max(groups[g].begin, slice.begin);
+      const int64_t end = std::min(groups[next - 1].end, slice_end);
+      if (begin < end) {
+        const optim::GradientStats stats = optim::MeasureGradients(slice.gradient.subspan(
+            static_cast<size_t>(begin - slice.begin), static_cast<size_t>(end - begin)));
+        (*agreement)[groups[g].indexer ? Slot::kIndexerSquaredNorm : Slot::kSquaredNorm] +=
+            stats.sum_of_squares;
+        (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
+      }
+      g = next;
+    }
   }
 }
 
@@ -195,16 +210,20 @@ void TrainLoop::Update(const Agreement& sums) {
   const RunPlan& plan = *parts_.plan;
   parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kUpdate);
   const bool finite = !sums.Any(Slot::kNonFinite);
-  norm_ = finite ? std::sqrt(sums[Slot::kSquaredNorm]) : std::nan("");
+  const double norm = std::sqrt(sums[Slot::kSquaredNorm]);
+  const double indexer_norm = std::sqrt(sums[Slot::kIndexerSquaredNorm]);
+  norm_ = finite ? std::hypot(norm, indexer_norm) : std::nan("");
   learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
   if (finite) {
     ++counters.updates;
     counters.frozen_updates += Frozen() ? 1 : 0;
-    const optim::StepArgs args{.update = counters.updates,
-                               .learning_rate = learning_rate_,
-                               .grad_scale = optim::ClipDivisor(norm_, plan.grad_clip),
-                               .found_inf = false,
-                               .frozen_updates = Frozen() ? 0 : counters.frozen_updates};
+    const optim::StepArgs args{
+        .update = counters.updates,
+        .learning_rate = learning_rate_,
+        .grad_scale = optim::ClipDivisor(norm, plan.grad_clip),
+        .indexer_grad_scale = optim::ClipDivisor(indexer_norm, plan.grad_clip),
+        .found_inf = false,
+        .frozen_updates = Frozen() ? 0 : counters.frozen_updates};
     for (const optim::Shard& shard : parts_.state->shards()) {
       optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()), args, shard);
     }

@@ -175,8 +175,8 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
     }
     RETURN_IF_ERROR(parameters->FinishGradients());
     double squares = 0;
-    for (const std::span<const float> slice : parameters->measured()) {
-      squares += optim::MeasureGradients(slice).sum_of_squares;
+    for (const Measured& slice : parameters->measured()) {
+      squares += optim::MeasureGradients(slice.gradient).sum_of_squares;
     }
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&squares, 1)));
     for (const Held& held : parameters->held()) {

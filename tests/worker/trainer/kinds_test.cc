@@ -135,6 +135,31 @@ TEST(Kinds, GsaIsTheSameSharded) {
 }
 TEST(Kinds, ExpertsAreTheSameSharded) { SameBitsWhenSharded(MoeConfig(2, 10)); }
 
+// D4 in a whole run: while indexers learn and attention is dense, the model's own weights are those
+// of the dense model up to rounding, whatever the indexer's loss and the norm of its gradient are.
+TEST(Kinds, D4TheDenseStageTrainsTheModelLikeADenseOne) {
+  for (const double clip : {0.0, 0.05}) {
+    RunConfig config = DsaConfig(1, kWarmup);
+    config.mutable_training()->set_grad_clip(clip);
+    Job sparse(config, 1);
+    RunToEnd(&sparse);
+    config.mutable_model()->mutable_attention()->clear_dsa();
+    config.mutable_model()->mutable_attention()->set_kind(heddle::v1::ATTENTION_KIND_DENSE);
+    Job dense(config, 1);
+    RunToEnd(&dense);
+    ASSERT_GT(sparse.series().at(kWarmup).grad_norm(), 0.05) << "the clip would do nothing";
+    const auto found = NewestWeights(&sparse);
+    for (const auto& [name, values] : NewestWeights(&dense)) {
+      const std::vector<float>& other = found.at(name);
+      double largest = 0;
+      for (size_t k = 0; k < values.size(); ++k) {
+        largest = std::max(largest, std::abs(double{values[k]} - double{other[k]}));
+      }
+      EXPECT_LE(largest, 1e-6) << name << " clip " << clip;
+    }
+  }
+}
+
 TEST(Kinds, BuffersMoveAndAreSaved) {
   Job gsa(GsaConfig(1, 10), 1);
   RunToEnd(&gsa);
