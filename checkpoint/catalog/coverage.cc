@@ -156,8 +156,12 @@ Status CheckCoverage(const CheckpointRecord& record) {
     return OkStatus();
   }
   std::string text = "the shards are no whole checkpoint";
-  for (const std::string& problem : problems) {
-    text += Str("; ", problem);
+  for (size_t i = 0; i < std::min(problems.size(), kListedMax); ++i) {
+    text += Str("; ", problems[i]);
+  }
+  if (problems.size() > kListedMax) {
+    const bool cut = problems.size() >= kMaxProblems;
+    text += Str("; and ", cut ? "at least " : "", problems.size() - kListedMax, " more");
   }
   return FailedPrecondition(text);
 }

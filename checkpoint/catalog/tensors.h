@@ -27,6 +27,9 @@ uint64_t Elements(const heddle::v1::TensorInfo& tensor);
 // "master", "moment1", ...
 std::string_view ToText(heddle::v1::TensorClass tensor_class);
 
+// A list that says the same of many ranges or tensors names so many; a reader wants no more.
+inline constexpr size_t kListedMax = 8;
+
 struct ElementSpan {
   uint64_t first = 0;
   uint64_t count = 0;

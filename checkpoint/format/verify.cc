@@ -17,6 +17,8 @@ using heddle::v1::CheckpointRecord;
 using heddle::v1::ShardFile;
 using heddle::v1::TensorInfo;
 
+using Slot = std::pair<uint32_t, int>;  // (tensor id, class)
+
 class Verifier {
  public:
   Verifier(const CheckpointRecord& record, const std::string& root)
@@ -55,11 +57,41 @@ class Verifier {
     report_.problems.push_back({.file = file, .block = block, .tensor = tensor, .what = what});
   }
 
+  // Many problems of one kind: the first few, then their number.
+  void Append(std::vector<VerifyProblem> found, const std::string& file, const char* what) {
+    const size_t listed = std::min(found.size(), kListedMax);
+    report_.problems.insert(report_.problems.end(), found.begin(),
+                            found.begin() + static_cast<ptrdiff_t>(listed));
+    if (listed < found.size()) {
+      Problem(file, "", "", Str("and ", found.size() - listed, " more ", what));
+    }
+  }
+
+  // What a file that cannot be read takes with it, in one line. Its ranges count as the record says
+  // that they are: that each of them is missing would follow, and hide what else is wrong.
+  void Lost(const ShardFile& file) {
+    std::set<uint32_t> tensors;
+    for (const heddle::v1::ElementRange& range : file.ranges()) {
+      tensors.insert(range.tensor());
+      stored_[{range.tensor(), range.tensor_class()}].push_back(
+          {.first = range.first(), .count = range.count()});
+    }
+    if (!tensors.empty()) {
+      Problem(file.name(), "", "",
+              Str(file.ranges_size(), file.ranges_size() == 1 ? " range of " : " ranges of ",
+                  tensors.size(), tensors.size() == 1 ? " tensor" : " tensors", " lie in it"));
+    }
+  }
+
   std::string NameOf(uint32_t tensor, heddle::v1::TensorClass tensor_class) const {
     const auto found = tensors_.find(tensor);
     const std::string name =
         found == tensors_.end() ? Str("tensor ", tensor) : found->second->name();
     return Str(name, " (", ToText(tensor_class), ")");
+  }
+
+  std::string NameOf(const Slot& slot) const {
+    return NameOf(slot.first, static_cast<heddle::v1::TensorClass>(slot.second));
   }
 
   void CheckHeader(const ShardFile& file, uint32_t rank, const heddle::v1::ShardHeader& header) {
@@ -74,105 +106,139 @@ class Verifier {
 
   void CheckFile(uint32_t rank, const ShardFile& file) {
     ++report_.files;
+    const Status readable = ReadFile(rank, file);
+    if (!readable.ok()) {
+      Problem(file.name(), "", "", Message(readable));
+      Lost(file);
+    }
+  }
+
+  // The error of a file of which nothing can be read; other problems go to the report.
+  Status ReadFile(uint32_t rank, const ShardFile& file) {
     const std::string path = Str(folder_, "/", file.name());
     // The digest first: it covers every bit. A mismatch does not end the check, since the blocks
     // then tell which tensors are hit.
     uint64_t bytes = 0;
-    const StatusOr<std::string> digest = FileDigest(path, &bytes);
-    if (!digest.ok()) {
-      Problem(file.name(), "", "", Message(digest.status()));
-      return;
-    }
+    ASSIGN_OR_RETURN(const std::string digest, FileDigest(path, &bytes));
     report_.bytes += bytes;
     if (bytes != file.bytes()) {
-      Problem(file.name(), "", "", Str(bytes, " bytes, the record says ", file.bytes()));
-      return;
+      return DataLoss(Str(bytes, " bytes, the record says ", file.bytes()));
     }
-    if (*digest != file.digest()) {
+    if (digest != file.digest()) {
       Problem(file.name(), "", "", "the digest of the file is not the one of the record");
     }
-    StatusOr<std::unique_ptr<ShardReader>> reader =
-        ShardReader::Open(path, file, DigestCheck::kNone);
-    if (!reader.ok()) {
-      Problem(file.name(), "", "", Message(reader.status()));
-      return;
-    }
-    CheckHeader(file, rank, (*reader)->header());
-    if (const Status blocks = (*reader)->VerifyBlocks(); !blocks.ok()) {
+    ASSIGN_OR_RETURN(const std::unique_ptr<ShardReader> reader,
+                     ShardReader::Open(path, file, DigestCheck::kNone));
+    CheckHeader(file, rank, reader->header());
+    // The scan names the tensor of a damaged block; what it does not read the checksums tell.
+    if (!CheckEntries(file, reader.get())) {
+      Lost(file);
+    } else if (const Status blocks = reader->VerifyBlocks(); !blocks.ok()) {
       Problem(file.name(), "", "", Message(blocks));
     }
-    CheckEntries(file, reader->get());
+    return OkStatus();
   }
 
-  void CheckEntries(const ShardFile& file, ShardReader* reader) {
+  // An entry that does not fit the record, or its elements.
+  StatusOr<ElementSpan> SpanOf(const EntryKey& key, std::string_view value) const {
+    const auto found = tensors_.find(key.tensor);
+    if (found == tensors_.end()) {
+      return DataLoss("is not in the record");
+    }
+    const heddle::v1::ElementType type = TypeOf(*found->second, key.tensor_class);
+    const uint64_t count = value.size() / ElementBytes(type);
+    if (value.size() % ElementBytes(type) != 0 || key.first + count > ChunkElements(type)) {
+      return DataLoss(
+          Str(value.size(), " bytes from element ", key.first, " do not fit the chunk"));
+    }
+    return ElementSpan{.first = key.chunk * ChunkElements(type) + key.first, .count = count};
+  }
+
+  // False if the file could not be read to its end; what was read of it then does not count.
+  bool CheckEntries(const ShardFile& file, ShardReader* reader) {
     uint64_t entries = 1;  // the header
     EntryKey last;
-    std::map<std::pair<uint32_t, int>, uint64_t> counts;
+    std::map<Slot, std::vector<ElementSpan>> spans;
+    std::vector<VerifyProblem> unfit;
     const Status scanned = reader->ScanAll([&](const EntryKey& key, std::string_view value) {
       ++entries;
       last = key;
-      const auto found = tensors_.find(key.tensor);
-      if (found == tensors_.end()) {
-        Problem(file.name(), Str("chunk ", key.chunk), NameOf(key.tensor, key.tensor_class),
-                "is not in the record");
-        return OkStatus();
+      const StatusOr<ElementSpan> span = SpanOf(key, value);
+      if (span.ok()) {
+        spans[{key.tensor, key.tensor_class}].push_back(*span);
+      } else {
+        unfit.push_back({.file = file.name(),
+                         .block = Str("chunk ", key.chunk),
+                         .tensor = NameOf(key.tensor, key.tensor_class),
+                         .what = Message(span.status())});
       }
-      const heddle::v1::ElementType type = TypeOf(*found->second, key.tensor_class);
-      const uint64_t count = value.size() / ElementBytes(type);
-      if (value.size() % ElementBytes(type) != 0 || key.first + count > ChunkElements(type)) {
-        Problem(file.name(), Str("chunk ", key.chunk), NameOf(key.tensor, key.tensor_class),
-                Str(value.size(), " bytes from element ", key.first, " do not fit the chunk"));
-        return OkStatus();
-      }
-      stored_[{key.tensor, key.tensor_class}].push_back(
-          {.first = key.chunk * ChunkElements(type) + key.first, .count = count});
-      counts[{key.tensor, key.tensor_class}] += count;
       return OkStatus();
     });
     report_.entries += entries;
+    Append(std::move(unfit), file.name(), "entries that do not fit");
     if (!scanned.ok()) {
       Problem(file.name(), Str("after chunk ", last.chunk), NameOf(last.tensor, last.tensor_class),
               Message(scanned));
-    } else if (entries != file.entries()) {
+      return false;
+    }
+    if (entries != file.entries()) {
       Problem(file.name(), "", "", Str(entries, " entries, the record says ", file.entries()));
+    }
+    CheckRanges(file, spans);
+    for (auto& [slot, found] : spans) {
+      stored_[slot].insert(stored_[slot].end(), found.begin(), found.end());
+    }
+    return true;
+  }
+
+  void CheckRanges(const ShardFile& file, const std::map<Slot, std::vector<ElementSpan>>& spans) {
+    std::map<Slot, uint64_t> counts;
+    for (const auto& [slot, found] : spans) {
+      for (const ElementSpan& span : found) {
+        counts[slot] += span.count;
+      }
     }
     for (const heddle::v1::ElementRange& range : file.ranges()) {
       counts[{range.tensor(), range.tensor_class()}] -= range.count();
     }
-    for (const auto& [key, difference] : counts) {
-      if (difference != 0 && scanned.ok()) {
-        Problem(file.name(), "",
-                NameOf(key.first, static_cast<heddle::v1::TensorClass>(key.second)),
-                "the file does not hold the ranges that the record says");
+    std::vector<VerifyProblem> other;
+    for (const auto& [slot, difference] : counts) {
+      if (difference != 0) {
+        other.push_back({.file = file.name(),
+                         .block = "",
+                         .tensor = NameOf(slot),
+                         .what = "the file does not hold the ranges that the record says"});
       }
     }
+    Append(std::move(other), file.name(), "tensors of which the same is to be said");
   }
 
   void CheckCover() {
+    std::vector<VerifyProblem> gaps;
     for (const TensorInfo& tensor : record_.tensors()) {
       for (const int tensor_class : tensor.classes()) {
-        const auto found = stored_.find({tensor.id(), tensor_class});
-        for (const std::string& what :
-             CoverProblems(found == stored_.end() ? std::vector<ElementSpan>() : found->second,
-                           Elements(tensor))) {
-          Problem("", "", NameOf(tensor.id(), static_cast<heddle::v1::TensorClass>(tensor_class)),
-                  what);
+        const Slot slot{tensor.id(), tensor_class};
+        for (const std::string& what : CoverProblems(stored_[slot], Elements(tensor))) {
+          gaps.push_back({.file = "", .block = "", .tensor = NameOf(slot), .what = what});
         }
-        if (found != stored_.end()) {
-          stored_.erase(found);
-        }
+        stored_.erase(slot);
       }
     }
-    for (const auto& [key, spans] : stored_) {
-      Problem("", "", NameOf(key.first, static_cast<heddle::v1::TensorClass>(key.second)),
-              "is stored, but the record has no such class");
+    Append(std::move(gaps), "", "ranges that are missing, twice or beyond the end");
+    std::vector<VerifyProblem> unlisted;
+    for (const auto& [slot, spans] : stored_) {
+      unlisted.push_back({.file = "",
+                          .block = "",
+                          .tensor = NameOf(slot),
+                          .what = "is stored, but the record has no such class"});
     }
+    Append(std::move(unlisted), "", "tensors that the record does not have");
   }
 
   const CheckpointRecord& record_;
   const std::string folder_;
   std::map<uint32_t, const TensorInfo*> tensors_;
-  std::map<std::pair<uint32_t, int>, std::vector<ElementSpan>> stored_;
+  std::map<Slot, std::vector<ElementSpan>> stored_;
   VerifyReport report_;
 };
 

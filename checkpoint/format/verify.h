@@ -26,7 +26,9 @@ struct VerifyReport {
   uint64_t bytes = 0;  // read and checked
   uint64_t entries = 0;
   uint64_t tensors = 0;
-  std::vector<VerifyProblem> problems;  // all that were found, in file order
+  // In file order; of many of one kind the first kListedMax and their number. Of a file that cannot
+  // be read: why, and one line with the number of its ranges.
+  std::vector<VerifyProblem> problems;
   bool good() const { return problems.empty(); }
 };
 

@@ -40,13 +40,69 @@ bool HasClass(const TensorInfo& tensor, heddle::v1::TensorClass tensor_class) {
          tensor.classes().end();
 }
 
-Status Join(const std::string& what, const std::vector<std::string>& problems) {
-  std::string text = what;
-  for (const std::string& problem : problems) {
-    text += Str("; ", problem);
+// What does not fit, one line a tensor: its classes are told together, and of many tensors the
+// first few with the numbers of the others.
+class Misfits {
+ public:
+  enum Kind { kMissing, kMisshapen, kOfOtherType, kUnexpected, kKinds };
+
+  void Add(Kind kind, const std::string& name, heddle::v1::TensorClass tensor_class,
+           const std::string& what) {
+    const auto [at, added] = place_.insert({{name, what}, misfits_.size()});
+    if (added) {
+      misfits_.push_back({.kind = kind, .name = name, .classes = {}, .what = what});
+    }
+    misfits_[at->second].classes.insert(tensor_class);  // once, of however many ranges
   }
-  return FailedPrecondition(text);
-}
+
+  Status ToStatus() const {
+    if (misfits_.empty()) {
+      return OkStatus();
+    }
+    std::string text = "the checkpoint does not fit the model";
+    for (size_t i = 0; i < std::min(misfits_.size(), kListedMax); ++i) {
+      text += Str("; ", misfits_[i].name, " (", ClassesOf(misfits_[i]), ") ", misfits_[i].what);
+    }
+    if (misfits_.size() > kListedMax) {
+      text += Str("; and ", misfits_.size() - kListedMax, " more: in all ", Counts());
+    }
+    return FailedPrecondition(text);
+  }
+
+ private:
+  struct Misfit {
+    Kind kind;
+    std::string name;
+    std::set<heddle::v1::TensorClass> classes;
+    std::string what;
+  };
+
+  static std::string ClassesOf(const Misfit& misfit) {
+    std::string text;
+    for (const heddle::v1::TensorClass tensor_class : misfit.classes) {
+      text += Str(text.empty() ? "" : ", ", ToText(tensor_class));
+    }
+    return text;
+  }
+
+  std::string Counts() const {
+    static constexpr const char* kWords[kKinds] = {"missing", "of another shape",
+                                                   "of another element type", "unexpected"};
+    std::string text;
+    for (int kind = 0; kind < kKinds; ++kind) {
+      const auto count =
+          std::count_if(misfits_.begin(), misfits_.end(),
+                        [kind](const Misfit& misfit) { return misfit.kind == kind; });
+      if (count > 0) {
+        text += Str(text.empty() ? "" : ", ", count, " ", kWords[kind]);
+      }
+    }
+    return text;
+  }
+
+  std::vector<Misfit> misfits_;
+  std::map<std::pair<std::string, std::string>, size_t> place_;  // (name, what) -> index
+};
 
 class Loader {
  public:
@@ -77,36 +133,42 @@ class Loader {
     for (const TensorInfo& tensor : record_.tensors()) {
       by_name[tensor.name()] = &tensor;
     }
-    std::vector<std::string> problems;
-    std::set<std::pair<uint32_t, int>> asked;
+    Misfits misfits;
+    std::set<Slot> asked;
     for (const WantedRange& range : wanted) {
       const auto found = by_name.find(range.name);
-      const std::string label = Str(range.name, " (", ToText(range.tensor_class), ")");
       if (found == by_name.end() || !HasClass(*found->second, range.tensor_class)) {
-        problems.push_back(Str(label, " is missing"));
+        misfits.Add(Misfits::kMissing, range.name, range.tensor_class, "is missing");
         continue;
       }
       const TensorInfo& info = *found->second;
       asked.insert({info.id(), range.tensor_class});
       if (ShapeOf(info) != range.shape) {
-        problems.push_back(Str(label, " has the shape ", ShapeText(ShapeOf(info)), ", expected ",
-                               ShapeText(range.shape)));
+        misfits.Add(
+            Misfits::kMisshapen, range.name, range.tensor_class,
+            Str("has the shape ", ShapeText(ShapeOf(info)), ", expected ", ShapeText(range.shape)));
       } else if (TypeOf(info, range.tensor_class) != range.type) {
-        problems.push_back(Str(label, " is stored as another element type"));
+        misfits.Add(Misfits::kOfOtherType, range.name, range.tensor_class,
+                    "is stored as another element type");
       } else if (range.count > 0) {
         wants_[{info.id(), range.tensor_class}].push_back({.range = &range, .got = {}});
       }
     }
+    if (options_.refuse_unexpected) {
+      AddUnexpected(asked, &misfits);
+    }
+    return misfits.ToStatus();
+  }
+
+  void AddUnexpected(const std::set<Slot>& asked, Misfits* misfits) const {
     for (const TensorInfo& tensor : record_.tensors()) {
       for (const int tensor_class : tensor.classes()) {
-        if (options_.refuse_unexpected && !asked.contains({tensor.id(), tensor_class})) {
-          problems.push_back(Str(tensor.name(), " (",
-                                 ToText(static_cast<heddle::v1::TensorClass>(tensor_class)),
-                                 ") is unexpected"));
+        if (!asked.contains({tensor.id(), tensor_class})) {
+          misfits->Add(Misfits::kUnexpected, tensor.name(),
+                       static_cast<heddle::v1::TensorClass>(tensor_class), "is unexpected");
         }
       }
     }
-    return problems.empty() ? OkStatus() : Join("the checkpoint does not fit the model", problems);
   }
 
   bool Overlaps(const ShardFile& file) const {

@@ -30,9 +30,9 @@ struct LoadOptions {
 };
 
 // Fills every wanted range or fails with nothing promised about the buffers.
-// FAILED_PRECONDITION: missing, unexpected, mis-shaped or mis-typed tensors, all listed by name.
-// DATA_LOSS: a file is missing or damaged, or an element is not covered exactly once; names file,
-// block and tensor. Opens only files that hold wanted ranges.
+// FAILED_PRECONDITION: missing, unexpected, mis-shaped or mis-typed tensors, the first kListedMax
+// by name, the others by number. DATA_LOSS: a file is missing or damaged, or an element is not
+// covered exactly once; names file, block and tensor. Opens only files that hold wanted ranges.
 Status LoadRanges(const heddle::v1::CheckpointRecord& record, const std::string& root,
                   const std::vector<WantedRange>& wanted, const LoadOptions& options = {});
 

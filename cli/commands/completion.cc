@@ -22,6 +22,9 @@ std::string Flags(const Verb& verb) {
     }
     out += !names.empty() && names[0] == '-' ? names + " " : "";
   }
+  for (const PassedOption& option : verb.passed) {
+    out += option.names[0] == '-' ? option.names.substr(0, option.names.find(' ')) + " " : "";
+  }
   return out + kGlobals;
 }
 

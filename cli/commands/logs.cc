@@ -1,5 +1,6 @@
 // logs: what the ranks of a job printed.
 #include <algorithm>
+#include <limits>
 
 #include "cli/commands/client.h"
 #include "cli/commands/print.h"
@@ -9,11 +10,13 @@
 namespace heddle::cli {
 namespace {
 
+constexpr int64_t kAll = std::numeric_limits<int64_t>::min();  // not asked for
+
 struct LogsState {
   std::string job;
-  int64_t rank = -1;
-  int64_t attempt = 0;
-  int64_t tail = -1;
+  int64_t rank = kAll;
+  int64_t attempt = kAll;
+  int64_t tail = kAll;
   bool follow = false;
 };
 
@@ -31,6 +34,22 @@ v1::LogsRequest Request(const LogsState& state) {
   }
   request.set_follow(state.follow);
   return request;
+}
+
+Status CheckNumbers(const LogsState& state) {
+  const struct {
+    const char* name;
+    int64_t value;
+    int64_t least;
+  } numbers[] = {
+      {"--rank", state.rank, 0}, {"--attempt", state.attempt, 1}, {"--tail", state.tail, 0}};
+  for (const auto& [name, value, least] : numbers) {
+    if (value != kAll && (value < least || value > std::numeric_limits<int32_t>::max())) {
+      return InvalidArgument(
+          Str(name, " ", value, ": must be ", least, " .. ", std::numeric_limits<int32_t>::max()));
+    }
+  }
+  return OkStatus();
 }
 
 Status CheckRank(const LogsState& state, const v1::Job& job) {
@@ -56,6 +75,7 @@ Status CheckAttempt(const LogsState& state, const v1::Job& job) {
 }
 
 StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
+  RETURN_IF_ERROR(CheckNumbers(state));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
   // A coordinator that restarts later is waited for, one that was never there is an error.
   ASSIGN_OR_RETURN(const v1::Job job, client->Get(state.job));

@@ -46,31 +46,65 @@ StatusOr<int> Run(const std::string& verb, const ModelState& state, const Comman
   return RunModelProgram(context, verb, target, words);
 }
 
-Verb Make(std::vector<std::string> path, const char* doc) {
+Verb Make(std::vector<std::string> path, const char* doc, std::vector<PassedOption> options) {
   const std::string name = path.back();
-  return MakeVerb<ModelState>(std::move(path), doc, [name](Verb* verb, ModelState* state) {
+  return MakeVerb<ModelState>(std::move(path), doc, [&](Verb* verb, ModelState* state) {
     verb->extras = &state->rest;
+    verb->passed = std::move(options);
+    verb->passed.push_back({"--tokenizer FILE", "tokenizer.json to use"});
+    verb->passed.push_back({"--precision fp32|bf16", "precision of the weights in memory"});
     verb->run = [name, state](const CommandContext& context) { return Run(name, *state, context); };
   });
 }
 
+// Import and export are one program with one set of options.
+std::vector<PassedOption> WriteOptions() {
+  return {{"--out DIR", "folder to write (required)"},
+          {"--allow-nonfinite", "take NaN and Inf as they are"},
+          {"--dense", "drop what sparse layers add"},
+          {"--seed N", "seed of what a new attention kind adds"},
+          {"KEY=VALUE ...", "changes of the model: model.attention.kind=gsa"}};
+}
+
+std::vector<PassedOption> GenerateOptions() {
+  return {{"--prompt TEXT", "text to continue; repeat it for a batch"},
+          {"--ids 1,2,3", "token ids instead of text; repeat it for a batch"},
+          {"--max-new-tokens N", "tokens to add"},
+          {"--temperature T", "0: greedy"},
+          {"--top-k K", "0: all"},
+          {"--top-p P", "probability mass kept"},
+          {"--seed N", "seed of the draws"},
+          {"KEY=VALUE ...", "memory.kv_cache.quantization=fp8"}};
+}
+
 }  // namespace
 
+// Options as model/tool/main.cc reads them; tests/cli compares the two.
 std::vector<Verb> ModelVerbs() {
   return {
       Make({"model", "show"},
-           "DIR|CKPT|PRESET [--lengths 2048,16384]: parameters, FLOPs, caches of a model"),
-      Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids"),
+           "DIR|CKPT|PRESET [--lengths 2048,16384]: parameters, FLOPs, caches of a model",
+           {{"--lengths N,N", "sequence lengths to compare with dense: 2048,16384"}}),
+      Make({"model", "logits"}, "DIR|CKPT --input FILE --out FILE: logits of token ids",
+           {{"--input FILE", "safetensors with input_ids (required)"},
+            {"--out FILE", "safetensors to write (required)"}}),
       Make({"model", "recall"},
-           "DIR|CKPT --data DIR [--tokens N]: attention mass on what the indexers select"),
+           "DIR|CKPT --data DIR [--tokens N]: attention mass on what the indexers select",
+           {{"--data DIR", "packed data set (required)"},
+            {"--tokens N", "tokens to measure on"},
+            {"--sequence-length N", "longest document"},
+            {"--seed N", "seed of the random selections"}}),
       Make({"model", "import"},
            "HF_DIR --out DIR [model.attention.kind=gsa ...] [--allow-nonfinite]: read a Hugging "
-           "Face folder"),
-      Make({"model", "export"}, "DIR|CKPT --out HF_DIR [--dense]: write a Hugging Face folder"),
+           "Face folder",
+           WriteOptions()),
+      Make({"model", "export"}, "DIR|CKPT --out HF_DIR [--dense]: write a Hugging Face folder",
+           WriteOptions()),
       Make({"generate"},
            "DIR|CKPT --prompt TEXT|--ids 1,2,3 [--max-new-tokens N] [--temperature T] [--top-k K] "
            "[--top-p P] [--seed S] [memory.kv_cache.quantization=fp8]; repeat --prompt for a "
-           "batch")};
+           "batch",
+           GenerateOptions())};
 }
 
 }  // namespace heddle::cli

@@ -1,6 +1,7 @@
 #include "cli/commands/parser.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <map>
 #include <sstream>
@@ -10,6 +11,8 @@
 
 namespace heddle::cli {
 namespace {
+
+constexpr size_t kHelpColumn = 36;
 
 void AddOption(const Option& option, CLI::App* app) {
   CLI::Option* made = nullptr;
@@ -43,6 +46,17 @@ void AddGlobals(CLI::App* app, CommandContext* context, Globals* globals) {
   app->add_option("--tls-key", context->tls.key, "PEM file of the own key");
   app->add_flag("--insecure-loopback", context->insecure_loopback,
                 "allow loopback TCP without TLS");
+}
+
+// As the library writes the verb's own options.
+std::string PassedHelp(const std::vector<PassedOption>& options) {
+  std::string text = options.empty() ? "" : "Options of the verb:\n";
+  for (const PassedOption& option : options) {
+    const std::string names = "  " + option.names;
+    const size_t width = std::max<size_t>(kHelpColumn, names.size() + 1);
+    text += names + std::string(width - names.size(), ' ') + option.doc + "\n";
+  }
+  return text;
 }
 
 Status ReadGlobals(const Globals& globals, CommandContext* context) {
@@ -81,27 +95,33 @@ std::string UsageError(const CLI::App& app, const CLI::ParseError& error) {
   return Str(error.what(), " (see ", words, " --help)");
 }
 
-}  // namespace
-
-int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verbs,
-                CommandContext* context) {
-  CLI::App app{"heddle: trains sparse-attention language models and does not lose the run"};
-  app.require_subcommand(1);
-  app.get_formatter()->column_width(36);
+// The library's side of the verbs. Its values live as long as this object.
+struct CommandLine {
+  CLI::App app{"heddle: trains sparse-attention language models and does not lose the run",
+               "heddle"};
   Globals globals;
   std::map<CLI::App*, const Verb*> owner;
-  std::map<std::string, CLI::App*> groups;
-  AddGlobals(&app, context, &globals);
-  for (const Verb& verb : verbs) {
-    CLI::App* parent = &app;
-    if (verb.path.size() == 2) {
-      CLI::App*& group = groups[verb.path[0]];
-      if (group == nullptr) {
-        group = app.add_subcommand(verb.path[0], "see heddle " + verb.path[0] + " --help");
-        group->require_subcommand(1);
+
+  CommandLine(const std::vector<Verb>& verbs, CommandContext* context) {
+    app.require_subcommand(1);
+    app.get_formatter()->column_width(kHelpColumn);
+    AddGlobals(&app, context, &globals);
+    std::map<std::string, CLI::App*> groups;
+    for (const Verb& verb : verbs) {
+      CLI::App* parent = &app;
+      if (verb.path.size() == 2) {
+        CLI::App*& group = groups[verb.path[0]];
+        if (group == nullptr) {
+          group = app.add_subcommand(verb.path[0], "see heddle " + verb.path[0] + " --help");
+          group->require_subcommand(1);
+        }
+        parent = group;
       }
-      parent = group;
+      AddVerb(verb, parent, context);
     }
+  }
+
+  void AddVerb(const Verb& verb, CLI::App* parent, CommandContext* context) {
     CLI::App* sub = parent->add_subcommand(verb.path.back(), verb.doc);
     owner[sub] = &verb;
     AddGlobals(sub, context, &globals);
@@ -110,27 +130,27 @@ int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verb
     }
     if (verb.extras != nullptr) {
       sub->prefix_command();
+      sub->footer(PassedHelp(verb.passed));
     }
   }
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& help) {
-    return app.exit(help);
-  } catch (const CLI::ParseError& error) {
-    std::cerr << "heddle: usage: " << UsageError(app, error) << "\n";
-    return 2;
+
+  CLI::App* Chosen() {
+    CLI::App* chosen = &app;
+    while (!chosen->get_subcommands().empty()) {
+      chosen = chosen->get_subcommands().front();
+    }
+    return chosen;
   }
-  CLI::App* chosen = &app;
-  while (!chosen->get_subcommands().empty()) {
-    chosen = chosen->get_subcommands().front();
-  }
-  const Verb& verb = *owner.at(chosen);
+};
+
+int RunVerb(const Verb& verb, const CLI::App& chosen, const Globals& globals,
+            CommandContext* context) {
   std::string words = verb.path[0];
   if (verb.path.size() == 2) {
     words += " " + verb.path[1];
   }
   if (verb.extras != nullptr) {
-    *verb.extras = chosen->remaining();
+    *verb.extras = chosen.remaining();
   }
   if (const Status status = ReadGlobals(globals, context); !status.ok()) {
     PrintError(words, status);
@@ -147,6 +167,23 @@ int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verb
     return 1;
   }
   return *result;
+}
+
+}  // namespace
+
+int ParseAndRun(int argc, const char* const* argv, const std::vector<Verb>& verbs,
+                CommandContext* context) {
+  CommandLine line(verbs, context);
+  try {
+    line.app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return line.app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    std::cerr << "heddle: usage: " << UsageError(line.app, error) << "\n";
+    return 2;
+  }
+  CLI::App* chosen = line.Chosen();
+  return RunVerb(*line.owner.at(chosen), *chosen, line.globals, context);
 }
 
 }  // namespace heddle::cli

@@ -143,6 +143,12 @@ Status Reach(const CommandContext& context) {
   return client->ClusterStatus().status();
 }
 
+// The cluster is gone with the command, what it made is not.
+std::string Kept(const std::string& folder) {
+  return Str("checkpoints and logs are kept in ", folder, "; to use them: heddle up --state ",
+             folder, "\n");
+}
+
 // In a temporary folder; ends with the job.
 StatusOr<int> RunTemporary(SubmitState state, const CommandContext& context) {
   state.alone = true;
@@ -165,12 +171,12 @@ StatusOr<int> RunTemporary(SubmitState state, const CommandContext& context) {
   }
   const Status stopped = StopLocalCluster(options);
   if (!result.ok() || *result != 0) {
-    fprintf(stderr, "heddle: logs and checkpoints are kept in %s\n", folder);
+    fprintf(stderr, "heddle: %s", Kept(folder).c_str());
     return result;
   }
   RETURN_IF_ERROR(stopped);
   if (!context.json()) {
-    PrintText(Str("checkpoints and logs are kept in ", folder, "\n"));
+    PrintText(Kept(folder));
   }
   return result;
 }

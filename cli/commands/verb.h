@@ -41,6 +41,12 @@ struct Option {
   bool required = false;
 };
 
+// An option of the program that a verb starts: for help and completion, read over there.
+struct PassedOption {
+  std::string names;  // "--lengths N,N"
+  std::string doc;
+};
+
 struct Verb {
   std::vector<std::string> path;  // {"ckpt", "ls"}
   std::string doc;
@@ -48,6 +54,7 @@ struct Verb {
   // Words that no option takes are passed on here instead of being refused; for verbs that start
   // another program. Null: refuse.
   std::vector<std::string>* extras = nullptr;
+  std::vector<PassedOption> passed;
   // Runs after parsing. The value is the exit status; a Status is printed as "heddle: WHAT: WHY"
   // and mapped by ExitCode().
   std::function<StatusOr<int>(const CommandContext&)> run;
@@ -67,6 +74,7 @@ Verb MakeVerb(std::vector<std::string> path, std::string doc, Fill fill) {
             .doc = std::move(doc),
             .options = {},
             .extras = nullptr,
+            .passed = {},
             .run = nullptr,
             .state = state};
   fill(&verb, state.get());

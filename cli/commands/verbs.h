@@ -23,6 +23,7 @@ std::vector<Verb> DataVerbs();        // data.cc: data prepare, inspect, sample,
 std::vector<Verb> ModelVerbs();       // model.cc: model show, logits, import, export; generate
 std::vector<Verb> ConfigVerbs();      // config.cc: config show, explain, presets, reference, schema
 std::vector<Verb> CompletionVerbs();  // completion.cc: completion
+std::vector<Verb> HelpVerbs();        // help.cc: help
 std::vector<Verb> VersionVerbs();     // version.cc: version
 
 std::vector<Verb> AllVerbs();

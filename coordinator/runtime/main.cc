@@ -34,6 +34,15 @@ struct Flags {
   bool verify = false;
 };
 
+// Before a folder is made: whether these addresses may be listened on at all.
+Status CheckAllowed(const Flags& flags) {
+  for (const std::string& text : flags.listen) {
+    ASSIGN_OR_RETURN(const net::Endpoint endpoint, net::ParseEndpoint(text));
+    RETURN_IF_ERROR(net::MakeServerCredentials(endpoint, flags.security).status());
+  }
+  return OkStatus();
+}
+
 // Before the store is opened: a coordinator that cannot serve must not raise the term either.
 Status CheckAddresses(const std::vector<std::string>& listen) {
   for (const std::string& text : listen) {
@@ -80,6 +89,11 @@ Status VerifyOnly(const CoordinatorOptions& options) {
 }
 
 Status Serve(const Flags& flags) {
+  RETURN_IF_ERROR(CheckAllowed(flags));
+  if (access(flags.coordinator.state_dir.c_str(), F_OK) != 0) {
+    // No owner to name before the address, as below: it can be checked before the folder is made.
+    RETURN_IF_ERROR(CheckAddresses(flags.listen));
+  }
   ASSIGN_OR_RETURN(const store::StateLock lock,
                    store::StateLock::Acquire(flags.coordinator.state_dir));
   RETURN_IF_ERROR(CheckAddresses(flags.listen));

@@ -86,7 +86,8 @@ const CodeEntry* FindCode(const std::string& code) {
 }
 
 std::string AdviceFor(const std::string& code, const std::string& category) {
-  if (const CodeEntry* entry = FindCode(code); entry != nullptr && entry->advice[0] != '\0') {
+  // A known code without advice needs none; that of its category would speak of a failing rank.
+  if (const CodeEntry* entry = FindCode(code); entry != nullptr) {
     return entry->advice;
   }
   const CodeEntry* entry = category.empty() ? nullptr : FindCode(CodeOfCategory(category));

@@ -187,6 +187,30 @@ class Preparation {
         "the tokenizer has no end-of-text token (<|endoftext|>, <|end_of_text|>, </s>, ...)");
   }
 
+  // What a preparation writes before its journal names a shard. Other files are not ours.
+  Status RemoveLeftovers() const {
+    for (const std::string& dir : {EvalFolder(), options_.out}) {
+      std::error_code error;
+      std::vector<std::string> ours;
+      std::filesystem::directory_iterator entry(dir, error);
+      for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+        std::string name = entry->path().filename();
+        if (name.ends_with(".tmp")) name.resize(name.size() - 4);
+        if (name == kTokenizerName || name == kManifestName || IsShardName(name)) {
+          ours.push_back(entry->path());
+        }
+      }
+      for (const std::string& path : ours) {
+        std::filesystem::remove(path, error);
+        if (error) return FromErrno("cannot remove", path, error.value());
+      }
+    }
+    // Goes only if nothing of somebody else is in it.
+    std::error_code ignored;
+    std::filesystem::remove(EvalFolder(), ignored);
+    return OkStatus();
+  }
+
   // Makes or re-opens the output folder and reads the journal.
   StatusOr<std::unique_ptr<FolderLock>> OpenFolder(const std::string& tokenizer_identity) {
     const std::string fingerprint = Fingerprint(options_, listing_, tokenizer_identity);
@@ -206,6 +230,13 @@ class Preparation {
       return lock;
     }
     if (journal->fingerprint != fingerprint) {
+      // A call that failed on a bad source before its first shard must not block the repaired one.
+      if (!journal->complete && journal->train.empty() && journal->eval.empty()) {
+        RETURN_IF_ERROR(RemoveLeftovers());
+        journal_.fingerprint = fingerprint;
+        RETURN_IF_ERROR(WriteJournal(options_.out, journal_));
+        return lock;
+      }
       return AlreadyExists(Str(options_.out, ": holds ", journal->complete ? "a" : "an unfinished",
                                " data set of other sources or options; choose another folder, or "
                                "remove this one"));

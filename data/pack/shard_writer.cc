@@ -23,6 +23,12 @@ bool IsIntact(const std::string& dir, const ShardEntry& entry) {
 
 }  // namespace
 
+bool IsShardName(const std::string& name) {
+  const bool framed = name.starts_with("shard-") && name.ends_with(".tok");
+  const std::string digits = framed ? name.substr(6, name.size() - 10) : "";
+  return digits.size() >= 5 && digits.find_first_not_of("0123456789") == std::string::npos;
+}
+
 ShardWriter::ShardWriter(std::string dir, const ShardHeader& header, int64_t shard_tokens_max,
                          const std::vector<FinishedShard>& finished)
     : dir_(std::move(dir)), header_(header), shard_tokens_max_(shard_tokens_max) {

@@ -13,6 +13,9 @@
 
 namespace heddle::pack {
 
+// Whether a ShardWriter names its files so: shard-NNNNN.tok.
+bool IsShardName(const std::string& name);
+
 class ShardWriter {
  public:
   // `header` has what all shards share: token width, vocabulary, eos, tokenizer. `finished` are the

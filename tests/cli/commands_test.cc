@@ -333,6 +333,24 @@ TEST_F(CommandsTest, LogsOfARankOrAttemptThatIsNotThereAreAnError) {
   EXPECT_EQ(attempt.err, "heddle: logs: job j-7k2 has no attempt 99: the newest is 1\n");
 }
 
+TEST_F(CommandsTest, LogsRefuseNumbersThatMeanNothing) {
+  const Outcome tail = fake_.Run({"logs", "j-7k2", "--tail", "-1"});
+  EXPECT_EQ(tail.status, 2);
+  EXPECT_EQ(tail.err, "heddle: logs: --tail -1: must be 0 .. 2147483647\n");
+  for (const std::vector<std::string>& words :
+       {std::vector<std::string>{"--tail=-9"}, std::vector<std::string>{"--rank", "-1"},
+        std::vector<std::string>{"--attempt", "0"},
+        std::vector<std::string>{"--attempt", "4294967297"}}) {
+    std::vector<std::string> all = {"logs", "j-7k2"};
+    all.insert(all.end(), words.begin(), words.end());
+    EXPECT_EQ(fake_.Run(all).status, 2) << words[0];
+  }
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2", "--tail", "0"}).status, 0);
+  EXPECT_EQ(fake_.logs_request.tail(), 0);
+  EXPECT_TRUE(fake_.logs_request.has_tail());
+  EXPECT_FALSE(fake_.logs_request.has_rank());
+}
+
 TEST_F(CommandsTest, EncodeReadsRegularFilesOnly) {
   const std::string file = fake_.folder() + "/text";
   std::ofstream(file) << "{}";

@@ -50,6 +50,7 @@ TEST(Completion, BashOffersVerbsOptionsAndKeys) {
   EXPECT_EQ(Offered(fake, "heddle ckpt ve", 2), "verify\n");
   EXPECT_EQ(Offered(fake, "heddle logs --ta", 2), "--tail\n");
   EXPECT_EQ(Offered(fake, "heddle node drain --gr", 3), "--grace\n");
+  EXPECT_EQ(Offered(fake, "heddle model show --le", 3), "--lengths\n");
   EXPECT_EQ(Offered(fake, "heddle submit run.yaml training.max_st", 3), "training.max_steps=\n");
   EXPECT_EQ(Offered(fake, "heddle logs training.max_st", 2), "\n");
 }

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <fstream>
+#include <regex>
 #include <set>
+#include <sstream>
 
 #include "cli/commands/verbs.h"
 #include "tests/cli/fake_cluster.h"
@@ -197,9 +201,81 @@ TEST(Verbs, AreThoseOfTheContract) {
                            "config presets",
                            "config explain",
                            "completion",
+                           "help",
                            "version"}) {
     EXPECT_EQ(names.count(name), 1u) << name;
   }
+}
+
+TEST(Help, IsAVerbToo) {
+  const FakeCluster fake;
+  const auto same = [&](std::vector<std::string> asked, std::vector<std::string> flag) {
+    const Outcome outcome = fake.Run(asked, true);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    EXPECT_FALSE(outcome.out.empty());
+    EXPECT_EQ(outcome.out, fake.Run(flag, true).out);
+  };
+  same({"help"}, {"--help"});
+  same({"-o", "json", "help"}, {"--help"});
+  same({"help", "logs"}, {"logs", "--help"});
+  same({"help", "ckpt"}, {"ckpt", "--help"});
+  same({"help", "model", "show"}, {"model", "show", "--help"});
+  same({"help", "help"}, {"help", "--help"});
+  EXPECT_NE(fake.Run({"help", "logs"}, true).out.find("--tail"), std::string::npos);
+  EXPECT_NE(fake.Run({"help"}, true).out.find("heddle help VERB"), std::string::npos);
+  const Outcome none = fake.Run({"help", "plan"}, true);
+  EXPECT_EQ(none.status, 2);
+  EXPECT_EQ(none.err, "heddle: help: no verb `heddle plan` (see heddle --help)\n");
+  EXPECT_EQ(fake.Run({"help", "logs", "more"}, true).status, 2);
+}
+
+// The dashed options of the first match of `begin` up to the next `end` in heddle-model's source.
+std::set<std::string> DeclaredOptions(const std::string& source, const std::string& begin,
+                                      const std::string& end) {
+  const size_t at = source.find(begin);
+  EXPECT_NE(at, std::string::npos) << begin;
+  const std::string part = source.substr(at, source.find(end, at + begin.size()) - at);
+  static const std::regex option(R"re("(--[a-z-]+)")re");
+  std::set<std::string> names;
+  for (std::sregex_iterator it(part.begin(), part.end(), option), last; it != last; ++it) {
+    names.insert((*it)[1]);
+  }
+  return names;
+}
+
+// A verb of heddle-model has the options that its help here says, no more and no less.
+TEST(Help, ListsTheOptionsOfHeddleModel) {
+  const char* root = std::getenv("HEDDLE_SOURCE_DIR");
+  std::ifstream file(std::string(root == nullptr ? "." : root) + "/model/tool/main.cc");
+  std::ostringstream text;
+  text << file.rdbuf();
+  std::set<std::string> common = DeclaredOptions(text.str(), "void AddSource(", "\n}\n");
+  for (const char* internal : {"--record", "--root"}) {  // a checkpoint, already resolved
+    EXPECT_EQ(common.erase(internal), 1u);
+  }
+  const FakeCluster fake;
+  int verbs = 0;
+  for (const Verb& verb : AllVerbs()) {
+    if (verb.passed.empty()) continue;
+    ++verbs;
+    const std::string name = verb.path.back();
+    const bool write = name == "import" || name == "export";
+    std::set<std::string> declared =
+        write ? DeclaredOptions(text.str(), "{\"export\", \"import\"}", "\n}\n")
+              : DeclaredOptions(text.str(), "add_subcommand(\"" + name + "\"", "add_subcommand(");
+    declared.insert(common.begin(), common.end());
+    std::set<std::string> told;
+    std::vector<std::string> words = verb.path;
+    words.push_back("--help");
+    const std::string help = fake.Run(words, true).out;
+    for (const PassedOption& option : verb.passed) {
+      EXPECT_NE(help.find("\n  " + option.names + " "), std::string::npos) << help;
+      EXPECT_NE(help.find(" " + option.doc + "\n"), std::string::npos) << help;
+      if (option.names[0] == '-') told.insert(option.names.substr(0, option.names.find(' ')));
+    }
+    EXPECT_EQ(told, declared) << name;
+  }
+  EXPECT_EQ(verbs, 6);
 }
 
 TEST(Version, NeedsNoCluster) {

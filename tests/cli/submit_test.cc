@@ -184,7 +184,12 @@ TEST_F(SubmitTest, RunStartsNoClusterInsteadOfOneThatWasNamed) {
   EXPECT_NE(context.err.find("starting a temporary one"), std::string::npos) << context.err;
   const size_t kept = context.err.find("/tmp/heddle-run-");
   ASSERT_NE(kept, std::string::npos) << context.err;
-  std::filesystem::remove_all(context.err.substr(kept, sizeof("/tmp/heddle-run-XXXXXX") - 1));
+  const std::string folder = context.err.substr(kept, sizeof("/tmp/heddle-run-XXXXXX") - 1);
+  EXPECT_NE(context.err.find("are kept in " + folder + "; to use them: heddle up --state " +
+                             folder + "\n"),
+            std::string::npos)
+      << context.err;
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(SubmitTest, ConfigShowReadsTheEnvironmentAndWarns) {

@@ -160,6 +160,15 @@ def check_file(path, text):
     return problems
 
 
+def parents_of(folders):
+    """All folders above these, but not the root."""
+    parents = set()
+    for folder in folders:
+        while folder := os.path.dirname(folder):
+            parents.add(folder)
+    return parents
+
+
 def check_tree(paths, read):
     """What only the whole tree shows: folders without README, headers nobody includes."""
     problems = []
@@ -167,6 +176,9 @@ def check_tree(paths, read):
     for folder in sorted(folders):
         if folder and not MIRRORED.match(folder) and f"{folder}/README.md" not in paths and "heddle/v1" not in folder:
             problems.append(f"{folder}: no README.md (purpose, what may enter, types, tests)")
+    for folder in sorted(parents_of(folders) - folders):
+        if not MIRRORED.match(folder) and f"{folder}/README.md" not in paths and folder != "proto/heddle":
+            problems.append(f"{folder}: no README.md (purpose, what its folders hold, which way they depend, tests)")
     included = set()
     for path in paths:
         if CPP.search(path):
@@ -225,9 +237,13 @@ def self_test():
         found = check_file(path, text)
         if found:
             raise SystemExit(f"self-test: clean input in {path} gave {found}")
-    files = {"base/a/x.h": "int x;\n", "base/b/y.cc": "int y;\n", "base/b/README.md": "# b\n"}
+    files = {"base/a/x.h": "int x;\n", "base/b/y.cc": "int y;\n", "base/b/README.md": "# b\n",
+             "model/README.md": "# model\n", "model/c/z.cc": "int z;\n", "model/c/README.md": "# c\n",
+             "tests/model/d/z_test.cc": "int z;\n"}
     found = check_tree(set(files), files.get)
     if found != ["base/a: no README.md (purpose, what may enter, types, tests)",
+                 "base: no README.md (purpose, what its folders hold, which way they depend, tests)",
+                 "tests: no README.md (purpose, what its folders hold, which way they depend, tests)",
                  "base/a/x.h: a header nobody includes: delete it"]:
         raise SystemExit(f"self-test: planted tree gave {found}")
 

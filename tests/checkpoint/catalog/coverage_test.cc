@@ -85,6 +85,17 @@ TEST(Coverage, NamesAGap) {
   EXPECT_EQ(CheckCoverage(record).code(), StatusCode::kFailedPrecondition);
 }
 
+TEST(Coverage, ListsNoMoreThanEight) {
+  CheckpointRecord record = Whole();
+  for (int i = 0; i < 12; ++i) {
+    record.add_seals()->set_rank(0);
+  }
+  const size_t all = CoverageProblems(record).size();
+  const std::string text = Message(CheckCoverage(record));
+  EXPECT_EQ(std::count(text.begin(), text.end(), ';'), 9) << text;
+  EXPECT_NE(text.find(Str("; and ", all - 8, " more")), std::string::npos) << text;
+}
+
 TEST(Coverage, NamesAnOverlap) {
   CheckpointRecord record = Whole();
   record.mutable_seals(1)->mutable_files(0)->mutable_ranges(0)->set_first(3);

@@ -44,8 +44,10 @@ std::string Values(uint64_t count, float start) {
   return std::string(reinterpret_cast<const char*>(values.data()), count * sizeof(float));
 }
 
-// A whole checkpoint of one rank: tensor 1 of two chunks and a bit, tensor 2 small.
-StatusOr<CheckpointRecord> WriteCheckpoint(const std::string& root, uint64_t roll_bytes) {
+// A whole checkpoint of one rank.
+StatusOr<CheckpointRecord> WriteTensors(
+    const std::string& root, uint64_t roll_bytes,
+    const std::vector<std::pair<std::string, uint64_t>>& tensors) {
   ShardWriterOptions options = OptionsFor(root);
   options.roll_bytes = roll_bytes;
   ASSIGN_OR_RETURN(const std::unique_ptr<SstShardWriter> writer, SstShardWriter::Create(options));
@@ -57,8 +59,7 @@ StatusOr<CheckpointRecord> WriteCheckpoint(const std::string& root, uint64_t rol
   record.set_world_size(1);
   record.set_dir(kDir);
   uint32_t id = 0;
-  for (const auto& [name, elements] :
-       std::vector<std::pair<std::string, uint64_t>>{{"big", 2 * chunk + 17}, {"small", 5}}) {
+  for (const auto& [name, elements] : tensors) {
     heddle::v1::TensorInfo* tensor = record.add_tensors();
     tensor->set_id(++id);
     tensor->set_name(name);
@@ -77,6 +78,11 @@ StatusOr<CheckpointRecord> WriteCheckpoint(const std::string& root, uint64_t rol
   }
   record.set_state(heddle::v1::CHECKPOINT_STATE_COMMITTED);
   return record;
+}
+
+// Tensor 1 of two chunks and a bit, tensor 2 small.
+StatusOr<CheckpointRecord> WriteCheckpoint(const std::string& root, uint64_t roll_bytes) {
+  return WriteTensors(root, roll_bytes, {{"big", 2 * ChunkElements(kF32) + 17}, {"small", 5}});
 }
 
 std::string PathOf(const std::string& root, const CheckpointRecord& record, int file) {
@@ -231,6 +237,77 @@ TEST(Verify, FindsEveryKindOfDamage) {
     }
     EXPECT_NE(all.find(damage.expected), std::string::npos) << damage.name << ": " << all;
   }
+}
+
+std::vector<std::string> Lines(const VerifyReport& report) {
+  std::vector<std::string> lines;
+  for (const VerifyProblem& problem : report.problems) {
+    lines.push_back(ToText(problem));
+  }
+  return lines;
+}
+
+// One damaged file is not told again for each of the tensors that lie in it.
+TEST(Verify, TellsOfAnUnreadableFileOnce) {
+  std::vector<std::pair<std::string, uint64_t>> tensors;
+  for (int i = 10; i < 70; ++i) {
+    tensors.push_back({Str("tensor.", i), 1000});
+  }
+  const TempDir root;
+  StatusOr<CheckpointRecord> record = WriteTensors(root.path(), 256 << 20, tensors);
+  ASSERT_OK(record.status());
+  const std::string path = PathOf(root.path(), *record, 0);
+  const std::string name = record->seals(0).files(0).name();
+  const std::string lost = name + ": 60 ranges of 60 tensors lie in it";
+
+  const int fd = open(path.c_str(), O_RDWR);
+  char byte = 0;
+  ASSERT_EQ(pread(fd, &byte, 1, 100'000), 1);
+  byte = static_cast<char>(byte ^ 1);
+  ASSERT_EQ(pwrite(fd, &byte, 1, 100'000), 1);
+  close(fd);
+  std::vector<std::string> lines = Lines(VerifyCheckpoint(*record, root.path()));
+  ASSERT_EQ(lines.size(), 3u) << testing::PrintToString(lines);
+  EXPECT_NE(lines[0].find("the digest of the file"), std::string::npos);
+  EXPECT_NE(lines[1].find(name + ": after chunk 0: tensor."), std::string::npos) << lines[1];
+  EXPECT_EQ(lines[2], lost);
+
+  ASSERT_EQ(truncate(path.c_str(), 5000), 0);
+  lines = Lines(VerifyCheckpoint(*record, root.path()));
+  ASSERT_EQ(lines.size(), 2u) << testing::PrintToString(lines);
+  EXPECT_NE(lines[0].find(name + ": 5000 bytes, the record says"), std::string::npos) << lines[0];
+  EXPECT_EQ(lines[1], lost);
+
+  ASSERT_EQ(unlink(path.c_str()), 0);
+  record->mutable_tensors(3)->set_shape(0, 1001);  // what else is wrong is still found
+  lines = Lines(VerifyCheckpoint(*record, root.path()));
+  ASSERT_EQ(lines.size(), 3u) << testing::PrintToString(lines);
+  EXPECT_NE(lines[0].find("ENOENT"), std::string::npos) << lines[0];
+  EXPECT_EQ(lines[1], lost);
+  EXPECT_EQ(lines[2], "tensor.13 (master): elements [1000, 1001) are missing");
+}
+
+TEST(Verify, ListsNoMoreThanEightOfAKind) {
+  std::vector<std::pair<std::string, uint64_t>> tensors;
+  for (int i = 10; i < 30; ++i) {
+    tensors.push_back({Str("tensor.", i), 10});
+  }
+  const TempDir root;
+  StatusOr<CheckpointRecord> record = WriteTensors(root.path(), 256 << 20, tensors);
+  ASSERT_OK(record.status());
+  CheckpointRecord longer = *record;
+  for (heddle::v1::TensorInfo& tensor : *longer.mutable_tensors()) {
+    tensor.set_shape(0, 11);
+  }
+  std::vector<std::string> lines = Lines(VerifyCheckpoint(longer, root.path()));
+  ASSERT_EQ(lines.size(), 9u) << testing::PrintToString(lines);
+  EXPECT_EQ(lines[7], "tensor.17 (master): elements [10, 11) are missing");
+  EXPECT_EQ(lines[8], "and 12 more ranges that are missing, twice or beyond the end");
+
+  record->clear_tensors();
+  lines = Lines(VerifyCheckpoint(*record, root.path()));
+  ASSERT_EQ(lines.size(), 18u) << testing::PrintToString(lines);
+  EXPECT_NE(lines[8].find(": and 12 more entries that do not fit"), std::string::npos) << lines[8];
 }
 
 // T6 in small: every flipped bit is found, also in bytes that no block checksum covers.

@@ -284,6 +284,38 @@ TEST(TensorIo, ListsMissingUnexpectedAndMisshapedTensorsByName) {
       << text;
 }
 
+// A model of another shape does not fill the screen: a tensor once for all its classes, eight
+// names.
+TEST(TensorIo, ListsATensorOnceAndNoMoreThanEight) {
+  const Fixture model;
+  const TempDir root;
+  const StatusOr<CheckpointRecord> record = model.Save(root.path(), 1, false);
+  ASSERT_OK(record.status());
+  std::map<std::string, std::vector<float>> buffers;
+  std::vector<WantedRange> wanted = WantAll(model, &buffers);
+  for (size_t i = 0; i < 3; ++i) {
+    wanted[i].shape = {1, 3};
+  }
+  WantedRange half = wanted[0];  // two ranges of one class are one class still
+  wanted.push_back(half);
+  EXPECT_EQ(Message(LoadRanges(*record, root.path(), wanted)),
+            "the checkpoint does not fit the model; a.bias (master, moment1, moment2) has the "
+            "shape [3, 1], expected [1, 3]");
+  wanted.clear();
+  for (int i = 0; i < 11; ++i) {
+    for (const TensorClass tensor_class : kClasses) {
+      wanted.push_back(
+          {.name = Str("other.", i), .shape = {1}, .tensor_class = tensor_class, .count = 1});
+    }
+  }
+  const std::string text = Message(LoadRanges(*record, root.path(), wanted));
+  EXPECT_NE(text.find("other.7 (master, moment1, moment2) is missing; and 6 more: in all 11 "
+                      "missing, 3 unexpected"),
+            std::string::npos)
+      << text;
+  EXPECT_EQ(text.find("other.8"), std::string::npos) << text;
+}
+
 TEST(TensorIo, DamageIsDataLossAndNamesTheFile) {
   const Fixture model;
   const TempDir root;

@@ -50,6 +50,7 @@ TEST(CoordinatorLifecycle, PortInUseIsSaidClearly) {
   process.Spawn(
       {"--insecure-loopback", "--listen", "127.0.0.1:" + std::to_string(ntohs(address.sin_port))});
   ExpectRefusal(process, 1, "port is in use");
+  EXPECT_FALSE(std::filesystem::exists(process.state())) << "nothing is left of a refused start";
   close(taken);
 }
 
@@ -83,6 +84,7 @@ TEST(CoordinatorLifecycle, OpenListenersNeedTls) {
   CoordinatorProcess process;
   process.Spawn({"--listen", "0.0.0.0:0"});
   ExpectRefusal(process, 2, "is not loopback: give --tls-ca, --tls-cert and --tls-key");
+  EXPECT_FALSE(std::filesystem::exists(process.state())) << "nothing is left of a refused start";
   CoordinatorProcess loopback;
   loopback.Spawn({"--listen", "127.0.0.1:0"});
   ExpectRefusal(loopback, 2, "--insecure-loopback");

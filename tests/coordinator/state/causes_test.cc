@@ -52,6 +52,22 @@ TEST(Causes, DamagedDataEndTheJobAndBlameNoNode) {
             std::string::npos);
 }
 
+// Nobody finds a reason in the log of a rank that was asked to stop.
+TEST(Causes, WhoWasAskedToStopIsNotSentToTheRanksLog) {
+  const std::pair<const char*, const char*> ends[] = {
+      {"USER_PREEMPTED", "queued again"},      {"USER_PAUSED", "heddle resume JOB"},
+      {"USER_CANCELLED", "heddle resume JOB"}, {"NODE_DRAINED", "nodes that are open"},
+      {"TIME_LIMIT", "schedule.time_limit"},   {"SUCCEEDED", ""}};
+  for (const auto& [code, hint] : ends) {
+    ASSERT_NE(FindCode(code), nullptr) << code;
+    const std::string advice = AdviceFor(code, FindCode(code)->category);
+    EXPECT_EQ(advice.find("log"), std::string::npos) << code << ": " << advice;
+    EXPECT_NE(advice.find(hint), std::string::npos) << code << ": " << advice;
+    EXPECT_EQ(advice.empty(), hint[0] == '\0') << code << ": " << advice;
+  }
+  EXPECT_NE(AdviceFor("A_LATER_CODE", "HUNG").find("heddle logs"), std::string::npos);
+}
+
 TEST(Causes, BackOffDoublesUpToItsLimitWithinTwentyPercent) {
   EXPECT_EQ(BackoffMs(1, 0, 10'000, 600'000), 0);
   int64_t plain = 10'000;

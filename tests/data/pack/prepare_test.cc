@@ -294,6 +294,63 @@ TEST(Prepare, SaysWhenASideStaysEmpty) {
                 "no document for the evaluation part");
 }
 
+// What an adversary met: the failed call's journal blocked the repaired one.
+TEST(Prepare, ARepairedSourceIsTakenAfterEveryFailedCall) {
+  const struct {
+    const char* file;
+    std::string bad;
+    std::string good;
+  } cases[] = {{"a.txt", "bad \xff\xfe bytes", "good bytes"},
+               {"a.txt", "", "no longer empty"},
+               {"a.txt", std::string("ELF\0\xff\x80", 6), "text"},
+               {"a.jsonl", "{\"text\": \"one\"}\n{\"text\": \n", "{\"text\": \"one\"}\n"}};
+  for (const char* tokenizer : {"bpe:300", "given"}) {
+    for (const auto& [file, bad, good] : cases) {
+      const TempFolder root;
+      SCOPED_TRACE(Str(tokenizer, " ", bad));
+      PrepareOptions options = Options(root);
+      options.eval_fraction = 0;
+      options.source.inputs = {root / file};
+      if (std::string(tokenizer) == "given") {
+        const char* source = std::getenv("HEDDLE_SOURCE_DIR");
+        options.tokenizer =
+            Str(source == nullptr ? "." : source, "/tests/golden/tokenizer/gpt2_style.json");
+      }
+      WriteFile(root / file, bad);
+      EXPECT_FALSE(Prepare(options).ok());
+      WriteFile(root / file, good);
+      ASSERT_OK_AND_ASSIGN(const PrepareReport report, Prepare(options));
+      EXPECT_EQ(report.train.documents, 1);
+    }
+  }
+}
+
+TEST(Prepare, TakesOverOnlyWhatIsItsOwnAndHasNoShard) {
+  const TempFolder root;
+  WriteFile(root / "in/a.txt", "the only document");
+  PrepareOptions options = Options(root);
+  options.eval_fraction = 1e-9;
+  ASSERT_FALSE(Prepare(options).ok());  // after the tokenizers and a shard that is not listed
+  ASSERT_TRUE(std::filesystem::exists(root / "out/shard-00000.tok"));
+  WriteFile(root / "out/eval/mine.txt", "do not touch");
+  WriteFile(root / "out/shard-list.tok", "mine too");
+  WriteFile(root / "out/shard-00001.tok.tmp", "a part");
+  options.eval_fraction = 0;
+  options.seed = 6;
+  ASSERT_OK_AND_ASSIGN(const PrepareReport report, Prepare(options));
+  EXPECT_FALSE(report.already_complete);
+  EXPECT_EQ(test::ReadBytes(root / "out/eval/mine.txt"), "do not touch");
+  EXPECT_EQ(test::ReadBytes(root / "out/shard-list.tok"), "mine too");
+  EXPECT_FALSE(std::filesystem::exists(root / "out/eval/tokenizer.json"));
+  EXPECT_FALSE(std::filesystem::exists(root / "out/shard-00001.tok.tmp"));
+  // One with a finished shard is worth keeping.
+  ASSERT_OK_AND_ASSIGN(std::optional<Journal> journal, ReadJournal(options.out));
+  journal->complete = false;
+  ASSERT_OK(WriteJournal(options.out, *journal));
+  options.seed = 7;
+  EXPECT_STATUS(Prepare(options), StatusCode::kAlreadyExists, "holds an unfinished data set");
+}
+
 TEST(Prepare, NamesTheFullDisk) {
   const TempFolder root;
   WriteCorpus(root / "in", 4);
