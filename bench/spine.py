@@ -21,7 +21,7 @@ from faultlab.cluster import Cluster, corpus  # noqa: E402
 
 QUICK = "--quick" in sys.argv
 THREADS = os.cpu_count() or 1
-PEER = os.path.join(HERE, "peers", "pytorch_tiny_dense.py")
+PEER = os.path.join(HERE, "peers", "pytorch_dense.py")
 # tiny-dense (attention-and-moe.md section 11), written out so that the peer reads the same file.
 MODEL = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "head_dim": 64, "d_ffn": 688,
          "norm_eps": 1e-6, "tie_embeddings": True, "max_position_embeddings": 512, "rope": {"theta": 10000.0},

@@ -23,7 +23,7 @@ class RendezvousRequest;
 namespace heddle::comm {
 
 // A collective under way. Its buffers are not touched until Wait() returns. Every one that was
-// started is waited for once, in the order of the starts, before an operation that blocks.
+// started is waited for once, in any order.
 class Pending {
  public:
   virtual ~Pending() = default;

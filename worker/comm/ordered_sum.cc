@@ -1,22 +1,11 @@
 #include "worker/comm/ordered_sum.h"
 
 #include <cstring>
+#include <vector>
 
 namespace heddle::comm {
 
 namespace {
-
-template <typename T>
-void Sum(const T* rows, size_t world, size_t count, T* out) {
-  std::memcpy(out, rows, count * sizeof(T));
-  for (size_t r = 1; r < world; ++r) {
-    const T* __restrict row = rows + r * count;
-    T* __restrict target = out;
-    for (size_t i = 0; i < count; ++i) {
-      target[i] += row[i];
-    }
-  }
-}
 
 float Widen(uint16_t bits) {
   const uint32_t wide = uint32_t{bits} << 16;
@@ -25,26 +14,53 @@ float Widen(uint16_t bits) {
   return value;
 }
 
+float Widen(float value) { return value; }
+double Widen(double value) { return value; }
+
+// Blocks that stay in the first-level cache while all rows are added.
+constexpr size_t kBlock = 2048;
+
+template <typename From, typename To>
+void Sum(const From* const* rows, size_t world, size_t count, To* out) {
+  for (size_t begin = 0; begin < count; begin += kBlock) {
+    const size_t size = count - begin < kBlock ? count - begin : kBlock;
+    To* __restrict target = out + begin;
+    To sums[kBlock];
+    for (size_t i = 0; i < size; ++i) sums[i] = Widen(rows[0][begin + i]);
+    for (size_t r = 1; r < world; ++r) {
+      const From* __restrict row = rows[r] + begin;
+      for (size_t i = 0; i < size; ++i) sums[i] += Widen(row[i]);
+    }
+    std::memcpy(target, sums, size * sizeof(To));
+  }
+}
+
+template <typename From, typename To>
+void SumEven(const From* rows, size_t world, size_t count, To* out) {
+  std::vector<const From*> starts;
+  for (size_t r = 0; r < world; ++r) starts.push_back(rows + r * count);
+  Sum(starts.data(), world, count, out);
+}
+
 }  // namespace
 
 void OrderedSum(const float* rows, size_t world, size_t count, float* out) {
-  Sum(rows, world, count, out);
+  SumEven(rows, world, count, out);
 }
-
 void OrderedSum(const double* rows, size_t world, size_t count, double* out) {
+  SumEven(rows, world, count, out);
+}
+void OrderedSum(const uint16_t* rows, size_t world, size_t count, float* out) {
+  SumEven(rows, world, count, out);
+}
+void OrderedSum(const float* const* rows, size_t world, size_t count, float* out) {
   Sum(rows, world, count, out);
 }
-
-void OrderedSum(const uint16_t* rows, size_t world, size_t count, float* out) {
-  for (size_t i = 0; i < count; ++i) {
-    out[i] = Widen(rows[i]);
-  }
-  for (size_t r = 1; r < world; ++r) {
-    const uint16_t* row = rows + r * count;
-    for (size_t i = 0; i < count; ++i) {
-      out[i] += Widen(row[i]);
-    }
-  }
+void OrderedSum(const double* const* rows, size_t world, size_t count, double* out) {
+  Sum(rows, world, count, out);
+}
+void OrderedSum(const uint16_t* const* rows, size_t world, size_t count, float* out) {
+  Sum(rows, world, count, out);
 }
 
 void RoundToBf16(const float* from, size_t count, uint16_t* to) {

@@ -10,6 +10,10 @@ namespace heddle::comm {
 // REQUIRES: world >= 1; out does not overlap rows.
 void OrderedSum(const float* rows, size_t world, size_t count, float* out);
 void OrderedSum(const double* rows, size_t world, size_t count, double* out);
+// The same with rows that lie anywhere; out may be the first row.
+void OrderedSum(const float* const* rows, size_t world, size_t count, float* out);
+void OrderedSum(const double* const* rows, size_t world, size_t count, double* out);
+void OrderedSum(const uint16_t* const* rows, size_t world, size_t count, float* out);
 // Rows of bf16 bits, summed in fp32.
 void OrderedSum(const uint16_t* rows, size_t world, size_t count, float* out);
 

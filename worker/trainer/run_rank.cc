@@ -18,6 +18,7 @@
 #include "model/language_model.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/recorder.h"
+#include "worker/comm/shared_memory.h"
 #include "worker/trainer/checkpointer.h"
 #include "worker/trainer/data_source.h"
 #include "worker/trainer/exit_code.h"
@@ -182,6 +183,10 @@ class Rank {
         nccl ? comm::ConnectNccl(options) : comm::ConnectGloo(options);
     RETURN_IF_ERROR(group);
     group_ = *std::move(group);
+    if (nccl) return OkStatus();
+    std::string why_not;
+    ASSIGN_OR_RETURN(group_, comm::OverSharedMemory(std::move(group_), &why_not));
+    if (!why_not.empty()) HEDDLE_INFO("no shared memory between ranks", {"why", why_not});
     return OkStatus();
   }
 

@@ -14,6 +14,7 @@
 #include "worker/comm/control_store.h"
 #include "worker/comm/ordered_sum.h"
 #include "worker/comm/recorder.h"
+#include "worker/comm/shared_memory.h"
 #include "worker/control/rank_page.h"
 
 namespace heddle::comm {
@@ -62,6 +63,28 @@ std::vector<float> Random(uint64_t seed, size_t count) {
     value = values(random) * std::pow(10.0f, values(random) * 6);
   }
   return out;
+}
+
+// The same with the traffic in shared memory, which threads of one process can have too.
+void OnRanksOfOneHost(int world, const std::function<void(int, Communicator*)>& body) {
+  FakeRendezvous server;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&, rank] {
+      auto group = ConnectGloo(OptionsOf(&server, rank, world));
+      ASSERT_OK(group.status());
+      std::string why_not;
+      auto shared = OverSharedMemory(*std::move(group), &why_not);
+      ASSERT_OK(shared.status());
+      ASSERT_EQ(why_not, "");
+      EXPECT_EQ((*shared)->backend(), "gloo over shared memory");
+      (*shared)->SetTimeout(milliseconds(3000));
+      body(rank, shared->get());
+    });
+  }
+  for (std::thread& thread : threads) {
+    thread.join();
+  }
 }
 
 TEST(OrderedSum, AddsInAscendingOrderOfRank) {
@@ -217,6 +240,121 @@ TEST(ControlStore, DoesWhatC10dAsksOfAStore) {
   EXPECT_ANY_THROW(store.wait({"never"}, milliseconds(50)));
   const auto clone = store.clone();
   EXPECT_EQ(clone->get("a"), (std::vector<uint8_t>{2, 3}));
+}
+
+// Everything that a rank computes from a few collectives of many sizes, as bits.
+std::vector<float> AllResults(int rank, Communicator* group) {
+  const size_t world = static_cast<size_t>(group->world_size());
+  std::vector<float> found;
+  const auto keep = [&](std::span<const float> values) {
+    found.insert(found.end(), values.begin(), values.end());
+  };
+  // 1.2M floats are more than a slot of the segment.
+  for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, size_t{1'200'001}}) {
+    const uint64_t seed = 100 * count + static_cast<uint64_t>(rank);
+    std::vector<float> reduced = Random(seed, count);
+    EXPECT_OK(group->AllReduceSum(std::span<float>(reduced)));
+    keep(reduced);
+    // Two under way at a time, waited for out of order.
+    const std::vector<float> mine = Random(seed + 1, count);
+    std::vector<float> all(count * world);
+    auto gather = group->StartAllGather(std::as_bytes(std::span<const float>(mine)),
+                                        std::as_writable_bytes(std::span<float>(all)), 3);
+    EXPECT_OK(gather.status());
+    const std::vector<float> parts = Random(seed + 2, count * world);
+    std::vector<float> sum(count);
+    std::vector<float> rounded(count);
+    auto scatter = group->StartReduceScatterSum(parts, sum, Wire::kFp32, 4);
+    auto narrow = group->StartReduceScatterSum(parts, rounded, Wire::kBf16, 5);
+    EXPECT_OK(narrow.status());
+    EXPECT_OK((*narrow)->Wait());
+    EXPECT_OK((*gather)->Wait());
+    EXPECT_OK((*scatter)->Wait());
+    keep(all);
+    keep(sum);
+    keep(rounded);
+  }
+  std::vector<double> few = {0.1 * rank, 1e17, -1.0};
+  EXPECT_OK(group->AllReduceSum(std::span<double>(few)));
+  for (const double value : few) found.push_back(static_cast<float>(value));
+  return found;
+}
+
+TEST(Communicator, GlooAndSharedMemoryGiveTheSameBits) {
+  for (const int world : {2, 3}) {
+    std::vector<std::vector<float>> over_sockets(static_cast<size_t>(world));
+    std::vector<std::vector<float>> in_memory(static_cast<size_t>(world));
+    OnRanks(world, [&](int rank, Communicator* group) {
+      group->SetTimeout(milliseconds(20000));
+      over_sockets[static_cast<size_t>(rank)] = AllResults(rank, group);
+    });
+    OnRanksOfOneHost(world, [&](int rank, Communicator* group) {
+      group->SetTimeout(milliseconds(20000));
+      in_memory[static_cast<size_t>(rank)] = AllResults(rank, group);
+    });
+    for (size_t r = 0; r < over_sockets.size(); ++r) {
+      ASSERT_EQ(over_sockets[r].size(), in_memory[r].size());
+      EXPECT_EQ(std::memcmp(over_sockets[r].data(), in_memory[r].data(),
+                            in_memory[r].size() * sizeof(float)),
+                0)
+          << world << " ranks, rank " << r;
+    }
+  }
+}
+
+TEST(Communicator, ScattersAndGathersWhatOneProcessWould) {
+  OnRanksOfOneHost(3, [](int rank, Communicator* group) {
+    std::vector<float> parts(6);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      parts[i] = static_cast<float>(10 * rank) + static_cast<float>(i);
+    }
+    std::vector<float> sum(2);
+    auto scatter = group->StartReduceScatterSum(parts, sum, Wire::kFp32, 0);
+    ASSERT_OK(scatter.status());
+    ASSERT_OK((*scatter)->Wait());
+    EXPECT_EQ(sum, (std::vector<float>{30.0f + 6.0f * static_cast<float>(rank),
+                                       33.0f + 6.0f * static_cast<float>(rank)}));
+    // In place: this rank's part lies where it belongs.
+    std::vector<float> all(6, -1.0f);
+    all[static_cast<size_t>(2 * rank)] = static_cast<float>(rank);
+    all[static_cast<size_t>(2 * rank + 1)] = static_cast<float>(rank) + 0.5f;
+    const std::span<const float> mine(all.data() + 2 * rank, 2);
+    auto gather = group->StartAllGather(std::as_bytes(mine),
+                                        std::as_writable_bytes(std::span<float>(all)), 0);
+    ASSERT_OK(gather.status());
+    ASSERT_OK((*gather)->Wait());
+    EXPECT_EQ(all, (std::vector<float>{0, 0.5f, 1, 1.5f, 2, 2.5f}));
+  });
+}
+
+TEST(Communicator, ARankThatStaysAwayEndsTheWaitOverSharedMemory) {
+  OnRanksOfOneHost(2, [](int rank, Communicator* group) {
+    if (rank == 1) return;  // its end of the memory goes away
+    group->SetTimeout(milliseconds(200));
+    std::vector<float> values(5, 1.0f);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable)
+        << "the group is dead";
+  });
+}
+
+TEST(Communicator, AbortEndsAWaitOverSharedMemory) {
+  OnRanksOfOneHost(2, [](int rank, Communicator* group) {
+    if (rank == 1) {
+      std::this_thread::sleep_for(milliseconds(100));
+      return;
+    }
+    group->SetTimeout(milliseconds(30000));
+    std::thread aborter([group] {
+      std::this_thread::sleep_for(milliseconds(50));
+      group->Abort();
+    });
+    std::vector<float> values(5, 1.0f);
+    const auto begin = std::chrono::steady_clock::now();
+    EXPECT_FALSE(group->AllReduceSum(std::span<float>(values)).ok());
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+    aborter.join();
+  });
 }
 
 }  // namespace

@@ -139,12 +139,13 @@ TEST(Shard, LionGoesOnBitForBitInEveryMode) {
     attempt.Wait(30);
     changing.Collect(&attempt);
   }
-  for (const heddle::v1::TensorInfo& tensor : changing.records().back().tensors()) {
-    EXPECT_EQ(tensor.classes_size(), 2) << tensor.name();
-  }
   changing.config().mutable_parallel()->set_shard(ParallelConfig::SHARD_OPTIMIZER);
   RunToEnd(&changing);
   ExpectSameBits(calm.series(), changing.series());
+  ASSERT_FALSE(changing.records().empty());
+  for (const heddle::v1::TensorInfo& tensor : changing.records().back().tensors()) {
+    EXPECT_EQ(tensor.classes_size(), 2) << tensor.name();
+  }
 }
 
 // Ranks evaluate different numbers of sequences and still gather together.

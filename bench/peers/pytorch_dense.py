@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """The peer of heddle's trainer: the same dense language model in PyTorch eager, trained the same way.
 
-  pytorch_tiny_dense.py --config FILE --data DIR --steps N --warmup N --threads N [--compile]
+  pytorch_dense.py --config FILE --data DIR --steps N --warmup N --threads N [--compile]
+                   [--ranks N --parallel ddp|fsdp2]
 
 FILE is the resolved run configuration as `heddle config show CONFIG -o json` prints it; DIR a packed set. Prints one JSON
-line: tokens/s of each step behind the warm-up, first and last loss, parameters.
+line: tokens/s of each step behind the warm-up, over all ranks, first and last loss, parameters. Ranks are processes of
+this machine over Gloo, each with N threads; FSDP2 shards every block and the rest, with bf16 parameters and fp32 sums.
 
 RMSNorm, rotary positions (half layout), grouped-query attention, SwiGLU, tied head, AdamW with fp32 weights, autocast to
 bf16 where the configuration says so. What is kind to the peer is chosen where there is a choice: fused AdamW, SDPA with
@@ -13,6 +15,8 @@ tokens held in memory, no data loader, no checkpoint, no metric but the loss.
 """
 import argparse
 import json
+import os
+import socket
 import struct
 import time
 from pathlib import Path
@@ -117,13 +121,52 @@ def model_group(config):
     return model
 
 
+def shard(model, kind, bf16):
+    """The model as its ranks see it."""
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else MixedPrecisionPolicy()
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def rank_main(rank, args, port):
+    """One of several ranks; the first prints."""
+    if args.ranks > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=args.ranks)
+    result = train(args, rank)
+    if rank == 0:
+        print(json.dumps(result))
+    if args.ranks > 1:
+        torch.distributed.destroy_process_group()
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name, kind in (("--config", Path), ("--data", Path), ("--steps", int), ("--warmup", int), ("--threads", int)):
         parser.add_argument(name, type=kind, required=True)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--parallel", choices=("ddp", "fsdp2"), default="ddp")
     args = parser.parse_args()
+    if args.ranks == 1:
+        rank_main(0, args, 0)
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(rank_main, args=(args, port), nprocs=args.ranks)
+
+
+def train(args, rank):
     torch.set_num_threads(args.threads)
+    if args.ranks > 1:
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]} if args.threads == 1 else os.sched_getaffinity(0))
     torch.manual_seed(0)
     config = json.loads(args.config.read_text())
     training = config["training"]
@@ -132,6 +175,8 @@ def main():
     bf16 = training["precision"] == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
     model = LanguageModel(model_group(config))
+    if args.ranks > 1:
+        model = shard(model, args.parallel, bf16)
     loss_of = torch.compile(model) if args.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=training["learning_rate"], fused=True,
                                   betas=(training.get("beta1", 0.9), training.get("beta2", 0.95)),
@@ -139,7 +184,7 @@ def main():
     data = read_tokens(args.data)
     windows = (len(data) - 1) // length
     order = torch.randperm(windows)
-    at = 0
+    at = rank * windows // args.ranks
     rates, losses = [], []
     for step in range(args.warmup + args.steps):
         start = time.perf_counter()
@@ -159,10 +204,10 @@ def main():
         seconds = time.perf_counter() - start
         losses.append(total)
         if step >= args.warmup:
-            rates.append(micro * accumulation * length / seconds)
-    print(json.dumps({"tokens_per_second": rates, "first_loss": losses[0], "last_loss": losses[-1],
-                      "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-                      "threads": torch.get_num_threads()}))
+            rates.append(args.ranks * micro * accumulation * length / seconds)
+    return {"tokens_per_second": rates, "first_loss": losses[0], "last_loss": losses[-1],
+            "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+            "threads": torch.get_num_threads()}
 
 
 if __name__ == "__main__":
