@@ -59,11 +59,11 @@ struct StepArgs {
   int64_t update = 1;          // 1 for the first update ever: t of the bias correction
   double learning_rate = 0.0;  // of this step, from LearningRate()
   double grad_scale = 1.0;     // the gradient is divided by it; max(1, norm / clip)
-  // The same for groups of indexers, whose loss is one of their own: one norm for both would let it
-  // slow the model down.
-  double indexer_grad_scale = 1.0;
   bool found_inf = false;      // true: nothing is changed
   int64_t frozen_updates = 0;  // of the updates, those at which only indexers moved
+  // grad_scale of the groups of indexers, whose loss is one of their own: one norm for both would
+  // let it slow the model down.
+  double indexer_grad_scale = 1.0;
 };
 
 // The bias correction of a group counts its own updates. REQUIRES: update >= 1, fewer frozen

@@ -221,9 +221,9 @@ void TrainLoop::Update(const Agreement& sums) {
         .update = counters.updates,
         .learning_rate = learning_rate_,
         .grad_scale = optim::ClipDivisor(norm, plan.grad_clip),
-        .indexer_grad_scale = optim::ClipDivisor(indexer_norm, plan.grad_clip),
         .found_inf = false,
-        .frozen_updates = Frozen() ? 0 : counters.frozen_updates};
+        .frozen_updates = Frozen() ? 0 : counters.frozen_updates,
+        .indexer_grad_scale = optim::ClipDivisor(indexer_norm, plan.grad_clip)};
     for (const optim::Shard& shard : parts_.state->shards()) {
       optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()), args, shard);
     }

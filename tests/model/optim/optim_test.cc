@@ -108,6 +108,23 @@ TEST(Optimizer, AnInfiniteGradientChangesNothing) {
   EXPECT_EQ(state.w, before.w);
 }
 
+TEST(Optimizer, IndexersAreClippedByTheirOwnFactor) {
+  State state(40);
+  StepArgs args;
+  args.learning_rate = 1e-3;
+  args.grad_scale = 2.0;
+  args.indexer_grad_scale = 8.0;
+  const GroupRange model{.begin = 0, .end = 20};
+  const GroupRange indexer{.begin = 20, .end = 40, .indexer = true};
+  OptimizerStep({}, std::vector<GroupRange>{model, indexer}, args, state.shard(0, 40));
+  State half(40);
+  args.indexer_grad_scale = 2.0;
+  OptimizerStep({}, std::vector<GroupRange>{model, indexer}, args, half.shard(0, 40));
+  for (size_t i = 0; i < 40; ++i) {
+    EXPECT_FLOAT_EQ(state.m[i] * (i < 20 ? 1.0f : 4.0f), half.m[i]) << i;
+  }
+}
+
 TEST(Optimizer, DecaysMatricesButNoNorms) {
   heddle::v1::ModelConfig config;
   config.set_n_kv_heads(2);
