@@ -32,7 +32,8 @@ Status RunShow(const ShowOptions& options);
 
 struct LogitsOptions {
   SourceOptions source;
-  std::string input;  // safetensors: input_ids [B,T], also with attention_mask [B,T], or [N] with cu_seqlens [D+1]
+  std::string input;  // safetensors: input_ids [B,T], also with attention_mask [B,T], or [N] with
+                      // cu_seqlens [D+1]
   std::string out;    // safetensors: logits f32
 };
 Status RunLogits(const LogitsOptions& options);

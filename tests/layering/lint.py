@@ -32,13 +32,27 @@ def wanted(argv):
 
 
 def flags_by_folder(commands):
-    """The -I, -isystem, -D and -std flags of a folder's first translation unit."""
+    """The -I, -isystem, -D and -std flags of the folder's translation unit that sees most (a folder may hold parts with
+    and without LibTorch)."""
     flags = {}
     for entry in commands:
         folder = os.path.relpath(os.path.dirname(entry["file"]), ROOT)
         kept = re.findall(r"(?<=\s)(?:-I\s*\S+|-isystem \S+|-D\S+|-std=\S+|-m\S+)", entry["command"])
-        flags.setdefault(folder, [part for flag in kept for part in flag.split()])
+        kept = [part for flag in kept for part in flag.split()]
+        if len(kept) > len(flags.get(folder, [])):
+            flags[folder] = kept
     return flags
+
+
+def without_precompiled(commands):
+    """A compilation database for clang-tidy, which reads no precompiled header of GCC: its folder. What a file forgets to
+    include shows here, too."""
+    folder = os.path.join(BUILD, "lint")
+    os.makedirs(folder, exist_ok=True)
+    plain = [{**entry, "command": re.sub(r"-include \S*cmake_pch\S*|-Winvalid-pch", "", entry["command"])} for entry in commands]
+    with open(os.path.join(folder, "compile_commands.json"), "w", encoding="utf-8") as f:
+        json.dump(plain, f)
+    return folder
 
 
 def compile_alone(path, flags):
@@ -47,8 +61,8 @@ def compile_alone(path, flags):
     return "" if done.returncode == 0 else f"{path}: does not compile alone:\n{done.stderr[:2000]}"
 
 
-def tidy(path):
-    done = subprocess.run(["clang-tidy-14", "-p", BUILD, "--quiet", "--extra-arg=-Wno-unknown-warning-option", path], cwd=ROOT, text=True, capture_output=True)
+def tidy(path, database):
+    done = subprocess.run(["clang-tidy-14", "-p", database, "--quiet", "--extra-arg=-Wno-unknown-warning-option", path], cwd=ROOT, text=True, capture_output=True)
     return "" if done.returncode == 0 and "warning:" not in done.stdout else done.stdout + done.stderr
 
 
@@ -57,11 +71,12 @@ def main():
     with open(os.path.join(BUILD, "compile_commands.json"), encoding="utf-8") as f:
         commands = json.load(f)
     flags = flags_by_folder(commands)
+    database = without_precompiled(commands)
     compiled = {os.path.relpath(entry["file"], ROOT) for entry in commands}
     headers = [f for f in files if f.endswith(".h") and os.path.dirname(f) in flags]
     sources = [f for f in files if f in compiled and f.endswith(".cc")]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        results = [*pool.map(lambda p: compile_alone(p, flags[os.path.dirname(p)]), headers), *pool.map(tidy, sources)]
+        results = [*pool.map(lambda p: compile_alone(p, flags[os.path.dirname(p)]), headers), *pool.map(lambda p: tidy(p, database), sources)]
     found = [text for text in results if text]
     for text in found:
         print(text)
