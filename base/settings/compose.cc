@@ -66,7 +66,7 @@ const std::vector<std::string>& PresetGroups() {
 std::string FindPreset(const std::string& group, const std::string& option,
                        const std::vector<std::string>& search_path) {
   for (const std::string& folder : search_path) {
-    const std::string path = folder + (group.empty() ? "" : "/" + group) + "/" + option + ".yaml";
+    std::string path = Str(folder, group.empty() ? "" : "/", group, "/", option, ".yaml");
     if (IsFile(path)) {
       return path;
     }

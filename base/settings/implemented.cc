@@ -67,7 +67,7 @@ std::string BadWord(const Row& row, const KeyRef& key, const google::protobuf::M
   const google::protobuf::Reflection& reflection = *parent->GetReflection();
   if (field.is_repeated()) {
     for (int i = 0; i < reflection.FieldSize(*parent, &field); ++i) {
-      const std::string text = ScalarText(*parent, field, i);
+      std::string text = ScalarText(*parent, field, i);
       if (!Works(row, text)) {
         return text;
       }

@@ -215,7 +215,7 @@ class ValueParser {
         }
       }
       ASSIGN_OR_RETURN(Value value, ParseValue('}'));
-      map.members.emplace_back(Value::Key{key, 0, 0}, std::move(value));
+      map.members.push_back({Value::Key{key, 0, 0}, std::move(value)});
       SkipBlanks();
       if (Peek() == ',') {
         ++i_;
@@ -319,13 +319,13 @@ Status ParseInto(Override& out) {
   if (text.rfind("++", 0) == 0) {
     out.kind = Override::Kind::kForce;
     start = 2;
-  } else if (text.rfind("+", 0) == 0) {
+  } else if (text.rfind('+', 0) == 0) {
     out.kind = Override::Kind::kAdd;
     start = 1;
-  } else if (text.rfind("~", 0) == 0) {
+  } else if (text.rfind('~', 0) == 0) {
     out.kind = Override::Kind::kDelete;
     start = 1;
-  } else if (text.rfind("-", 0) == 0) {
+  } else if (text.rfind('-', 0) == 0) {
     return InvalidArgument("needs KEY=VALUE; flags stand before the overrides");
   }
   const size_t equals = text.find('=');

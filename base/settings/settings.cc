@@ -435,7 +435,7 @@ std::vector<std::string> ListPresets(const std::string& group,
   }
   for (const std::string& folder : search_path) {
     for (const std::string& name : groups) {
-      DIR* dir = opendir((folder + "/" + name).c_str());
+      DIR* dir = opendir(Str(folder, "/", name).c_str());
       if (dir == nullptr) {
         continue;
       }
@@ -443,7 +443,7 @@ std::vector<std::string> ListPresets(const std::string& group,
         const std::string file = entry->d_name;
         if (file.size() > 5 && file[0] != '.' && file.compare(file.size() - 5, 5, ".yaml") == 0) {
           const std::string preset = file.substr(0, file.size() - 5);
-          names.insert(group.empty() ? name + "/" + preset : preset);
+          names.insert(group.empty() ? Str(name, "/", preset) : preset);
         }
       }
       closedir(dir);

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "base/status/status.h"
@@ -29,9 +28,17 @@ struct Value {
   int line = 0;
   int column = 0;
   std::vector<Value> items;
-  std::vector<std::pair<Key, Value>> members;
+  struct Member;
+  std::vector<Member> members;
 
   static Value Scalar(std::string text, bool quoted = false);
+};
+
+// Not a std::pair: a vector of pairs of a type that is not complete yet is one that not every
+// compiler takes.
+struct Value::Member {
+  Key first;
+  Value second;
 };
 
 // Same kind and content, whatever the positions and quotes.

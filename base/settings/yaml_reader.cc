@@ -169,7 +169,7 @@ class Builder : public YAML::EventHandler {
       PlaceKey(parent, value, mark);
     } else {
       parent.has_key = false;
-      parent.value.members.emplace_back(std::move(parent.key), std::move(value));
+      parent.value.members.push_back({std::move(parent.key), std::move(value)});
     }
   }
 

@@ -84,7 +84,7 @@ StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
   const bool prefix = state.rank < 0;
   ShownLines shown;
   const auto stream = [&](bool* alive) {
-    const Status status = client->Logs(request, [&](const v1::LogLine& line) {
+    Status status = client->Logs(request, [&](const v1::LogLine& line) {
       if (shown.Add(line)) {
         *alive = true;
         PrintText(LogText(line, context.json(), prefix));

@@ -26,8 +26,7 @@ class WideningCore : public AttentionCore {
     }
     const at::Tensor wide = Like(out);
     core_->Forward(layers::Widened(q), layers::Widened(k), layers::Widened(v), wide, saved);
-    at::Tensor to = out;
-    to.copy_(wide);
+    out.copy_(wide);
   }
 
   void Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
