@@ -8,11 +8,10 @@ usage: training.py [--quick] [--presets tiny,small] [--lengths 512,2048] [--prec
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 
-from figures import BIN, HERE, ROOT, Figures, median, peer_python, rounded, run_json
+from figures import HERE, ROOT, Figures, median, peer_python, rounded, run_json
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
 from faultlab.cluster import Cluster, corpus  # noqa: E402
