@@ -105,3 +105,13 @@ def run_json(command, timeout=1800):
     if done.returncode != 0:
         return None, (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     return json.loads(done.stdout.strip().splitlines()[-1]), ""
+
+
+def matmul_peak(python, threads, precision="bf16"):
+    """GFLOP/s of a 2048 cube in the peers' torch: the roof of a training rate."""
+    dtype = "bfloat16" if precision == "bf16" else "float32"
+    program = (f"import torch,time,json;torch.set_num_threads({threads});a=torch.randn(2048,2048).to(torch.{dtype});"
+               "b=a.clone();[a@b for _ in range(3)];t=time.perf_counter();[a@b for _ in range(10)];"
+               "print(json.dumps({'gflops':10*2*2048**3/(time.perf_counter()-t)/1e9}))")
+    out, _ = run_json([python, "-c", program])
+    return out["gflops"] if out else None

@@ -14,7 +14,7 @@ import tempfile
 import time
 from datetime import datetime
 
-from figures import BIN, HERE, ROOT, Figures, median, peer_python, quantile, rounded, run_json
+from figures import BIN, HERE, ROOT, Figures, matmul_peak, median, peer_python, quantile, rounded, run_json
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
 from faultlab.cluster import Cluster, corpus  # noqa: E402
@@ -136,15 +136,6 @@ def bench_start(figures, cluster, data):
     figures.add("submit_to_job_done_one_step_p50", median(to_end), "ms", runs=rounded(to_end, 1))
 
 
-def matmul_peak(python):
-    """bf16 GFLOP/s of a 2048 cube with our number of threads: the roof of the training rate."""
-    program = ("import torch,time,json;torch.set_num_threads(%d);a=torch.randn(2048,2048,dtype=torch.bfloat16);b=a.clone();"
-               "[a@b for _ in range(3)];t=time.perf_counter();[a@b for _ in range(10)];"
-               "print(json.dumps({'gflops':10*2*2048**3/(time.perf_counter()-t)/1e9}))" % THREADS)
-    out, _ = run_json([python, "-c", program])
-    return out["gflops"] if out else None
-
-
 def our_rate(cluster, data, name, steps):
     job = cluster.submit(train_config(cluster, data, name, WARMUP + steps))
     done = cluster.wait_done(job, 1200)
@@ -171,7 +162,7 @@ def bench_training(figures, cluster, data):
         if peer is not None:
             peers.append(median(peer["tokens_per_second"]))
             ratios.append(ours[-1] / peers[-1])
-            peaks.append(matmul_peak(python))
+            peaks.append(matmul_peak(python, THREADS))
     # 6 FLOPs a parameter a token; attention at 512 tokens adds 3 % and is left out.
     share = [6 * PARAMETERS * o / (p * 1e9) for o, p in zip(ours, peaks) if p]
     figures.add("tiny_dense_tokens_per_second", median(ours), "tokens/s", target=">= 2.5x eager", peer=median(peers),

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 
-from figures import HERE, ROOT, Figures, median, peer_python, rounded, run_json
+from figures import HERE, ROOT, Figures, matmul_peak, median, peer_python, rounded, run_json
 
 sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
 from faultlab.cluster import Cluster, corpus  # noqa: E402
@@ -66,16 +66,6 @@ class Run:
         return median(out["tokens_per_second"]) if out else None
 
 
-def matmul_peak(python, precision):
-    """GFLOP/s of a 2048 cube on every core: the roof of the training rate."""
-    dtype = "bfloat16" if precision == "bf16" else "float32"
-    program = (f"import torch,time,json;torch.set_num_threads({CORES});a=torch.randn(2048,2048).to(torch.{dtype});"
-               "b=a.clone();[a@b for _ in range(3)];t=time.perf_counter();[a@b for _ in range(10)];"
-               "print(json.dumps({'gflops':10*2*2048**3/(time.perf_counter()-t)/1e9}))")
-    out, _ = run_json([python, "-c", program])
-    return out["gflops"] if out else None
-
-
 def flops_per_token(preset, length):
     """6 a parameter; attention's two products, forward and backward, over half of the square."""
     layers, width = WIDTHS[preset]
@@ -89,7 +79,7 @@ def one_process(figures, cluster, data, python, preset, length, precision):
         rates.append(run.ours())
         if python:
             eager.append(run.peer(python))
-            peaks.append(matmul_peak(python, precision))
+            peaks.append(matmul_peak(python, CORES, precision))
     ours, peer = median(rates), median([e for e in eager if e])
     share, over_eager, over_compiled = TARGETS[preset]
     figures.add(f"{run.name}_tokens_per_second", ours, "tokens/s", target=f">= {over_eager}x eager" if precision == "bf16" else None,

@@ -157,12 +157,6 @@ Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) 
   return blocks;
 }
 
-// Elements of a unit that one of `ranks` owns (worker/shard/layout.h).
-int64_t Slice(const UnitSpec& unit, int64_t ranks) {
-  const int64_t even = (unit.elements + ranks - 1) / ranks;
-  return (even + kFlatAlignment - 1) / kFlatAlignment * kFlatAlignment;
-}
-
 // The pool of worker/shard/unit_tensors.h: what it ever held at a time.
 class UnitPool {
  public:
@@ -195,7 +189,8 @@ class UnitPool {
 
 std::vector<int64_t> UnitBytes(const ModelPlan& plan, int64_t ranks, int64_t element) {
   std::vector<int64_t> bytes;
-  for (const UnitSpec& unit : plan.units) bytes.push_back(Slice(unit, ranks) * ranks * element);
+  for (const UnitSpec& unit : plan.units)
+    bytes.push_back(SliceElements(unit, ranks) * ranks * element);
   return bytes;
 }
 
@@ -260,7 +255,7 @@ void AddParameters(const ModelPlan& plan, const ModelConfig& model, const Traini
     return;
   }
   int64_t owned = 0;
-  for (const UnitSpec& unit : plan.units) owned += Slice(unit, ranks);
+  for (const UnitSpec& unit : plan.units) owned += SliceElements(unit, ranks);
   memory->compute_weights = bf16 ? 2 * owned : 0;
   memory->master = 4 * owned;
   memory->moments = moments * moment_bytes * owned;

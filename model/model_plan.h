@@ -73,6 +73,13 @@ struct UnitSpec {
   int64_t elements = 0;  // flat elements with padding
 };
 
+// Elements of a unit that each of `ranks` keeps of it where parameters are sharded: equal for all
+// ranks, a multiple of kFlatAlignment; the last slices may reach beyond the unit.
+inline int64_t SliceElements(const UnitSpec& unit, int64_t ranks) {
+  const int64_t even = (unit.elements + ranks - 1) / ranks;
+  return (even + kFlatAlignment - 1) / kFlatAlignment * kFlatAlignment;
+}
+
 struct ModelPlan {
   std::vector<TensorSpec> tensors;  // in order of offset
   std::vector<UnitSpec> units;      // in order of offset

@@ -82,6 +82,12 @@ double NumberOf(const PbMessage& message, const FieldDescriptor& field, int i) {
   }
 }
 
+bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
+  const auto& pattern = attention.pattern();
+  return pattern.empty() ? attention.kind() == kind
+                         : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
+}
+
 void CheckMessage(const PbMessage& message, const std::string& prefix, Problems& problems);
 
 void CheckValue(const PbMessage& message, const FieldDescriptor& field, int i,
@@ -227,12 +233,7 @@ class FieldChecker {
            "this version shards over backend gloo only");
   }
 
-  bool Uses(v1::AttentionKind kind) const {
-    const v1::AttentionConfig& attention = config_.model().attention();
-    const auto& pattern = attention.pattern();
-    return pattern.empty() ? attention.kind() == kind
-                           : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
-  }
+  bool Uses(v1::AttentionKind kind) const { return UsesKind(config_.model().attention(), kind); }
 
   // Whether layers of this kind read an MLA latent instead of heads of head_dim.
   bool Latent(v1::AttentionKind kind) const {
@@ -421,12 +422,6 @@ std::string WhyIdleInLayers(const v1::ModelConfig& model, const std::string& can
     return "without a gate";
   }
   return "";
-}
-
-bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
-  const auto& pattern = attention.pattern();
-  return pattern.empty() ? attention.kind() == kind
-                         : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
 }
 
 // Keys of the whole model that another one of it switches off.

@@ -12,9 +12,7 @@ Layout::Layout(const model::ModelPlan& plan, int rank, int world) : rank_(rank),
     UnitSlices slices;
     slices.offset = unit.offset;
     slices.elements = unit.elements;
-    const int64_t even = (unit.elements + world - 1) / world;
-    slices.slice =
-        (even + model::kFlatAlignment - 1) / model::kFlatAlignment * model::kFlatAlignment;
+    slices.slice = model::SliceElements(unit, world);
     slices.owned_offset = owned_elements_;
     owned_elements_ += slices.slice;
     units_.push_back(slices);

@@ -40,19 +40,33 @@ GroupOptions OptionsOf(FakeRendezvous* server, int rank, int world) {
 }
 
 // Runs `body` on one thread per rank, each with its own group.
-void OnRanks(int world, const std::function<void(int, Communicator*)>& body) {
+void OnRanks(int world, const std::function<void(int, Communicator*)>& body,
+             bool shared_memory = false) {
   FakeRendezvous server;
   std::vector<std::thread> threads;
   for (int rank = 0; rank < world; ++rank) {
     threads.emplace_back([&, rank] {
       auto group = ConnectGloo(OptionsOf(&server, rank, world));
       ASSERT_OK(group.status());
+      if (shared_memory) {
+        std::string why_not;
+        group = OverSharedMemory(*std::move(group), &why_not);
+        ASSERT_OK(group.status());
+        ASSERT_EQ(why_not, "");
+        EXPECT_EQ((*group)->backend(), "gloo over shared memory");
+        (*group)->SetTimeout(milliseconds(3000));
+      }
       body(rank, group->get());
     });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
+}
+
+// The same with the traffic in shared memory, which threads of one process can have too.
+void OnRanksOfOneHost(int world, const std::function<void(int, Communicator*)>& body) {
+  OnRanks(world, body, /*shared_memory=*/true);
 }
 
 std::vector<float> Random(uint64_t seed, size_t count) {
@@ -63,28 +77,6 @@ std::vector<float> Random(uint64_t seed, size_t count) {
     value = values(random) * std::pow(10.0f, values(random) * 6);
   }
   return out;
-}
-
-// The same with the traffic in shared memory, which threads of one process can have too.
-void OnRanksOfOneHost(int world, const std::function<void(int, Communicator*)>& body) {
-  FakeRendezvous server;
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < world; ++rank) {
-    threads.emplace_back([&, rank] {
-      auto group = ConnectGloo(OptionsOf(&server, rank, world));
-      ASSERT_OK(group.status());
-      std::string why_not;
-      auto shared = OverSharedMemory(*std::move(group), &why_not);
-      ASSERT_OK(shared.status());
-      ASSERT_EQ(why_not, "");
-      EXPECT_EQ((*shared)->backend(), "gloo over shared memory");
-      (*shared)->SetTimeout(milliseconds(3000));
-      body(rank, shared->get());
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
 }
 
 TEST(OrderedSum, AddsInAscendingOrderOfRank) {

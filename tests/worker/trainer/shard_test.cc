@@ -23,6 +23,16 @@ RunConfig ShardedConfig(ParallelConfig::Shard mode, int ranks, int64_t steps) {
   return config;
 }
 
+// One attempt that is told to save and leave once it is at `step`.
+void RunAndStop(Job* job, uint64_t step) {
+  FakeAttempt attempt(job->Next());
+  ASSERT_TRUE(attempt.WaitForStep(step));
+  attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
+  attempt.Wait();
+  job->Collect(&attempt);
+  ASSERT_GE(job->saved_step(), step);
+}
+
 TEST(Shard, EveryModeAndAccumulationWithOneOrderOfSumsGivesTheSameBits) {
   Job whole(SmallConfig(2, 8), 2);
   RunToEnd(&whole);
@@ -65,12 +75,7 @@ TEST(Shard, ModesContinueEachOther) {
   for (const auto mode : {ParallelConfig::SHARD_FULL, ParallelConfig::SHARD_NONE,
                           ParallelConfig::SHARD_OPTIMIZER, ParallelConfig::SHARD_FULL}) {
     changing.config().mutable_parallel()->set_shard(mode);
-    FakeAttempt attempt(changing.Next());
-    ASSERT_TRUE(attempt.WaitForStep(stop));
-    attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
-    attempt.Wait();
-    changing.Collect(&attempt);
-    ASSERT_GE(changing.saved_step(), stop);
+    ASSERT_NO_FATAL_FAILURE(RunAndStop(&changing, stop));
     ExpectGood(changing.records().back(), changing.root());
     stop = changing.saved_step() + 2;
   }
@@ -87,12 +92,7 @@ TEST(Shard, OtherNumbersOfRanksContinue) {
   uint64_t stop = 4;
   for (const int ranks : {4, 2, 3}) {
     changing.set_ranks(ranks);
-    FakeAttempt attempt(changing.Next());
-    ASSERT_TRUE(attempt.WaitForStep(stop));
-    attempt.Stop(heddle::v1::STOP_MODE_CHECKPOINT_AND_EXIT);
-    attempt.Wait();
-    changing.Collect(&attempt);
-    ASSERT_GE(changing.saved_step(), stop);
+    ASSERT_NO_FATAL_FAILURE(RunAndStop(&changing, stop));
     stop = changing.saved_step() + 4;
   }
   changing.set_ranks(1);
