@@ -24,6 +24,15 @@ foreach(module libpcre2-8:pcre2 libzstd:zstd libxxhash:xxhash liburing:uring ncu
 endforeach()
 find_package(simdjson CONFIG REQUIRED)
 
+# OpenMPI's C interface, for a plug-in only; PMIx, for the server that starts it.
+pkg_check_modules(heddle_pc_mpi REQUIRED IMPORTED_TARGET ompi-c)
+add_library(heddle_mpi_api INTERFACE)
+target_link_libraries(heddle_mpi_api INTERFACE PkgConfig::heddle_pc_mpi Threads::Threads)
+target_compile_definitions(heddle_mpi_api INTERFACE OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)
+pkg_check_modules(heddle_pc_pmix REQUIRED IMPORTED_TARGET pmix)
+add_library(heddle_pmix INTERFACE)
+target_link_libraries(heddle_pmix INTERFACE PkgConfig::heddle_pc_pmix Threads::Threads)
+
 # Standalone-style use of Boost.Asio and Beast 1.81: headers only, plus threads.
 add_library(heddle_asio INTERFACE)
 target_link_libraries(heddle_asio INTERFACE Threads::Threads)

@@ -75,14 +75,11 @@ function(heddle_binary name)
   heddle_common(${name} ${arg_DEPS})
 endfunction()
 
-# heddle_plugin(NAME SOURCES x_cuda.cc ... [DEPS ...]): libNAME.so in build/bin/, opened by dlopen
-# where a GPU is. Built only with HEDDLE_WITH_CUDA; its sources are listed all the same.
+# heddle_plugin(NAME SOURCES x.cc ... [DEPS ...]): libNAME.so in build/bin/, opened by dlopen where
+# what it links is installed.
 function(heddle_plugin name)
   cmake_parse_arguments(arg "" "" "SOURCES;DEPS" ${ARGN})
   heddle_record_sources(${name} ${arg_SOURCES})
-  if(NOT HEDDLE_WITH_CUDA OR NOT HEDDLE_WITH_TORCH)
-    return()
-  endif()
   add_library(${name} MODULE ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_DEPS})
   heddle_common(${name} ${arg_DEPS})

@@ -7,7 +7,8 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 readonly TORCH=${HEDDLE_DEPS:-$HOME/.cache/heddle}/libtorch-2.11.0
 readonly OUT=build/image
-readonly BINARIES=(heddle heddle-coordinator heddle-worker heddle-shim heddle-trainer heddle-model)
+readonly BINARIES=(heddle heddle-coordinator heddle-worker heddle-shim heddle-trainer heddle-model
+  heddle-mpi-server)
 
 die() { printf 'stage: %s\n' "$*" >&2; exit 1; }
 
@@ -39,11 +40,13 @@ for binary in "${BINARIES[@]}"; do
   cp "build/bin/$binary" "$OUT/bin/"
   strip --strip-unneeded "$OUT/bin/$binary"
 done
+cp build/bin/libheddle_mpi.so "$OUT/bin/"
 if [ "${1:-}" = --cuda ]; then
   cp build/bin/libheddle_cuda.so "$OUT/bin/"
 fi
 packages_of build/bin/heddle build/bin/heddle-coordinator > "$OUT/packages-coordinator"
-packages_of build/bin/heddle-worker build/bin/heddle-trainer build/bin/heddle-model > "$OUT/packages-worker"
+packages_of build/bin/heddle-worker build/bin/heddle-trainer build/bin/heddle-model \
+  build/bin/heddle-mpi-server build/bin/libheddle_mpi.so > "$OUT/packages-worker"
 # The same layout as unpacked, because LibTorch finds its stubs relative to itself. No headers.
 mkdir -p "$OUT/torch/torch"
 cp -a "$TORCH/torch/lib" "$OUT/torch/torch/"

@@ -229,8 +229,6 @@ class FieldChecker {
            "parallel.shard=optimizer or full");
     Refuse(whole && parallel.reduce_dtype() == v1::ParallelConfig::REDUCE_DTYPE_BF16,
            "parallel.reduce_dtype", "bf16 needs parallel.shard=optimizer or full");
-    Refuse(!whole && parallel.backend() == v1::ParallelConfig::BACKEND_NCCL, "parallel.shard",
-           "this version shards over backend gloo only");
   }
 
   bool Uses(v1::AttentionKind kind) const { return UsesKind(config_.model().attention(), kind); }

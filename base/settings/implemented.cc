@@ -29,7 +29,6 @@ const std::vector<Row>& Table() {
       {"training.nan_policy", {"halt", "skip"}, "rolling back"},
       {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
       {"parallel.expert", {"1"}, "expert parallelism"},
-      {"parallel.backend", {"auto", "gloo", "nccl"}, "the MPI back end"},
       {"checkpoint.async", {"true"}, "saving in the foreground"},
       {"schedule.constraints", {}, "placement constraints"},
       {"logging.tensorboard", {"false"}, "TensorBoard files"},

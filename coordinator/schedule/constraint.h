@@ -8,6 +8,9 @@
 
 namespace heddle::schedule {
 
+// Of jobs over MPI: a worker that finds OpenMPI has this label.
+inline constexpr char kMpiConstraint[] = "mpi=openmpi";
+
 // A label that is missing equals nothing and is at least nothing. Text that is no constraint
 // matches no node (submits are checked before).
 bool Matches(const std::string& constraint, const std::map<std::string, std::string>& labels);

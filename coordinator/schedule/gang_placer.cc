@@ -149,6 +149,9 @@ std::string Describe(const Shape& shape) {
   if (shape.gpus > 0) {
     text += Str(", ", shape.gpus, " gpus");
   }
+  for (const std::string& constraint : shape.constraints) {
+    text += Str(", ", constraint == kMpiConstraint ? "OpenMPI (label mpi=openmpi)" : constraint);
+  }
   return text;
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "coordinator/schedule/constraint.h"
 #include "coordinator/schedule/schedule.h"
 #include "coordinator/state/names.h"
 
@@ -104,6 +105,10 @@ Shape ShapeOf(const v1::RunConfig& config) {
   shape.gpus = static_cast<uint32_t>(std::max(0, parallel.gpus_per_rank()));
   shape.constraints.assign(config.schedule().constraints().begin(),
                            config.schedule().constraints().end());
+  if (parallel.backend() == v1::ParallelConfig::BACKEND_MPI &&
+      config.kind() == v1::RunConfig::KIND_TRAIN) {
+    shape.constraints.push_back(kMpiConstraint);
+  }
   return shape;
 }
 

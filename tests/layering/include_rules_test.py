@@ -42,6 +42,7 @@ GROUPS = [
     ("torch", r"(ATen|c10|caffe2|torch)/"),
     ("gloo", r"gloo/"),
     ("mpi", r"mpi\.h$"),
+    ("pmix", r"pmix(_server)?\.h$"),
     ("nccl", r"nccl\.h$"),
     ("cuda", r"(cuda|cub|cooperative_groups|mma|cublas|nvml)[^/]*(\.h|\.hpp|\.cuh)?(/|$)"),
     ("intrinsics", r"(\w*intrin|cpuid)\.h$"),

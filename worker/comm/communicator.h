@@ -40,7 +40,7 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
-  // Name for logs: "solo", "gloo", "nccl".
+  // Name for logs: "solo", "gloo", "mpi", "nccl".
   virtual std::string backend() const = 0;
 
   // values = sum over ranks, fp32 accumulation. All ranks pass the same size.
@@ -72,12 +72,15 @@ using RendezvousCall =
 struct GroupOptions {
   int rank = 0;
   int world_size = 1;
+  int local_rank = 0;  // its place among the ranks of its task, which start with rank - local_rank
   // Address of this rank's interface, numeric; never a host name, which Debian maps to 127.0.1.1
   // (control-plane B1).
   std::string data_address;
   // Keys of the store start with it, e.g. a secret of the attempt and the group's name.
   std::string key_prefix;
   RendezvousCall rendezvous;
+  // Folder for files of the back end, which are gone when the group is; empty: the system's.
+  std::string scratch;
   std::chrono::milliseconds init_timeout{300'000};
   std::chrono::milliseconds step_timeout{120'000};
 };
@@ -88,6 +91,10 @@ std::unique_ptr<Communicator> MakeSolo();
 // Connects all pairs over TCP. INVALID_ARGUMENT: bad rank, world size or address. UNAVAILABLE:
 // peers did not come in time. Blocks until every rank is there.
 StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupOptions& options);
+
+// OpenMPI through the plug-in libheddle_mpi.so beside the binary, without mpirun (mpi/README.md);
+// once in a process. UNIMPLEMENTED where the plug-in, OpenMPI or PMIx is missing.
+StatusOr<std::unique_ptr<Communicator>> ConnectMpi(const GroupOptions& options);
 
 // NCCL through the plug-in libheddle_cuda.so beside the binary, one device per rank. UNIMPLEMENTED
 // where there is no plug-in, FAILED_PRECONDITION where it finds no device.

@@ -1,30 +1,33 @@
-// libheddle_cuda.so: NCCL groups behind the plain functions of nccl_plugin.h. Host code only.
+// libheddle_cuda.so: NCCL behind the plain functions of plugin.h. Host code only.
 //
-// A sum takes the same road as Gloo's (training-runtime.md 3.2): all-to-all of slices, a sum in
-// ascending order of rank, all-gather. The slices cross the links by NCCL; the few additions are
-// done on the host, where the trainer's gradients live, with the very code of the other back ends,
-// so the bits are equal.
+// Gradients and weights live in host memory: an operation copies its input to the device, exchanges
+// it over the GPUs' links and copies the result back when it is waited for. Operations run in the
+// order of their starts on one stream, each with device memory of its own from a small pool.
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
-#include "worker/comm/nccl_plugin.h"
-#include "worker/comm/ordered_sum.h"
+#include "worker/comm/plugin.h"
 
 namespace heddle::comm {
 
 namespace {
 
-constexpr int64_t kBucketBytes = int64_t{64} << 20;
+constexpr int64_t kEnqueueMs = 120'000;
 constexpr auto kPoll = std::chrono::microseconds(50);
+
+using Deadline = std::chrono::steady_clock::time_point;
+
+Deadline In(int64_t timeout_ms) {
+  return std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
+}
 
 // First error of a sequence of calls; later calls are skipped.
 class Errors {
@@ -47,8 +50,8 @@ class Errors {
     }
   }
   bool ok() const { return text_.empty(); }
-  int Into(char* error, int error_bytes) const {
-    std::snprintf(error, static_cast<size_t>(error_bytes), "%s", text_.c_str());
+  int Into(PluginError error) const {
+    std::snprintf(error.text, static_cast<size_t>(error.size), "%s", text_.c_str());
     return ok() ? 0 : 1;
   }
 
@@ -56,18 +59,56 @@ class Errors {
   std::string text_;
 };
 
+// Device memory of ended operations, by size.
+class DevicePool {
+ public:
+  ~DevicePool() {
+    for (const auto& [bytes, memory] : spare_) cudaFree(memory);
+  }
+  char* Take(size_t bytes, Errors* errors) {
+    const auto found = spare_.lower_bound(bytes);
+    if (found != spare_.end() && found->first <= 2 * bytes) {
+      char* memory = found->second;
+      sizes_[memory] = found->first;
+      spare_.erase(found);
+      return memory;
+    }
+    void* memory = nullptr;
+    errors->Cuda(cudaMalloc(&memory, bytes), "device memory");
+    sizes_[static_cast<char*>(memory)] = bytes;
+    return static_cast<char*>(memory);
+  }
+  void Give(char* memory) {
+    if (memory == nullptr) return;
+    spare_.emplace(sizes_[memory], memory);
+    sizes_.erase(memory);
+  }
+
+ private:
+  std::multimap<size_t, char*> spare_;
+  std::map<char*, size_t> sizes_;
+};
+
+struct Operation {
+  char* send = nullptr;  // device
+  char* receive = nullptr;
+  void* target = nullptr;  // host
+  size_t bytes = 0;        // of the result
+  cudaEvent_t exchanged = nullptr;
+};
+
 struct Group {
   ncclComm_t comm = nullptr;
-  cudaStream_t stream = nullptr;
+  cudaStream_t exchange = nullptr;
+  cudaStream_t copy_back = nullptr;
   int rank = 0;
   int world = 1;
-  char* send = nullptr;  // device, kBucketBytes each
-  char* receive = nullptr;
+  DevicePool pool;
   bool dead = false;
 };
 
 // Communicators are non-blocking: a call that is in progress is polled until the deadline.
-bool AwaitComm(Group* group, std::chrono::steady_clock::time_point deadline, Errors* errors) {
+bool AwaitComm(Group* group, Deadline deadline, Errors* errors) {
   ncclResult_t state = ncclInProgress;
   while (true) {
     if (!errors->Nccl(ncclCommGetAsyncError(group->comm, &state), "NCCL state") ||
@@ -85,9 +126,9 @@ bool AwaitComm(Group* group, std::chrono::steady_clock::time_point deadline, Err
   }
 }
 
-bool AwaitStream(Group* group, std::chrono::steady_clock::time_point deadline, Errors* errors) {
+bool AwaitEvent(Group* group, cudaEvent_t event, Deadline deadline, Errors* errors) {
   while (true) {
-    const cudaError_t state = cudaStreamQuery(group->stream);
+    const cudaError_t state = cudaEventQuery(event);
     if (state == cudaSuccess) {
       return true;
     }
@@ -97,86 +138,113 @@ bool AwaitStream(Group* group, std::chrono::steady_clock::time_point deadline, E
     if (!AwaitComm(group, deadline, errors)) {
       return false;
     }
+    if (std::chrono::steady_clock::now() > deadline) {
+      errors->Note("collective", "deadline passed");
+      return false;
+    }
     std::this_thread::sleep_for(kPoll);
   }
 }
 
-// Elements [0, world * slice) are whole slices; the tail is shorter than the world.
-template <typename T>
-bool SumBucket(Group* group, T* values, size_t slice,
-               std::chrono::steady_clock::time_point deadline, Errors* errors) {
-  const size_t world = static_cast<size_t>(group->world);
-  const size_t bytes = slice * sizeof(T);
-  const ncclDataType_t type = sizeof(T) == 4 ? ncclFloat32 : ncclFloat64;
-  errors->Cuda(
-      cudaMemcpyAsync(group->send, values, bytes * world, cudaMemcpyHostToDevice, group->stream),
-      "copy to device");
-  errors->Nccl(ncclGroupStart(), "all-to-all");
-  for (int peer = 0; peer < group->world && errors->ok(); ++peer) {
-    const size_t at = static_cast<size_t>(peer) * bytes;
-    errors->Nccl(ncclSend(group->send + at, slice, type, peer, group->comm, group->stream), "send");
-    errors->Nccl(ncclRecv(group->receive + at, slice, type, peer, group->comm, group->stream),
-                 "receive");
+// Copies `sent` to the device and lets `launch` enqueue the exchange.
+template <typename Launch>
+int Start(void* handle, const void* sent, size_t sent_bytes, void* received, size_t received_bytes,
+          void** operation, PluginError error, const Launch& launch) {
+  Group* group = static_cast<Group*>(handle);
+  Errors errors;
+  if (group->dead) errors.Note("group", "was aborted");
+  auto started = std::make_unique<Operation>();
+  if (errors.ok()) {
+    started->target = received;
+    started->bytes = received_bytes;
+    started->send = group->pool.Take(sent_bytes, &errors);
+    started->receive = group->pool.Take(received_bytes, &errors);
   }
-  errors->Nccl(ncclGroupEnd(), "all-to-all");
-  std::vector<T> rows(slice * world);
-  std::vector<T> sum(slice);
-  if (!errors->ok() || !AwaitComm(group, deadline, errors) ||
-      !errors->Cuda(cudaMemcpyAsync(rows.data(), group->receive, bytes * world,
-                                    cudaMemcpyDeviceToHost, group->stream),
-                    "copy to host") ||
-      !AwaitStream(group, deadline, errors)) {
-    return false;
+  if (errors.ok() &&
+      errors.Cuda(cudaEventCreateWithFlags(&started->exchanged, cudaEventDisableTiming), "event") &&
+      errors.Cuda(
+          cudaMemcpyAsync(started->send, sent, sent_bytes, cudaMemcpyHostToDevice, group->exchange),
+          "copy to device")) {
+    launch(group, *started, &errors);
   }
-  OrderedSum(rows.data(), world, slice, sum.data());
-  errors->Cuda(
-      cudaMemcpyAsync(group->send, sum.data(), bytes, cudaMemcpyHostToDevice, group->stream),
-      "copy to device");
-  errors->Nccl(ncclAllGather(group->send, group->receive, slice, type, group->comm, group->stream),
-               "all-gather");
-  return errors->ok() && AwaitComm(group, deadline, errors) &&
-         errors->Cuda(cudaMemcpyAsync(values, group->receive, bytes * world, cudaMemcpyDeviceToHost,
-                                      group->stream),
-                      "copy to host") &&
-         AwaitStream(group, deadline, errors);
+  // Enqueued before the event is: a non-blocking communicator may still be busy with it.
+  if (errors.ok()) AwaitComm(group, In(kEnqueueMs), &errors);
+  if (errors.ok()) errors.Cuda(cudaEventRecord(started->exchanged, group->exchange), "event");
+  if (!errors.ok()) {
+    group->dead = true;
+    return errors.Into(error);
+  }
+  *operation = started.release();
+  return 0;
 }
 
-template <typename T>
-bool SumAll(Group* group, T* values, int64_t count, std::chrono::steady_clock::time_point deadline,
-            Errors* errors) {
-  const int64_t world = group->world;
-  const int64_t slice_max = kBucketBytes / static_cast<int64_t>(sizeof(T)) / world;
-  int64_t at = 0;
-  while (count - at >= world) {
-    const int64_t slice = std::min((count - at) / world, slice_max);
-    if (!SumBucket(group, values + at, static_cast<size_t>(slice), deadline, errors)) {
-      return false;
-    }
-    at += slice * world;
-  }
-  if (at < count) {  // padded to one element per rank
-    std::vector<T> padded(static_cast<size_t>(world), T{0});
-    std::copy(values + at, values + count, padded.begin());
-    if (!SumBucket(group, padded.data(), 1, deadline, errors)) {
-      return false;
-    }
-    std::copy(padded.begin(), padded.begin() + (count - at), values + at);
-  }
-  return true;
+int StartAllGather(void* handle, const void* mine, int64_t bytes, void* all, void** operation,
+                   PluginError error) {
+  const size_t size = static_cast<size_t>(bytes);
+  const size_t world = static_cast<size_t>(static_cast<Group*>(handle)->world);
+  return Start(handle, mine, size, all, size * world, operation, error,
+               [size](Group* group, const Operation& started, Errors* errors) {
+                 errors->Nccl(ncclAllGather(started.send, started.receive, size, ncclInt8,
+                                            group->comm, group->exchange),
+                              "all-gather");
+               });
 }
 
-int DeviceCount() {
+int StartAllToAll(void* handle, const void* sent, void* received, int64_t slice_bytes,
+                  void** operation, PluginError error) {
+  const size_t slice = static_cast<size_t>(slice_bytes);
+  const size_t bytes = slice * static_cast<size_t>(static_cast<Group*>(handle)->world);
+  return Start(handle, sent, bytes, received, bytes, operation, error,
+               [slice](Group* group, const Operation& started, Errors* errors) {
+                 errors->Nccl(ncclGroupStart(), "all-to-all");
+                 for (int peer = 0; peer < group->world && errors->ok(); ++peer) {
+                   const size_t at = static_cast<size_t>(peer) * slice;
+                   errors->Nccl(ncclSend(started.send + at, slice, ncclInt8, peer, group->comm,
+                                         group->exchange),
+                                "send");
+                   errors->Nccl(ncclRecv(started.receive + at, slice, ncclInt8, peer, group->comm,
+                                         group->exchange),
+                                "receive");
+                 }
+                 errors->Nccl(ncclGroupEnd(), "all-to-all");
+               });
+}
+
+int Wait(void* handle, void* operation, int64_t timeout_ms, PluginError error) {
+  Group* group = static_cast<Group*>(handle);
+  const std::unique_ptr<Operation> ended(static_cast<Operation*>(operation));
+  Errors errors;
+  if (group->dead) errors.Note("group", "was aborted");
+  const bool done = errors.ok() && AwaitEvent(group, ended->exchanged, In(timeout_ms), &errors) &&
+                    errors.Cuda(cudaMemcpyAsync(ended->target, ended->receive, ended->bytes,
+                                                cudaMemcpyDeviceToHost, group->copy_back),
+                                "copy to host") &&
+                    errors.Cuda(cudaStreamSynchronize(group->copy_back), "copy to host");
+  if (!done) {
+    group->dead = true;  // the device may still write to its memory: it is not given back
+    return errors.Into(error);
+  }
+  cudaEventDestroy(ended->exchanged);
+  group->pool.Give(ended->send);
+  group->pool.Give(ended->receive);
+  return 0;
+}
+
+int Usable(PluginError error) {
   int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+  Errors errors;
+  errors.Cuda(cudaGetDeviceCount(&count), "the CUDA plug-in finds no device");
+  if (errors.ok() && count == 0) errors.Note("the CUDA plug-in finds no device", "none is visible");
+  return errors.Into(error);
 }
 
-int UniqueId(unsigned char* id, char* error, int error_bytes) {
-  static_assert(sizeof(ncclUniqueId) == kNcclIdBytes);
+int UniqueId(unsigned char* id, PluginError error) {
+  static_assert(sizeof(ncclUniqueId) == kPluginIdBytes);
   Errors errors;
   ncclUniqueId made;
   errors.Nccl(ncclGetUniqueId(&made), "unique id");
   std::memcpy(id, &made, sizeof(made));
-  return errors.Into(error, error_bytes);
+  return errors.Into(error);
 }
 
 void Destroy(void* handle) {
@@ -184,16 +252,13 @@ void Destroy(void* handle) {
   if (group->comm != nullptr) {
     ncclCommAbort(group->comm);  // never waits for peers
   }
-  cudaFree(group->send);
-  cudaFree(group->receive);
-  if (group->stream != nullptr) {
-    cudaStreamDestroy(group->stream);
-  }
+  if (group->exchange != nullptr) cudaStreamDestroy(group->exchange);
+  if (group->copy_back != nullptr) cudaStreamDestroy(group->copy_back);
   delete group;
 }
 
-int Connect(const unsigned char* id, int rank, int world_size, int device, void** handle,
-            char* error, int error_bytes) {
+int Connect(const unsigned char* id, int rank, int world_size, int64_t timeout_ms, void** handle,
+            PluginError error) {
   Errors errors;
   auto group = std::make_unique<Group>();
   group->rank = rank;
@@ -202,39 +267,20 @@ int Connect(const unsigned char* id, int rank, int world_size, int device, void*
   std::memcpy(&unique, id, sizeof(unique));
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(300);
+  // The worker gives each rank its own device by CUDA_VISIBLE_DEVICES, so number 0 is ours.
   const bool made =
-      errors.Cuda(cudaSetDevice(device), "device") &&
-      errors.Cuda(cudaStreamCreateWithFlags(&group->stream, cudaStreamNonBlocking), "stream") &&
-      errors.Cuda(cudaMalloc(reinterpret_cast<void**>(&group->send), kBucketBytes), "memory") &&
-      errors.Cuda(cudaMalloc(reinterpret_cast<void**>(&group->receive), kBucketBytes), "memory") &&
+      errors.Cuda(cudaSetDevice(0), "device") &&
+      errors.Cuda(cudaStreamCreateWithFlags(&group->exchange, cudaStreamNonBlocking), "stream") &&
+      errors.Cuda(cudaStreamCreateWithFlags(&group->copy_back, cudaStreamNonBlocking), "stream") &&
       errors.Nccl(ncclCommInitRankConfig(&group->comm, world_size, unique, rank, &config),
                   "init") &&
-      AwaitComm(group.get(), deadline, &errors);
+      AwaitComm(group.get(), In(timeout_ms), &errors);
   if (!made) {
     Destroy(group.release());
-    return errors.Into(error, error_bytes);
+    return errors.Into(error);
   }
   *handle = group.release();
   return 0;
-}
-
-int AllReduceSum(void* handle, void* values, int64_t count, int element_bytes, int64_t timeout_ms,
-                 char* error, int error_bytes) {
-  Group* group = static_cast<Group*>(handle);
-  Errors errors;
-  if (group->dead) {
-    errors.Note("group", "was aborted");
-    return errors.Into(error, error_bytes);
-  }
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-  const bool done = element_bytes == 4
-                        ? SumAll(group, static_cast<float*>(values), count, deadline, &errors)
-                        : SumAll(group, static_cast<double*>(values), count, deadline, &errors);
-  if (!done) {
-    group->dead = true;
-  }
-  return errors.Into(error, error_bytes);
 }
 
 void Abort(void* handle) {
@@ -244,19 +290,21 @@ void Abort(void* handle) {
   group->comm = nullptr;
 }
 
-constexpr NcclPlugin kPlugin = {.version = kNcclPluginVersion,
-                                .device_count = DeviceCount,
-                                .unique_id = UniqueId,
-                                .connect = Connect,
-                                .all_reduce_sum = AllReduceSum,
-                                .abort = Abort,
-                                .destroy = Destroy};
+constexpr TransportPlugin kPlugin = {.version = kPluginVersion,
+                                     .usable = Usable,
+                                     .unique_id = UniqueId,
+                                     .connect = Connect,
+                                     .start_all_gather = StartAllGather,
+                                     .start_all_to_all = StartAllToAll,
+                                     .wait = Wait,
+                                     .abort = Abort,
+                                     .destroy = Destroy};
 
 }  // namespace
 
 }  // namespace heddle::comm
 
-extern "C" __attribute__((visibility("default"))) const heddle::comm::NcclPlugin*
-heddle_nccl_plugin() {
+extern "C" __attribute__((visibility("default"))) const heddle::comm::TransportPlugin*
+heddle_transport_plugin() {
   return &heddle::comm::kPlugin;
 }

@@ -1,11 +1,15 @@
 #include "worker/daemon/capacity.h"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <spawn.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -183,6 +187,22 @@ v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& 
   capacity.set_cpu_isa(isa);
 #endif
   return capacity;
+}
+
+bool FindsMpi(const std::string& folder) {
+  const std::string server = folder + "heddle-mpi-server";
+  if (access(server.c_str(), X_OK) != 0) return false;
+  std::string check = "--check";
+  const std::array<char*, 3> argv = {const_cast<char*>(server.c_str()), check.data(), nullptr};
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
+  pid_t pid = -1;
+  const int failed = posix_spawn(&pid, server.c_str(), &actions, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  int status = -1;
+  if (failed != 0 || waitpid(pid, &status, 0) != pid) return false;
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 uint64_t FreeDiskBytes(const std::string& path) {

@@ -17,6 +17,11 @@ std::vector<uint32_t> GrantedCpus();
 double GrantedCpuTime();
 uint64_t GrantedMemory();
 v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& gpus);
+// The label of a worker whose ranks can use MPI.
+inline constexpr char kMpiLabel[] = "mpi=openmpi";
+// Whether heddle-mpi-server in `folder` (with its last slash) finds OpenMPI and PMIx. Starts it, a
+// few milliseconds.
+bool FindsMpi(const std::string& folder);
 uint64_t FreeDiskBytes(const std::string& path);
 
 // Where shims may make cgroups for their tasks; empty where this process has no right to.

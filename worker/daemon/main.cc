@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "base/log/log.h"
 #include "base/net/grpc_channel.h"
 #include "base/units/units.h"
+#include "worker/daemon/capacity.h"
 #include "worker/daemon/worker.h"
 
 namespace heddle::worker {
@@ -58,7 +60,9 @@ void Declare(CLI::App* app, Flags* flags) {
   app->add_option("--memory", flags->memory, "Memory to offer, e.g. 16GiB");
   app->add_option("--gpus", options.gpus, "GPUs to offer instead of all that are found; 0: none")
       ->check(CLI::Range(0, 1024));
-  app->add_option("--labels", options.labels, "key=value ...")->delimiter(',');
+  app->add_option("--labels", options.labels, "key=value ...")
+      ->delimiter(',')
+      ->envname("HEDDLE_WORKER_LABELS");
   app->add_option("--trainer", options.trainer, "heddle-trainer; default: beside this program");
   app->add_option("--shim", options.shim, "heddle-shim; default: beside this program");
   app->add_option("--on-term", flags->on_term, "What SIGTERM does to running tasks")
@@ -76,6 +80,9 @@ Status Resolve(Flags* flags) {
   }
   if (options.trainer.empty()) options.trainer = ProgramFolder() + "heddle-trainer";
   if (options.shim.empty()) options.shim = ProgramFolder() + "heddle-shim";
+  const bool told = std::any_of(options.labels.begin(), options.labels.end(),
+                                [](const std::string& label) { return label.starts_with("mpi="); });
+  if (!told && FindsMpi(ProgramFolder())) options.labels.push_back(kMpiLabel);
   options.on_term = flags->on_term == "detach" ? OnTerm::kDetach : OnTerm::kDrain;
   log::Options log_options;
   log_options.name = "worker";

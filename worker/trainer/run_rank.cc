@@ -157,16 +157,19 @@ class Rank {
       return Internal(Str("rank ", spec_.rank(), " of ", spec_.world_size(), " was started in a ",
                           "world of ", start.world_size()));
     }
-    const bool nccl =
-        spec_.config().parallel().backend() == heddle::v1::ParallelConfig::BACKEND_NCCL;
-    // Who asks for NCCL gets it or an error, alone too.
-    if (spec_.world_size() == 1 && !nccl) {
+    // Who asks for NCCL or MPI gets it or an error, alone too.
+    const heddle::v1::ParallelConfig::Backend backend = spec_.config().parallel().backend();
+    const bool nccl = backend == heddle::v1::ParallelConfig::BACKEND_NCCL;
+    const bool mpi = backend == heddle::v1::ParallelConfig::BACKEND_MPI;
+    if (spec_.world_size() == 1 && !nccl && !mpi) {
       group_ = comm::MakeSolo();
       return OkStatus();
     }
     comm::GroupOptions options;
     options.rank = static_cast<int>(spec_.rank());
     options.world_size = static_cast<int>(spec_.world_size());
+    options.local_rank = static_cast<int>(spec_.local_rank());
+    if (!spec_.page().empty()) options.scratch = ".";  // a rank stands in its task's scratch folder
     options.data_address = spec_.data_address();
     options.key_prefix = Str("train/", spec_.fence(), "/", Hex(start.secret()), "/");
     options.rendezvous = [this](const heddle::v1::RendezvousRequest& request) {
@@ -179,11 +182,12 @@ class Rank {
     if (nccl) {
       HEDDLE_WARN("the model is computed on the CPU; the GPU carries the sums of gradients only");
     }
-    StatusOr<std::unique_ptr<comm::Communicator>> group =
-        nccl ? comm::ConnectNccl(options) : comm::ConnectGloo(options);
+    StatusOr<std::unique_ptr<comm::Communicator>> group = nccl  ? comm::ConnectNccl(options)
+                                                          : mpi ? comm::ConnectMpi(options)
+                                                                : comm::ConnectGloo(options);
     RETURN_IF_ERROR(group);
     group_ = *std::move(group);
-    if (nccl) return OkStatus();
+    if (nccl || mpi) return OkStatus();
     std::string why_not;
     ASSIGN_OR_RETURN(group_, comm::OverSharedMemory(std::move(group_), &why_not));
     if (!why_not.empty()) HEDDLE_INFO("no shared memory between ranks", {"why", why_not});

@@ -76,6 +76,19 @@ TEST(GangPlacer, GivesEachRankItsOwnGpus) {
   EXPECT_EQ(std::get<Placement>(plan).tasks[0].gpu_indices, (std::vector<int32_t>{0, 1, 2, 3}));
 }
 
+TEST(GangPlacer, SendsJobsOverMpiWhereMpiIs) {
+  auto job = Job(1, 2);
+  job->mutable_config()->mutable_parallel()->set_backend(v1::ParallelConfig::BACKEND_MPI);
+  Snapshot snapshot = Of({Node("a", 8), Node("b", 8)});
+  const Plan nowhere = PlanPlacement(snapshot, *job, 0);
+  EXPECT_EQ(Show(nowhere), "INFEASIBLE");
+  EXPECT_NE(std::get<WaitReason>(nowhere).text.find("OpenMPI"), std::string::npos);
+  snapshot.nodes[1].labels["mpi"] = "openmpi";
+  EXPECT_EQ(Show(PlanPlacement(snapshot, *job, 0)), "b:0+2");
+  job->mutable_config()->set_kind(v1::RunConfig::KIND_COMMAND);
+  EXPECT_EQ(Show(PlanPlacement(snapshot, *job, 0)), "a:0+2") << "programs bring their own MPI";
+}
+
 TEST(GangPlacer, SendsJobsWithGpusWhereGpusAre) {
   auto job = Job(1, 2);
   job->mutable_config()->mutable_parallel()->set_gpus_per_rank(1);

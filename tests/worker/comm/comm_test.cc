@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
 #include <thread>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "tests/checkpoint/temp_dir.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/comm/fake_rendezvous.h"
+#include "tests/worker/comm/group_checks.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/control_store.h"
 #include "worker/comm/ordered_sum.h"
@@ -69,16 +69,6 @@ void OnRanksOfOneHost(int world, const std::function<void(int, Communicator*)>& 
   OnRanks(world, body, /*shared_memory=*/true);
 }
 
-std::vector<float> Random(uint64_t seed, size_t count) {
-  std::mt19937_64 random(seed);
-  std::uniform_real_distribution<float> values(-1.0f, 1.0f);
-  std::vector<float> out(count);
-  for (float& value : out) {
-    value = values(random) * std::pow(10.0f, values(random) * 6);
-  }
-  return out;
-}
-
 TEST(OrderedSum, AddsInAscendingOrderOfRank) {
   // (1e8 + 1) + -1e8 in fp32 is 0; any other order gives 1.
   const std::vector<float> rows = {1e8f, 1.0f, -1e8f};
@@ -103,13 +93,13 @@ TEST(Communicator, SumsHaveTheBitsOfAnAscendingSumAtEveryWorldSize) {
       SCOPED_TRACE(testing::Message() << "world " << world << " count " << count);
       std::vector<float> rows;
       for (int rank = 0; rank < world; ++rank) {
-        const std::vector<float> row = Random(static_cast<uint64_t>(rank) + 1, count);
+        const std::vector<float> row = RandomValues(static_cast<uint64_t>(rank) + 1, count);
         rows.insert(rows.end(), row.begin(), row.end());
       }
       std::vector<float> expected(count);
       OrderedSum(rows.data(), static_cast<size_t>(world), count, expected.data());
       OnRanks(world, [&](int rank, Communicator* group) {
-        std::vector<float> values = Random(static_cast<uint64_t>(rank) + 1, count);
+        std::vector<float> values = RandomValues(static_cast<uint64_t>(rank) + 1, count);
         ASSERT_OK(group->AllReduceSum(std::span<float>(values)));
         EXPECT_EQ(std::memcmp(values.data(), expected.data(), count * sizeof(float)), 0);
       });
@@ -232,44 +222,6 @@ TEST(ControlStore, DoesWhatC10dAsksOfAStore) {
   EXPECT_ANY_THROW(store.wait({"never"}, milliseconds(50)));
   const auto clone = store.clone();
   EXPECT_EQ(clone->get("a"), (std::vector<uint8_t>{2, 3}));
-}
-
-// Everything that a rank computes from a few collectives of many sizes, as bits.
-std::vector<float> AllResults(int rank, Communicator* group) {
-  const size_t world = static_cast<size_t>(group->world_size());
-  std::vector<float> found;
-  const auto keep = [&](std::span<const float> values) {
-    found.insert(found.end(), values.begin(), values.end());
-  };
-  // 1.2M floats are more than a slot of the segment.
-  for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, size_t{1'200'001}}) {
-    const uint64_t seed = 100 * count + static_cast<uint64_t>(rank);
-    std::vector<float> reduced = Random(seed, count);
-    EXPECT_OK(group->AllReduceSum(std::span<float>(reduced)));
-    keep(reduced);
-    // Two under way at a time, waited for out of order.
-    const std::vector<float> mine = Random(seed + 1, count);
-    std::vector<float> all(count * world);
-    auto gather = group->StartAllGather(std::as_bytes(std::span<const float>(mine)),
-                                        std::as_writable_bytes(std::span<float>(all)), 3);
-    EXPECT_OK(gather.status());
-    const std::vector<float> parts = Random(seed + 2, count * world);
-    std::vector<float> sum(count);
-    std::vector<float> rounded(count);
-    auto scatter = group->StartReduceScatterSum(parts, sum, Wire::kFp32, 4);
-    auto narrow = group->StartReduceScatterSum(parts, rounded, Wire::kBf16, 5);
-    EXPECT_OK(narrow.status());
-    EXPECT_OK((*narrow)->Wait());
-    EXPECT_OK((*gather)->Wait());
-    EXPECT_OK((*scatter)->Wait());
-    keep(all);
-    keep(sum);
-    keep(rounded);
-  }
-  std::vector<double> few = {0.1 * rank, 1e17, -1.0};
-  EXPECT_OK(group->AllReduceSum(std::span<double>(few)));
-  for (const double value : few) found.push_back(static_cast<float>(value));
-  return found;
 }
 
 TEST(Communicator, GlooAndSharedMemoryGiveTheSameBits) {

@@ -1,21 +1,16 @@
 // NCCL on real GPUs: one process per rank and device, as a worker starts them. Label `gpu`.
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
-#include <thread>
 #include <vector>
 
-#include "heddle/v1/control.pb.h"
 #include "tests/checkpoint/temp_dir.h"
+#include "tests/worker/comm/forked_ranks.h"
+#include "tests/worker/comm/group_checks.h"
 #include "worker/comm/communicator.h"
 #include "worker/comm/ordered_sum.h"
 
@@ -35,29 +30,6 @@ int Devices() {
   return count;
 }
 
-// A rendezvous of processes: the id lies in a file.
-RendezvousCall ThroughFile(const std::string& path) {
-  return
-      [path](
-          const heddle::v1::RendezvousRequest& request) -> StatusOr<heddle::v1::RendezvousReply> {
-        heddle::v1::RendezvousReply reply;
-        if (request.verb() == heddle::v1::RENDEZVOUS_VERB_SET) {
-          std::ofstream(path + ".tmp", std::ios::binary) << request.values(0);
-          std::filesystem::rename(path + ".tmp", path);
-          return reply;
-        }
-        const auto deadline =
-            std::chrono::steady_clock::now() + std::chrono::milliseconds(request.timeout_ms());
-        while (!std::filesystem::exists(path)) {
-          if (std::chrono::steady_clock::now() > deadline) return Unavailable("no id came");
-          std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-        std::ifstream file(path, std::ios::binary);
-        reply.add_values(std::string(std::istreambuf_iterator<char>(file), {}));
-        return reply;
-      };
-}
-
 std::vector<float> Row(int rank, size_t count) {
   std::vector<float> row(count);
   for (size_t i = 0; i < count; ++i) {
@@ -67,13 +39,8 @@ std::vector<float> Row(int rank, size_t count) {
 }
 
 // Empty: the sums have the bits of OrderedSum.
-std::string RankProblem(int rank, int world, const std::string& path) {
-  GroupOptions options;
-  options.rank = rank;
-  options.world_size = world;
-  options.rendezvous = ThroughFile(path);
-  options.init_timeout = std::chrono::milliseconds(60'000);
-  options.step_timeout = std::chrono::milliseconds(60'000);
+std::string RankProblem(int rank, int world, const std::string& folder) {
+  const GroupOptions options = ForkedOptions(folder, rank, world, world);
   StatusOr<std::unique_ptr<Communicator>> group = ConnectNccl(options);
   if (!group.ok()) return Message(group.status());
   // Fewer than ranks, a tail, several buckets.
@@ -93,7 +60,11 @@ std::string RankProblem(int rank, int world, const std::string& path) {
   std::vector<double> few = {1.0, static_cast<double>(rank)};
   const Status summed = (*group)->AllReduceSum(std::span<double>(few));
   if (!summed.ok()) return Message(summed);
-  return few[0] == world ? "" : "another sum of doubles";
+  if (few[0] != world) return "another sum of doubles";
+  // Gathers and scatters, and sums of a world of one, which nothing rounds.
+  const std::vector<float> all = AllResults(rank, group->get());
+  if (world == 1 && all != AllResults(0, MakeSolo().get())) return "other bits than without NCCL";
+  return testing::Test::HasFailure() ? "a collective failed" : "";
 }
 
 TEST(NcclOnGpus, SumsHaveTheBitsOfAnAscendingSum) {
@@ -107,22 +78,12 @@ TEST(NcclOnGpus, SumsHaveTheBitsOfAnAscendingSum) {
   const int world = std::min(devices, 2);  // NCCL takes one rank per device
   std::printf("%d devices, %d ranks\n", devices, world);
   const checkpoint::TempDir folder;
-  std::vector<pid_t> ranks;
-  for (int rank = 0; rank < world; ++rank) {
-    ranks.push_back(fork());
-    if (ranks.back() == 0) {
-      setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1);
-      setenv("CUDA_VISIBLE_DEVICES", Str(rank).c_str(), 1);
-      const std::string problem = RankProblem(rank, world, folder.path() + "/id");
-      if (!problem.empty()) std::fprintf(stderr, "rank %d: %s\n", rank, problem.c_str());
-      _exit(problem.empty() ? 0 : 1);
-    }
-  }
-  for (const pid_t rank : ranks) {
-    int status = -1;
-    ASSERT_EQ(waitpid(rank, &status, 0), rank);
-    EXPECT_EQ(status, 0);
-  }
+  const std::vector<int> ends = ForkRanks(world, [&](int rank) {
+    setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID", 1);
+    setenv("CUDA_VISIBLE_DEVICES", Str(rank).c_str(), 1);
+    return RankProblem(rank, world, folder.path());
+  });
+  EXPECT_EQ(ends, std::vector<int>(static_cast<size_t>(world), 0));
 }
 
 }  // namespace

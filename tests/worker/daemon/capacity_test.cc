@@ -4,6 +4,11 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
+
+#include "tests/checkpoint/temp_dir.h"
+
 namespace heddle::worker {
 namespace {
 
@@ -54,6 +59,15 @@ TEST(Capacity, IsWhatWasGrantedNotWhatTheHostHas) {
       static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
   EXPECT_GT(GrantedMemory(), 0u);
   EXPECT_LE(GrantedMemory(), physical);
+}
+
+TEST(Capacity, FindsMpiByItsServerOnly) {
+  const std::string bin = std::string(std::getenv("HEDDLE_BIN")) + "/";
+  EXPECT_TRUE(FindsMpi(bin)) << "./dev setup installs OpenMPI and the build its server";
+  EXPECT_FALSE(FindsMpi("/nowhere/"));
+  const checkpoint::TempDir folder;  // a server without its plug-in
+  std::filesystem::copy_file(bin + "heddle-mpi-server", folder.path() + "/heddle-mpi-server");
+  EXPECT_FALSE(FindsMpi(folder.path() + "/"));
 }
 
 }  // namespace
