@@ -10,53 +10,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "heddle/v1/control.pb.h"
+#include "tests/worker/comm/file_rendezvous.h"
 #include "worker/comm/communicator.h"
 
 namespace heddle::comm {
-
-// SET and GET of the rendezvous store; a key is a file of `folder`.
-inline RendezvousCall ThroughFiles(const std::string& folder) {
-  const auto path_of = [folder](std::string key) {
-    std::replace(key.begin(), key.end(), '/', '_');
-    return folder + "/" + key;
-  };
-  return
-      [path_of](
-          const heddle::v1::RendezvousRequest& request) -> StatusOr<heddle::v1::RendezvousReply> {
-        heddle::v1::RendezvousReply reply;
-        const auto deadline =
-            std::chrono::steady_clock::now() + std::chrono::milliseconds(request.timeout_ms());
-        for (int i = 0; i < request.keys_size(); ++i) {
-          const std::string path = path_of(request.keys(i));
-          if (request.verb() == heddle::v1::RENDEZVOUS_VERB_SET) {
-            const std::string part = path + ".tmp" + std::to_string(getpid());
-            std::ofstream(part, std::ios::binary) << request.values(i);
-            std::filesystem::rename(part, path);
-            continue;
-          }
-          while (!std::filesystem::exists(path)) {
-            if (std::chrono::steady_clock::now() > deadline) {
-              reply.set_code(4);
-              reply.set_message("deadline passed");
-              return reply;
-            }
-            std::this_thread::sleep_for(std::chrono::milliseconds(2));
-          }
-          std::ifstream file(path, std::ios::binary);
-          reply.add_values(std::string(std::istreambuf_iterator<char>(file), {}));
-        }
-        return reply;
-      };
-}
 
 // Options of a rank; ranks of a task follow each other, `per_task` each.
 inline GroupOptions ForkedOptions(const std::string& folder, int rank, int world, int per_task) {
@@ -74,7 +35,8 @@ inline GroupOptions ForkedOptions(const std::string& folder, int rank, int world
 }
 
 // Runs `body` in one process per rank; a text that it returns is a failure, after which the others
-// are killed, as after any other exit status than 0. The ranks' exit statuses as waitpid gives them.
+// are killed, as after any other exit status than 0. The ranks' exit statuses as waitpid gives
+// them.
 inline std::vector<int> ForkRanks(int world, const std::function<std::string(int)>& body) {
   std::vector<pid_t> ranks;
   for (int rank = 0; rank < world; ++rank) {
