@@ -2,8 +2,8 @@
 """A job over OpenMPI through real daemons: ranks that our shims start, without mpirun.
 
 Proves: two workers, a sharded job, `parallel.backend=mpi` gives the series of (step, loss, batch_hash) that Gloo gives,
-bit for bit; a worker daemon's kill -9 stops no rank; a rank's kill -9 is recovered from; nothing is left behind; a cluster
-whose workers have no OpenMPI says so instead of starting anything.
+bit for bit, on one host and between two; a worker daemon's kill -9 stops no rank; a rank's kill -9 is recovered from;
+nothing is left behind; a cluster whose workers have no OpenMPI says so instead of starting anything.
 """
 
 import os
@@ -12,6 +12,8 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 from support.faultlab.cluster import Cluster, check, main, prepare_data, processes, wait_until, write_config
+from support.faultlab.netns import Hosts, usable
+from support.faultlab.network_cluster import NetworkCluster
 
 STEPS = 300
 SHARED = ("parallel.shard=full", "training.gradient_accumulation_steps=2")
@@ -69,6 +71,24 @@ def without_mpi():
         cluster.heddle("cancel", job)
 
 
+def between_hosts(expected):
+    """One rank in each of two network namespaces: OpenMPI's TCP over the interface of the data address."""
+    reason = usable()
+    if reason:
+        print(f"  NOT RUN between hosts: {reason}", flush=True)
+        return
+    with Hosts("c", "w1", "w2") as hosts, NetworkCluster(hosts) as cluster:
+        data = prepare_data(cluster)
+        cluster.up()
+        job = cluster.submit(write_config(cluster, data, name="mpi", steps=STEPS), "parallel.backend=mpi", *SHARED)
+        wait_until("some steps over MPI", lambda: cluster.last_step(job) >= 20, 90)
+        check(cluster.rank_of("w1") and cluster.rank_of("w2"), "the ranks are not on two hosts")
+        finished(cluster, job)
+        series = cluster.series(job)
+        check(series == expected, "other bits between hosts than on one")
+        print(f"  {STEPS} steps over MPI between two hosts equal those over Gloo", flush=True)
+
+
 def test(argv):
     with Cluster(workers=2) as cluster:
         data = prepare_data(cluster)
@@ -80,6 +100,7 @@ def test(argv):
         check(len(series) == STEPS and series == expected,
               f"other bits than Gloo at {[s for s in expected if series.get(s) != expected[s]][:5]}")
         print(f"  {STEPS} steps over MPI equal those over Gloo; {body['restarts']} restart after a rank's kill", flush=True)
+    between_hosts(expected)
     without_mpi()
 
 
