@@ -571,6 +571,12 @@ std::vector<std::string> Warnings(const v1::RunConfig& config) {
   if (!config.data().eval_path().empty() && training.eval_interval() == 0) {
     out.push_back("data.eval_path has no effect without training.eval_interval");
   }
+  if (config.parallel().reduce_dtype() == v1::ParallelConfig::REDUCE_DTYPE_BF16 &&
+      training.precision() == v1::TrainingConfig::PRECISION_FP32) {
+    out.push_back(
+        "parallel.reduce_dtype=bf16 rounds every gradient of a model that training.precision=fp32 "
+        "computes exactly");
+  }
   AddUnusedGroups(model.attention(), out);
   if (model.moe().n_experts() > 0 && !AnyExperts(model)) {
     out.push_back(Str("model.moe has no effect: no layer below model.n_layers (", model.n_layers(),

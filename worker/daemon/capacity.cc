@@ -16,6 +16,7 @@
 #include <sstream>
 
 #include "base/status/status.h"
+#include "base/units/units.h"
 #include "worker/control/task_files.h"
 
 namespace heddle::worker {
@@ -187,6 +188,22 @@ v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& 
   capacity.set_cpu_isa(isa);
 #endif
   return capacity;
+}
+
+std::string OvercommitOf(const Options& options, const v1::Capacity& granted) {
+  std::string text;
+  if (options.cpus > granted.cpus()) {
+    text = Str(options.cpus, " CPUs are offered and ", granted.cpus(),
+               " were granted: ranks will share cores");
+  }
+  if (options.memory_bytes > 0 &&
+      static_cast<uint64_t>(options.memory_bytes) > granted.memory_bytes()) {
+    text += Str(text.empty() ? "" : "; ", FormatBytes(options.memory_bytes),
+                " of memory are offered and ",
+                FormatBytes(static_cast<int64_t>(granted.memory_bytes())),
+                " were granted: ranks may be killed for want of it");
+  }
+  return text;
 }
 
 bool FindsMpi(const std::string& folder) {

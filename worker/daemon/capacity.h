@@ -17,6 +17,9 @@ std::vector<uint32_t> GrantedCpus();
 double GrantedCpuTime();
 uint64_t GrantedMemory();
 v1::Capacity MakeCapacity(const Options& options, const std::vector<GpuDevice>& gpus);
+// Warning of a worker that offers more CPUs or memory than it was granted, whose ranks will stand
+// in each other's way; empty: it does not. `granted` as MakeCapacity gives it without options.
+std::string OvercommitOf(const Options& options, const v1::Capacity& granted);
 // The label of a worker whose ranks can use MPI.
 inline constexpr char kMpiLabel[] = "mpi=openmpi";
 // Whether heddle-mpi-server in `folder` (with its last slash) finds OpenMPI and PMIx. Starts it, a

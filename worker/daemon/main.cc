@@ -109,6 +109,11 @@ Status Run(const Options& options) {
   signals.async_wait(on_signal);
   HEDDLE_INFO("worker starts", {"worker", state->worker_id()}, {"instance", state->instance()},
               {"state", state->dir()}, {"coordinator", net::ToText(options.coordinator)});
+  Options plain;
+  plain.share = options.share;
+  if (const std::string over = OvercommitOf(options, MakeCapacity(plain, {})); !over.empty()) {
+    HEDDLE_WARN("more is offered than there is", {"what", over});
+  }
   worker.Start();
   io.run();
   HEDDLE_INFO("worker ends");

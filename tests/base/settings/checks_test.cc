@@ -127,6 +127,13 @@ TEST(Warnings, NameKeysWithoutEffect) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
     EXPECT_EQ(resolved.warnings.size(), 1u) << override;
   }
+  ASSERT_OK_AND_ASSIGN(const ResolvedConfig rounded,
+                       Load(path,
+                            {"parallel.ranks=2", "parallel.shard=full",
+                             "parallel.reduce_dtype=bf16", "training.precision=fp32"},
+                            files.options));
+  ASSERT_EQ(rounded.warnings.size(), 1u);
+  EXPECT_NE(rounded.warnings[0].find("parallel.reduce_dtype=bf16 rounds"), std::string::npos);
   for (const char* override : {"schedule.preemptible=true", "training.seed=3", "name=x"}) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
     EXPECT_TRUE(resolved.warnings.empty()) << override;

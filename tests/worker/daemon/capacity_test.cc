@@ -61,6 +61,23 @@ TEST(Capacity, IsWhatWasGrantedNotWhatTheHostHas) {
   EXPECT_LE(GrantedMemory(), physical);
 }
 
+TEST(Capacity, WarnsOfOffersBeyondWhatWasGranted) {
+  v1::Capacity granted;
+  granted.set_cpus(2);
+  granted.set_memory_bytes(uint64_t{8} << 30);
+  Options options;
+  EXPECT_EQ(OvercommitOf(options, granted), "");
+  options.cpus = 2;
+  options.memory_bytes = int64_t{8} << 30;
+  EXPECT_EQ(OvercommitOf(options, granted), "");
+  options.cpus = 4;
+  EXPECT_EQ(OvercommitOf(options, granted),
+            "4 CPUs are offered and 2 were granted: ranks will share cores");
+  options.memory_bytes = int64_t{9} << 30;
+  EXPECT_NE(OvercommitOf(options, granted).find("9GiB of memory are offered and 8GiB"),
+            std::string::npos);
+}
+
 TEST(Capacity, FindsMpiByItsServerOnly) {
   const std::string bin = std::string(std::getenv("HEDDLE_BIN")) + "/";
   EXPECT_TRUE(FindsMpi(bin)) << "./dev setup installs OpenMPI and the build its server";
