@@ -317,8 +317,10 @@ TEST_P(Equality, ParametersAreThoseOfOneProcessBitForBit) {
 std::string NameOfCase(const testing::TestParamInfo<Parts>& info) {
   const auto& [world, mode, accumulation, recompute, precision, tied] = info.param;
   return Str(world, "_", NameOf(mode), "_", NameOf(accumulation), "_",
-             recompute == Recompute::kFull ? "recompute" : "keep", "_",
-             precision == Precision::kFp32 ? "fp32" : "bf16", tied ? "_tied" : "");
+             recompute == Recompute::kFull        ? "recompute"
+             : recompute == Recompute::kSelective ? "selective"
+                                                  : "keep",
+             "_", precision == Precision::kFp32 ? "fp32" : "bf16", tied ? "_tied" : "");
 }
 
 // All combinations but sync_each with whole gradients, which is refused; tied embeddings, which
@@ -330,7 +332,8 @@ std::vector<Parts> AllParts() {
       for (const Accumulation accumulation :
            {Accumulation::kSyncEach, Accumulation::kSyncLast, Accumulation::kLayerMajor}) {
         if (mode == Mode::kNone && accumulation == Accumulation::kSyncEach) continue;
-        for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+        for (const Recompute recompute :
+             {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
           for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
             all.emplace_back(world, mode, accumulation, recompute, precision, false);
             if (world == 2 || world == 3) {
