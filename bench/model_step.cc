@@ -1,5 +1,5 @@
 // Times forward and backward of one micro-batch of a model preset, and its peak memory:
-//   bench_model_step PRESET LENGTH [REPEATS] [PRECISION]
+//   bench_model_step PRESET LENGTH [REPEATS] [PRECISION] [RECOMPUTE]
 // One document of LENGTH random tokens; stage 2 of indexers. Prints one JSON line; peak_bytes is
 // what the step needs beside the parameters and their gradients.
 #include <sys/resource.h>
@@ -33,6 +33,7 @@ struct Options {
   int64_t length = 0;
   int repeats = 3;
   model::Precision precision = model::Precision::kBf16;
+  model::Recompute recompute = model::Recompute::kNone;
 };
 
 // 0 for text that is no number.
@@ -40,6 +41,11 @@ int64_t NumberOf(const std::string& text) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   return error == std::errc() && end == text.data() + text.size() ? value : 0;
+}
+
+model::Recompute RecomputeOf(const std::string& text) {
+  if (text == "full") return model::Recompute::kFull;
+  return text == "selective" ? model::Recompute::kSelective : model::Recompute::kNone;
 }
 
 // A run of the preset; its data set is never opened.
@@ -63,7 +69,8 @@ Status Run(const Options& options) {
                    model::ParameterStore::Create(plan, options.precision));
   model::InitParameters(1, store.get());
   ASSIGN_OR_RETURN(std::unique_ptr<model::LanguageModel> model,
-                   model::LanguageModel::Create(config.model(), store.get()));
+                   model::LanguageModel::Create(config.model(), store.get(),
+                                                {.recompute = options.recompute}));
   RngCursor random(Rng(1, "bench.tokens"));
   std::vector<int64_t> ids(static_cast<size_t>(options.length));
   for (int64_t& id : ids) {
@@ -100,7 +107,9 @@ Status Run(const Options& options) {
 
 int main(int argc, char** argv) {
   if (argc < 3) {
-    std::fprintf(stderr, "usage: bench_model_step PRESET LENGTH [REPEATS] [fp32|bf16]\n");
+    std::fprintf(stderr,
+                 "usage: bench_model_step PRESET LENGTH [REPEATS] [fp32|bf16] "
+                 "[none|selective|full]\n");
     return 2;
   }
   heddle::Options options;
@@ -109,6 +118,7 @@ int main(int argc, char** argv) {
   if (argc > 3) options.repeats = static_cast<int>(std::max<int64_t>(1, heddle::NumberOf(argv[3])));
   if (argc > 4 && std::string(argv[4]) == "fp32")
     options.precision = heddle::model::Precision::kFp32;
+  if (argc > 5) options.recompute = heddle::RecomputeOf(argv[5]);
   const heddle::Status status =
       options.length < 2 ? heddle::InvalidArgument("LENGTH must be at least 2") : Run(options);
   if (!status.ok()) {

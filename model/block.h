@@ -24,6 +24,7 @@ class Block {
 
   // Writes y, or, if y is undefined (kRecompute), stops at what the backward needs. x stays valid
   // until the backward. `attention` is this layer's of the attention stack, or a decoder's.
+  // Both halves run the pass of the context.
   void Forward(const layers::PassContext& context, layers::Sublayer* attention,
                const at::Tensor& x_ND, const at::Tensor& y_ND);
 
@@ -32,13 +33,22 @@ class Block {
   void Backward(const layers::PassContext& context, layers::Sublayer* attention,
                 const at::Tensor& gradient_ND);
 
+  // The same two for selective recomputation (training-runtime.md 9.2): the attention half keeps
+  // all that its backward needs, x2 included; of the feed-forward half only the routing is kept,
+  // and it is redone, with both norms, in the backward. The pass of the context is not looked at.
+  // Same bits as Forward and Backward of kTrain.
+  void SelectiveForward(const layers::PassContext& context, layers::Sublayer* attention,
+                        const at::Tensor& x_ND, const at::Tensor& y_ND);
+  void SelectiveBackward(const layers::PassContext& context, layers::Sublayer* attention,
+                         const at::Tensor& gradient_ND);
+
   layers::Sublayer* feed_forward() { return feed_forward_.get(); }
 
  private:
   layers::Norm input_norm_;
   layers::Norm post_norm_;
   std::unique_ptr<layers::Sublayer> feed_forward_;
-  // Of the last forward that keeps; from the pool given to it.
+  // Of the last forward that keeps; from the pool given to it. A selective one keeps x and x2.
   at::Tensor x_;
   at::Tensor h1_;
   at::Tensor x2_;

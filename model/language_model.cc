@@ -66,6 +66,9 @@ class LanguageModelImpl : public LanguageModel {
  private:
   int HeadUnit() const { return layers_ + 1; }
   bool Recomputes() const { return options_.recompute == Recompute::kFull; }
+  // The way of one micro-batch through a block.
+  void BlockForward(Lane* lane, int layer);
+  void BlockBackward(Lane* lane, int layer);
   void AddLane();
   using Lanes = std::span<const std::unique_ptr<Lane>>;
   // The lanes of these batches, begun.
@@ -203,6 +206,36 @@ void LanguageModelImpl::UpdateBuffers(bool frozen) {
   }
 }
 
+void LanguageModelImpl::BlockForward(Lane* lane, int layer) {
+  const size_t l = static_cast<size_t>(layer);
+  Block& block = lane->blocks[l];
+  layers::Sublayer* attention = lane->attention.layer(layer);
+  const size_t mark = lane->kept.Mark();
+  if (options_.recompute == Recompute::kSelective) {
+    block.SelectiveForward(lane->context, attention, lane->inputs[l], lane->inputs[l + 1]);
+  } else {
+    block.Forward(lane->context, attention, lane->inputs[l], lane->inputs[l + 1]);
+  }
+  if (Recomputes()) lane->kept.Release(mark);
+}
+
+void LanguageModelImpl::BlockBackward(Lane* lane, int layer) {
+  const size_t l = static_cast<size_t>(layer);
+  Block& block = lane->blocks[l];
+  layers::Sublayer* attention = lane->attention.layer(layer);
+  const size_t mark = lane->kept.Mark();
+  if (options_.recompute == Recompute::kSelective) {
+    block.SelectiveBackward(lane->context, attention, lane->gradient);
+  } else {
+    if (Recomputes()) {
+      lane->context.pass = layers::Pass::kRecompute;
+      block.Forward(lane->context, attention, lane->inputs[l], at::Tensor());
+    }
+    block.Backward(lane->context, attention, lane->gradient);
+  }
+  lane->kept.Release(mark);
+}
+
 Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
   RETURN_IF_ERROR(Call(hooks.before_forward, 0));
   for (const std::unique_ptr<Lane>& lane : lanes) {
@@ -215,14 +248,8 @@ Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
   }
   RETURN_IF_ERROR(Call(hooks.after_forward, 0));
   for (int layer = 0; layer < layers_; ++layer) {
-    const size_t l = static_cast<size_t>(layer);
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) {
-      const size_t mark = lane->kept.Mark();
-      lane->blocks[l].Forward(lane->context, lane->attention.layer(layer), lane->inputs[l],
-                              lane->inputs[l + 1]);
-      if (Recomputes()) lane->kept.Release(mark);
-    }
+    for (const std::unique_ptr<Lane>& lane : lanes) BlockForward(lane.get(), layer);
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
   }
   return OkStatus();
@@ -279,18 +306,8 @@ Status LanguageModelImpl::Heads(Lanes lanes, const UnitHooks& hooks, LossSum* su
 
 Status LanguageModelImpl::Backward(Lanes lanes, const UnitHooks& hooks) {
   for (int layer = layers_ - 1; layer >= 0; --layer) {
-    const size_t l = static_cast<size_t>(layer);
     RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) {
-      layers::Sublayer* attention = lane->attention.layer(layer);
-      const size_t mark = lane->kept.Mark();
-      if (Recomputes()) {
-        lane->context.pass = layers::Pass::kRecompute;
-        lane->blocks[l].Forward(lane->context, attention, lane->inputs[l], at::Tensor());
-      }
-      lane->blocks[l].Backward(lane->context, attention, lane->gradient);
-      lane->kept.Release(mark);
-    }
+    for (const std::unique_ptr<Lane>& lane : lanes) BlockBackward(lane.get(), layer);
     RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));
   }
   RETURN_IF_ERROR(Call(hooks.before_backward, 0));

@@ -59,7 +59,13 @@ struct UnitHooks {
   std::function<Status(int unit)> after_backward;
 };
 
-enum class Recompute { kNone, kFull };
+// What a backward does again instead of keeping it (training-runtime.md section 9). No bit of the
+// result depends on it.
+enum class Recompute {
+  kNone,
+  kSelective,  // norms and feed-forward halves; attention is dearer to redo than to keep
+  kFull        // all but the inputs of the blocks
+};
 
 struct LanguageModelOptions {
   Recompute recompute = Recompute::kNone;

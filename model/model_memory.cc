@@ -16,10 +16,12 @@ using heddle::v1::ModelConfig;
 using heddle::v1::NsaConfig;
 using heddle::v1::TrainingConfig;
 
-// Bytes per token: `kept` until the backward, `scratch` while the layer runs.
+// Bytes per token: `kept` until the backward, `scratch` while the layer runs. Of what is kept,
+// `replayed` stays where the layer is recomputed: selections and routing.
 struct PerToken {
   double kept = 0;
   double scratch = 0;
+  double replayed = 0;
 };
 
 class LayerMemory {
@@ -63,14 +65,16 @@ class LayerMemory {
     const bool gated = config_.ffn() == ModelConfig::FFN_SWIGLU;
     const double matrices = gated ? 2.0 : 1.0;
     if (!LayerHasExperts(config_, layer_)) {
-      return {matrices * b_ * config_.d_ffn(), 2.0 * b_ * config_.d_ffn()};
+      return {matrices * b_ * config_.d_ffn(), 2.0 * b_ * config_.d_ffn(), 0.0};
     }
     const heddle::v1::MoeConfig& moe = config_.moe();
     const double width = static_cast<double>(moe.top_k() + moe.n_shared()) * moe.d_expert();
-    // Gathered inputs, gate and up; router scores, ranks and weights in 4 bytes.
-    return {b_ * (matrices * width + static_cast<double>(moe.top_k()) * config_.d_model()) +
-                4.0 * (2.0 * moe.n_experts() + 4.0 * moe.top_k()),
-            b_ * (width + static_cast<double>(moe.top_k()) * config_.d_model())};
+    const double chosen = moe.top_k();
+    // Expert, slot and row of an assignment; scores and weights; gate and up. The backward gathers
+    // inputs and gradients.
+    const double replayed = 12.0 * chosen;
+    return {matrices * b_ * width + 4.0 * (moe.n_experts() + chosen) + replayed,
+            b_ * (width + 2 * chosen * config_.d_model()) + 4.0 * moe.n_experts(), replayed};
   }
 
  private:
@@ -79,7 +83,8 @@ class LayerMemory {
 
   // q, k, v, output, log-sum-exp.
   PerToken Heads() const {
-    return {b_ * (2 * QueryWidth() + 2 * KvWidth()) + 4.0 * static_cast<double>(heads_.query), 0.0};
+    return {b_ * (2 * QueryWidth() + 2 * KvWidth()) + 4.0 * static_cast<double>(heads_.query), 0.0,
+            0.0};
   }
 
   PerToken Latent() const {
@@ -95,7 +100,7 @@ class LayerMemory {
     const double width = std::max(qk, dv);
     double heads = h * 3 * width + (width > qk ? h * width : 0);
     if (kind_ == heddle::v1::ATTENTION_KIND_DSA) heads = h * (qk + 2 * dv);
-    return {b_ * (down + heads) + 4.0 * h, b_ * h * (3 * width + qk + 2 * dv)};
+    return {b_ * (down + heads) + 4.0 * h, b_ * h * (3 * width + qk + 2 * dv), 0.0};
   }
 
   void AddNsa(PerToken* bytes) const {
@@ -105,15 +110,21 @@ class LayerMemory {
     // Outputs of three branches, gates, raw keys or further projections; fp32 around the kernels.
     bytes->kept += b_ * (3 * QueryWidth() + 3.0 * static_cast<double>(heads_.query) + projections +
                          compressed) +
-                   8.0 * static_cast<double>(heads_.query) +
-                   4.0 * static_cast<double>(heads_.kv) * nsa.topk();
+                   8.0 * static_cast<double>(heads_.query);
+    Select(static_cast<double>(heads_.kv * nsa.topk()), bytes);
     bytes->scratch += 4.0 * (4 * QueryWidth() + 4 * KvWidth() + 2 * compressed);
   }
 
   void AddIndexer(int heads, int width, int64_t k, PerToken* bytes) const {
     const double indexer = static_cast<double>(heads) * width + width + heads;
-    bytes->kept += 4.0 * (indexer + static_cast<double>(std::min(k, length_)));
+    bytes->kept += 4.0 * indexer;
+    Select(static_cast<double>(std::min(k, length_)), bytes);
     bytes->scratch += 4.0 * (indexer + 4 * QueryWidth() + 4 * KvWidth());
+  }
+
+  static void Select(double indices, PerToken* bytes) {
+    bytes->kept += 4.0 * indices;
+    bytes->replayed += 4.0 * indices;
   }
 
   const ModelConfig& config_;
@@ -135,10 +146,17 @@ int64_t LargestMatrix(const ModelPlan& plan, const ModelConfig& model) {
   return largest;
 }
 
+// Bytes per token of the blocks.
 struct Blocks {
-  double kept_sum = 0;  // bytes per token of all blocks
+  double kept_sum = 0;
   double kept_max = 0;
   double scratch_max = 0;
+  // Full recomputation: of all blocks.
+  double replayed_sum = 0;
+  // Selective recomputation: the attention halves with the stream before and behind them, and the
+  // routing; the largest feed-forward half, which is there while its backward runs.
+  double selective_sum = 0;
+  double redone_max = 0;
 };
 
 Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) {
@@ -152,6 +170,10 @@ Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) 
     const double kept = stream + attention.kept + ffn.kept;
     blocks.kept_sum += kept;
     blocks.kept_max = std::max(blocks.kept_max, kept);
+    const double row = static_cast<double>(element * model.d_model());
+    blocks.replayed_sum += attention.replayed + ffn.replayed;
+    blocks.selective_sum += 2 * row + attention.kept + ffn.replayed;
+    blocks.redone_max = std::max(blocks.redone_max, ffn.kept + row + 4.0);
     blocks.scratch_max = std::max({blocks.scratch_max, attention.scratch, ffn.scratch});
   }
   return blocks;
@@ -307,17 +329,25 @@ MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& tr
   AddParameters(*plan, model, training, parallel, &memory);
   memory.buffers = 4 * plan->buffer_elements;
   const Blocks blocks = MeasureBlocks(model, b, training.max_seq_len());
-  const bool recompute =
-      training.gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
   const double rows = static_cast<double>(n);
   // Micro-batches whose activations are held at a time.
   const int64_t lanes =
       AccumulationOf(training, parallel) == TrainingConfig::ACCUMULATION_LAYER_MAJOR
           ? MicroBatchesPerRank(training, parallel)
           : 1;
-  memory.activations = recompute ? static_cast<int64_t>(rows * blocks.kept_max) +
-                                       (model.n_layers() * lanes - 1) * n * b * d
-                                 : static_cast<int64_t>(rows * blocks.kept_sum) * lanes;
+  switch (training.gradient_checkpointing()) {
+    case TrainingConfig::GRADIENT_CHECKPOINTING_NONE:
+      memory.activations = static_cast<int64_t>(rows * blocks.kept_sum) * lanes;
+      break;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE:
+      memory.activations = static_cast<int64_t>(rows * blocks.selective_sum) * lanes +
+                           static_cast<int64_t>(rows * blocks.redone_max);
+      break;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
+      memory.activations =
+          static_cast<int64_t>(rows * blocks.kept_max) + (model.n_layers() * lanes - 1) * n * b * d;
+      break;
+  }
   const int64_t logits_rows = LogitsChunkRows(n, model.vocab_size(), b, kDefaultLogitsChunkBytes);
   memory.workspace = b * (logits_rows * model.vocab_size() + (2 + lanes) * n * d) +
                      static_cast<int64_t>(rows * blocks.scratch_max) +

@@ -1,104 +1,176 @@
-// Bodies of the optimizer kernels, compiled once per instruction set: sixteen lanes at a time,
-// every stream read and written once, no lane depends on another. Included by generic.cc, avx2.cc
-// and avx512.cc only.
+// Bodies of the optimizer kernels, compiled once per instruction set: every stream read and written
+// once, no lane depends on another. Included by generic.cc, avx2.cc and avx512.cc only.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
+#include <cstdint>
 
+#include "kernels/adamw/lanes.h"
 #include "kernels/adamw/params.h"
-#include "kernels/common/simd.h"
+#include "kernels/adamw/rounding.h"
 
 namespace heddle::kernels::adamw {
 namespace {  // NOLINT: ISA file (architecture.md T12)
 
-inline F16 Sqrt(F16 v) {
-  F16 out;
-  for (int64_t i = 0; i < kLanes; ++i) out[i] = std::sqrt(v[i]);
-  return out;
+// Moments in fp32 are kept as they are; `random` is for those in bf16.
+inline void Keep(Floats value, float* to, int64_t lanes, const uint16_t* /*random*/) {
+  Store(value, to, lanes);
+}
+inline void Keep(Floats value, uint16_t* to, int64_t lanes, const uint16_t* random) {
+  StoreVector(Rounded(value, random), to, lanes);
 }
 
-inline F16 LoadN(const float* from, int64_t lanes) {
-  return lanes == kLanes ? Load(from) : LoadPart(from, lanes);
+template <typename Moment>
+[[gnu::always_inline]] inline void AdamWLanes(const Params& p, Moment* m_at, Moment* v_at,
+                                              int64_t i, int64_t n, const uint16_t* random) {
+  const Floats g = Load(p.gradient + i, n) * p.gradient_factor;
+  const Floats m = Load(m_at + i, n) * p.beta1 + g * (1.0f - p.beta1);
+  const Floats v = Load(v_at + i, n) * p.beta2 + g * g * (1.0f - p.beta2);
+  const Floats decayed = Load(p.master + i, n) * (1.0f - p.learning_rate * p.weight_decay);
+  // One division: they are what the pass waits for when its data are in a cache.
+  const Floats denominator = Sqrt(v) * (1.0f / p.bias_correction2_root) + p.eps;
+  const Floats w = decayed - (p.learning_rate / p.bias_correction1) * m / denominator;
+  Keep(m, m_at + i, n, random);
+  Keep(v, v_at + i, n, random);
+  Store(w, p.master + i, n);
+  if (p.weights != nullptr) Store(w, p.weights + i, n);
 }
-template <typename T>
-inline void StoreN(F16 value, T* to, int64_t lanes) {
-  if (lanes == kLanes) {
-    Store(value, to);
-  } else {
-    StorePart(value, to, lanes);
+
+template <typename Moment>
+[[gnu::always_inline]] inline void LionLanes(const Params& p, Moment* m_at, Moment* /*v_at*/,
+                                             int64_t i, int64_t n, const uint16_t* random) {
+  const Floats g = Load(p.gradient + i, n) * p.gradient_factor;
+  const Floats m = Load(m_at + i, n);
+  const Floats direction = m * p.beta1 + g * (1.0f - p.beta1);
+  const Floats zero{};
+  const Floats one = zero + 1.0f;
+  const Floats sign = direction > zero ? one : (direction < zero ? -one : direction);
+  const Floats before = Load(p.master + i, n);
+  const Floats w = before - p.learning_rate * (sign + p.weight_decay * before);
+  Keep(m * p.beta2 + g * (1.0f - p.beta2), m_at + i, n, random);
+  Store(w, p.master + i, n);
+  if (p.weights != nullptr) Store(w, p.weights + i, n);
+}
+
+template <typename Moment>
+using Update = void(const Params&, Moment*, Moment*, int64_t, int64_t, const uint16_t*);
+
+// By value: a local copy cannot be what the stores of floats change, so that factors stay in
+// registers.
+template <Update<float> kUpdate>
+inline void RunExact(Params p) {
+  int64_t i = 0;
+  for (; i + kLanes <= p.elements; i += kLanes) kUpdate(p, p.m, p.v, i, kLanes, nullptr);
+  if (i < p.elements) kUpdate(p, p.m, p.v, i, p.elements - i, nullptr);
+}
+
+// A quarter of the group at i, and of the work on the next one's bits.
+template <Update<uint16_t> kUpdate, int kQuarter>
+[[gnu::always_inline]] inline void Quarter(const Params& p, int64_t i, const uint16_t* random,
+                                           RandomBits& bits) {
+  bits.Rounds(kQuarter * RandomBits::kRounds / 4, (kQuarter + 1) * RandomBits::kRounds / 4);
+  constexpr int64_t kElements = kRandomGroup / 4;
+  for (int64_t j = kQuarter * kElements; j < (kQuarter + 1) * kElements; j += kLanes) {
+    kUpdate(p, p.m_bf16, p.v_bf16, i + j, kLanes, random + j);
   }
 }
 
-inline void AdamWLanes(const Params& p, int64_t i, int64_t n) {
-  const F16 g = LoadN(p.gradient + i, n) * p.gradient_factor;
-  const F16 m = LoadN(p.m + i, n) * p.beta1 + g * (1.0f - p.beta1);
-  const F16 v = LoadN(p.v + i, n) * p.beta2 + g * g * (1.0f - p.beta2);
-  const F16 decayed = LoadN(p.master + i, n) * (1.0f - p.learning_rate * p.weight_decay);
-  const F16 denominator = Sqrt(v) / p.bias_correction2_root + p.eps;
-  const F16 w = decayed - (p.learning_rate / p.bias_correction1) * m / denominator;
-  StoreN(m, p.m + i, n);
-  StoreN(v, p.v + i, n);
-  StoreN(w, p.master + i, n);
-  if (p.weights != nullptr) StoreN(w, p.weights + i, n);
-}
-
-inline void LionLanes(const Params& p, int64_t i, int64_t n) {
-  const F16 g = LoadN(p.gradient + i, n) * p.gradient_factor;
-  const F16 m = LoadN(p.m + i, n);
-  const F16 direction = m * p.beta1 + g * (1.0f - p.beta1);
-  const F16 one = Splat(1.0f);
-  const F16 zero{};
-  const F16 sign = direction > zero ? one : (direction < zero ? -one : direction);
-  const F16 before = LoadN(p.master + i, n);
-  const F16 w = before - p.learning_rate * (sign + p.weight_decay * before);
-  StoreN(m * p.beta2 + g * (1.0f - p.beta2), p.m + i, n);
-  StoreN(w, p.master + i, n);
-  if (p.weights != nullptr) StoreN(w, p.weights + i, n);
+template <Update<uint16_t> kUpdate>
+inline void RunRounding(Params p) {
+  // The last lanes of a part read past their bits.
+  alignas(64) uint16_t random[kRandomGroup + kLanes] = {};
+  RandomBits bits(p.rounding);
+  bits.Start(p.rounding.first / kRandomGroup);
+  bits.Rounds(0, RandomBits::kRounds);
+  for (int64_t i = 0; i < p.elements;) {
+    const int64_t place = p.rounding.first + i;
+    const int64_t within = place % kRandomGroup;
+    bits.Write(random);
+    bits.Start(place / kRandomGroup + 1);
+    if (within == 0 && p.elements - i >= kRandomGroup) {
+      Quarter<kUpdate, 0>(p, i, random, bits);
+      Quarter<kUpdate, 1>(p, i, random, bits);
+      Quarter<kUpdate, 2>(p, i, random, bits);
+      Quarter<kUpdate, 3>(p, i, random, bits);
+      i += kRandomGroup;
+      continue;
+    }
+    bits.Rounds(0, RandomBits::kRounds);
+    const int64_t end = std::min(i + kRandomGroup - within, p.elements);
+    for (const uint16_t* at = random + within; i < end; at += kLanes) {
+      const int64_t lanes = std::min(end - i, kLanes);
+      kUpdate(p, p.m_bf16, p.v_bf16, i, lanes, at);
+      i += lanes;
+    }
+  }
 }
 
 void AdamWRange(const Params& p) {
-  int64_t i = 0;
-  for (; i + kLanes <= p.elements; i += kLanes) AdamWLanes(p, i, kLanes);
-  if (i < p.elements) AdamWLanes(p, i, p.elements - i);
+  if (p.m_bf16 != nullptr) {
+    RunRounding<AdamWLanes<uint16_t>>(p);
+  } else {
+    RunExact<AdamWLanes<float>>(p);
+  }
 }
 
 void LionRange(const Params& p) {
-  int64_t i = 0;
-  for (; i + kLanes <= p.elements; i += kLanes) LionLanes(p, i, kLanes);
-  if (i < p.elements) LionLanes(p, i, p.elements - i);
+  if (p.m_bf16 != nullptr) {
+    RunRounding<LionLanes<uint16_t>>(p);
+  } else {
+    RunExact<LionLanes<float>>(p);
+  }
 }
 
-using D8 = double __attribute__((vector_size(64)));
+// Squares are exact in double; sixteen partial sums, whatever the width, then one fixed order.
+class Squares {
+ public:
+  static constexpr int64_t kSums = 16;
+
+  void Add(const float* values, int64_t count) {
+    for (int64_t part = 0; part < kParts; ++part) {
+      const int64_t left = count - part * kLanes;
+      const Floats v = count == kSums ? Load(values + part * kLanes, kLanes)
+                       : left > 0     ? Load(values + part * kLanes, std::min(left, kLanes))
+                                      : Floats{};
+      const Ints finite = (v - v) == Floats{};
+      finite_ -= finite;
+      const Floats good = finite ? v : Floats{};
+      HalfFloats half[2];
+      std::memcpy(half, &good, sizeof(good));
+      const Doubles low = __builtin_convertvector(half[0], Doubles);
+      const Doubles high = __builtin_convertvector(half[1], Doubles);
+      sums_[part][0] += low * low;
+      sums_[part][1] += high * high;
+    }
+    lanes_ += kSums;
+  }
+
+  Stats Result() const {
+    double all[kSums];
+    std::memcpy(all, sums_, sizeof(all));
+    Stats stats;
+    for (int64_t j = 0; j < kSums / 2; ++j) stats.sum_of_squares += all[j] + all[j + kSums / 2];
+    stats.non_finite = lanes_;
+    for (int64_t j = 0; j < kLanes; ++j) stats.non_finite -= finite_[j];
+    return stats;
+  }
+
+ private:
+  static constexpr int64_t kParts = kSums / kLanes;
+
+  Doubles sums_[kParts][2] = {};
+  Ints finite_{};
+  int64_t lanes_ = 0;  // those past the end are zero
+};
 
 Stats MeasureRange(const float* values, int64_t elements) {
-  // Squares are exact in double; sixteen partial sums in two vectors, then one fixed order.
-  D8 low{};
-  D8 high{};
-  Stats stats;
-  for (int64_t i = 0; i < elements; i += kLanes) {
-    const int64_t n = elements - i < kLanes ? elements - i : kLanes;
-    F16 v = LoadN(values + i, n);
-    const I16 finite = (v - v) == F16{};
-    v = finite ? v : F16{};
-    int32_t all[kLanes];
-    std::memcpy(all, &finite, sizeof(all));
-    int32_t good = 0;
-    for (const int32_t lane : all) good -= lane;
-    stats.non_finite += kLanes - good;
-    float lanes[kLanes];
-    Store(v, lanes);
-    D8 a;
-    D8 b;
-    for (int j = 0; j < 8; ++j) {
-      a[j] = lanes[j];
-      b[j] = lanes[j + 8];
-    }
-    low += a * a;
-    high += b * b;
+  Squares squares;
+  int64_t i = 0;
+  for (; i + Squares::kSums <= elements; i += Squares::kSums) {
+    squares.Add(values + i, Squares::kSums);
   }
-  const D8 both = low + high;
-  for (int j = 0; j < 8; ++j) stats.sum_of_squares += both[j];
-  return stats;
+  if (i < elements) squares.Add(values + i, elements - i);
+  return squares.Result();
 }
 
 }  // namespace

@@ -72,7 +72,8 @@ class Sublayer {
   virtual ~Sublayer() = default;
 
   // out = residual + f(h). `out` may be `residual`; it may be undefined in kRecompute, then only
-  // what the backward needs is computed. h stays valid and unchanged until the backward.
+  // what the backward needs is computed. h has the same values when the backward is given it; the
+  // tensor itself may be another.
   virtual void Forward(const PassContext& context, const at::Tensor& h_ND,
                        const at::Tensor& residual_ND, const at::Tensor& out_ND) = 0;
 

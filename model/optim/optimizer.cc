@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/rng/rng.h"
 #include "heddle/v1/config.pb.h"
 #include "kernels/adamw/params.h"
 
@@ -14,13 +15,15 @@ namespace {
 // Elements of one task: 64 Ki x 28 bytes, a multiple of the vector width.
 constexpr int64_t kBlock = 64 * 1024;
 
+// The upper half of the counters of an update's random bits; the lower half counts elements.
+uint64_t RoundingStream(uint64_t seed, int64_t update) {
+  return Rng(seed, "optim.rounding").At(static_cast<uint64_t>(update));
+}
+
 }  // namespace
 
-StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& training) {
+Hyperparameters HyperparametersOf(const heddle::v1::TrainingConfig& training) {
   using heddle::v1::TrainingConfig;
-  if (training.moments() != TrainingConfig::MOMENTS_FP32) {
-    return InvalidArgument("training.moments: this build keeps the moments in fp32");
-  }
   Hyperparameters hyper;
   hyper.algorithm =
       training.optimizer() == TrainingConfig::OPTIMIZER_LION ? Algorithm::kLion : Algorithm::kAdamW;
@@ -30,6 +33,9 @@ StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& tr
   if (hyper.algorithm == Algorithm::kLion && !training.has_beta2()) hyper.beta2 = 0.99;
   hyper.eps = training.eps();
   hyper.weight_decay = training.weight_decay();
+  hyper.moments =
+      training.moments() == TrainingConfig::MOMENTS_BF16 ? Moments::kBf16 : Moments::kFp32;
+  hyper.seed = static_cast<uint64_t>(training.seed());
   return hyper;
 }
 
@@ -59,9 +65,10 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
   const int64_t size = static_cast<int64_t>(shard.master.size());
   const bool adamw = hyper.algorithm == Algorithm::kAdamW;
   HEDDLE_CHECK(args.update >= 1);
-  HEDDLE_CHECK(shard.m.size() == shard.master.size());
+  const bool rounds = hyper.moments == Moments::kBf16;
+  HEDDLE_CHECK((rounds ? shard.m_bf16.size() : shard.m.size()) == shard.master.size());
   HEDDLE_CHECK(shard.gradient.size() == shard.master.size());
-  HEDDLE_CHECK(!adamw || shard.v.size() == shard.master.size());
+  HEDDLE_CHECK(!adamw || (rounds ? shard.v_bf16.size() : shard.v.size()) == shard.master.size());
   HEDDLE_CHECK(shard.compute_bf16.empty() || shard.compute_bf16.size() == shard.master.size());
   if (args.found_inf || size == 0) return;
 
@@ -69,6 +76,8 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
   base.beta1 = static_cast<float>(hyper.beta1);
   base.beta2 = static_cast<float>(hyper.beta2);
   base.eps = static_cast<float>(hyper.eps);
+  base.rounding.seed = hyper.seed;
+  base.rounding.stream = RoundingStream(hyper.seed, args.update);
 
   const kernels::adamw::Table& kernels = kernels::adamw::Kernels();
   const auto run = adamw ? kernels.adamw : kernels.lion;
@@ -93,8 +102,14 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
       kernels::adamw::Params p = part;
       p.elements = to - from;
       p.master = shard.master.data() + from;
-      p.m = shard.m.data() + from;
-      p.v = adamw ? shard.v.data() + from : nullptr;
+      if (rounds) {
+        p.m_bf16 = shard.m_bf16.data() + from;
+        p.v_bf16 = adamw ? shard.v_bf16.data() + from : nullptr;
+        p.rounding.first = shard.flat_offset + from;
+      } else {
+        p.m = shard.m.data() + from;
+        p.v = adamw ? shard.v.data() + from : nullptr;
+      }
       p.gradient = shard.gradient.data() + from;
       p.weights = shard.compute_bf16.empty() ? nullptr : shard.compute_bf16.data() + from;
       run(p);

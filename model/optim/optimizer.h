@@ -1,8 +1,8 @@
 // AdamW and Lion over flat shards (training-runtime.md section 11): one pass over master, moments
 // and gradient that also writes the bf16 compute weights. Torch-free interface.
 //
-// The result of an element depends on that element only, so any cut into shards, blocks or threads
-// gives the same bits.
+// The result of an element depends on that element and its place in the flat buffer only, so any
+// cut into shards, blocks or threads gives the same bits.
 #pragma once
 
 #include <cstdint>
@@ -20,15 +20,21 @@ namespace heddle::optim {
 
 enum class Algorithm { kAdamW, kLion };
 
+// What the moments are kept in. kBf16 rounds stochastically: to the nearest, a moment would stop
+// where its step is less than half of its last place, which for v is soon (11.3).
+enum class Moments { kFp32, kBf16 };
+
 struct Hyperparameters {
   Algorithm algorithm = Algorithm::kAdamW;
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;
+  Moments moments = Moments::kFp32;
+  uint64_t seed = 0;  // of the rounding of bf16 moments
 };
-// Reads training.{optimizer,beta1,beta2,eps,weight_decay}. INVALID_ARGUMENT names the key.
-StatusOr<Hyperparameters> HyperparametersOf(const heddle::v1::TrainingConfig& training);
+// Reads training.{optimizer,beta1,beta2,eps,weight_decay,moments,seed}.
+Hyperparameters HyperparametersOf(const heddle::v1::TrainingConfig& training);
 
 // Elements [begin, end) of the flat buffer share these factors.
 struct GroupRange {
@@ -45,7 +51,8 @@ std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparame
                                  double indexer_multiplier = 1.0);
 
 // What one rank owns: elements [flat_offset, flat_offset + size) of the flat buffer. All spans have
-// one size; `v` is empty for Lion; `compute_bf16` is empty in fp32 training.
+// one size; `v` is empty for Lion; `compute_bf16` is empty in fp32 training. Moments of one type
+// are given and those of the other left empty.
 struct Shard {
   int64_t flat_offset = 0;
   std::span<float> master;
@@ -53,6 +60,8 @@ struct Shard {
   std::span<float> v;
   std::span<const float> gradient;
   std::span<uint16_t> compute_bf16;
+  std::span<uint16_t> m_bf16;
+  std::span<uint16_t> v_bf16;
 };
 
 struct StepArgs {

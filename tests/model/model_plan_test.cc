@@ -675,9 +675,19 @@ TEST(ModelPlan, EstimatesLessMemoryWithRecomputation) {
   const ModelPlan plan = *PlanModel(SmallDense());
   EXPECT_EQ(all.master, 4 * plan.flat_elements);
   EXPECT_EQ(all.moments, 8 * plan.flat_elements);
+  training.set_moments(heddle::v1::TrainingConfig::MOMENTS_BF16);
+  EXPECT_EQ(EstimateMemory(SmallDense(), training, {}).moments, 4 * plan.flat_elements);
+  training.set_optimizer(heddle::v1::TrainingConfig::OPTIMIZER_LION);
+  EXPECT_EQ(EstimateMemory(SmallDense(), training, {}).moments, 2 * plan.flat_elements);
+  training = {};
   EXPECT_EQ(all.compute_weights, 2 * plan.flat_elements);
   training.set_gradient_checkpointing(heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
-  EXPECT_LT(EstimateMemory(SmallDense(), training, {}).activations, all.activations / 3);
+  const MemoryEstimate full = EstimateMemory(SmallDense(), training, {});
+  EXPECT_LT(full.activations, all.activations / 3);
+  training.set_gradient_checkpointing(heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
+  const MemoryEstimate selective = EstimateMemory(SmallDense(), training, {});
+  EXPECT_LT(selective.activations, all.activations * 3 / 4);
+  EXPECT_GT(selective.activations, full.activations);
   training.set_precision(heddle::v1::TrainingConfig::PRECISION_FP32);
   EXPECT_EQ(EstimateMemory(SmallDense(), training, {}).compute_weights, 0);
 }

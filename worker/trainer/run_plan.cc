@@ -104,6 +104,18 @@ void PlanSharding(const RunConfig& config, RunPlan* plan) {
           : comm::Wire::kFp32;
 }
 
+model::Recompute RecomputeOf(const TrainingConfig& training) {
+  switch (training.gradient_checkpointing()) {
+    case TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE:
+      return model::Recompute::kSelective;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
+      return model::Recompute::kFull;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_NONE:
+      break;
+  }
+  return model::Recompute::kNone;
+}
+
 }  // namespace
 
 StatusOr<RunPlan> PlanRun(const RunConfig& config) {
@@ -138,15 +150,11 @@ StatusOr<RunPlan> PlanRun(const RunConfig& config) {
   plan.skip_nonfinite = training.nan_policy() == TrainingConfig::NAN_POLICY_SKIP;
   plan.precision = training.precision() == TrainingConfig::PRECISION_FP32 ? model::Precision::kFp32
                                                                           : model::Precision::kBf16;
+  plan.recompute = RecomputeOf(training);
   plan.grad_clip = training.grad_clip();
   plan.seed = static_cast<uint64_t>(training.seed());
   plan.schedule = optim::ScheduleOf(training);
-  const StatusOr<optim::Hyperparameters> optimizer = optim::HyperparametersOf(training);
-  if (optimizer.ok()) {
-    plan.optimizer = *optimizer;
-  } else {
-    problems.push_back(Message(optimizer.status()));
-  }
+  plan.optimizer = optim::HyperparametersOf(training);
   plan.init_from = config.checkpoint().init_from();
   PlanSharding(config, &plan);
   PlanIndexers(config, &plan);

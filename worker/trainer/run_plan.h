@@ -8,6 +8,7 @@
 
 #include "base/status/status.h"
 #include "heddle/v1/config.pb.h"
+#include "model/language_model.h"
 #include "model/optim/optimizer.h"
 #include "model/optim/schedule.h"
 #include "model/parameter_store.h"
@@ -24,6 +25,7 @@ struct RunPlan {
   int64_t log_interval = 1;
   bool skip_nonfinite = false;  // else the first one halts the run
   model::Precision precision = model::Precision::kBf16;
+  model::Recompute recompute = model::Recompute::kNone;
   double grad_clip = 0;
   uint64_t seed = 0;
   optim::Hyperparameters optimizer;

@@ -135,10 +135,7 @@ class Rank {
                      RunState::Create(spec_.config().model(), plan_, static_cast<int>(spec_.rank()),
                                       static_cast<int>(std::max(1u, spec_.world_size()))));
     model::LanguageModelOptions options;
-    options.recompute = spec_.config().training().gradient_checkpointing() ==
-                                heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL
-                            ? model::Recompute::kFull
-                            : model::Recompute::kNone;
+    options.recompute = plan_.recompute;
     ASSIGN_OR_RETURN(model_, model::LanguageModel::Create(spec_.config().model(),
                                                           state_->parameters()->memory(), options));
     return OkStatus();

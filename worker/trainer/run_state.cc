@@ -3,7 +3,9 @@
 #include <google/protobuf/util/message_differencer.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <deque>
 #include <new>
 #include <utility>
 
@@ -80,6 +82,16 @@ Status CheckSameModel(const std::string& dir, const heddle::v1::ModelConfig& mod
       Str("checkpoint.init_from: the model in ", dir, " is not the one of this run: ", difference));
 }
 
+heddle::v1::ElementType ElementTypeOf(optim::Moments moments) {
+  return moments == optim::Moments::kBf16 ? heddle::v1::ELEMENT_TYPE_BF16
+                                          : heddle::v1::ELEMENT_TYPE_F32;
+}
+
+bool IsMoment(int tensor_class) {
+  return tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ||
+         tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2;
+}
+
 TensorInfo InfoOf(const model::TensorSpec& spec) {
   TensorInfo info;
   info.set_name(spec.name);
@@ -91,11 +103,13 @@ TensorInfo InfoOf(const model::TensorSpec& spec) {
   return info;
 }
 
-std::vector<TensorInfo> ListTensors(const model::ModelPlan& plan, bool second_moment) {
+std::vector<TensorInfo> ListTensors(const model::ModelPlan& plan,
+                                    const optim::MomentArrays& moments) {
   std::vector<TensorInfo> tensors;
   for (const model::TensorSpec& spec : plan.tensors) {
     tensors.push_back(InfoOf(spec));
-    for (const TensorClass tensor_class : ClassesOf(second_moment)) {
+    tensors.back().set_moment_type(ElementTypeOf(moments.type()));
+    for (const TensorClass tensor_class : ClassesOf(moments.has_second())) {
       tensors.back().add_classes(tensor_class);
     }
   }
@@ -123,11 +137,9 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   options.world = world;
   ASSIGN_OR_RETURN(state->parameters_, shard::MakeParameters(std::move(layout), options));
   const model::ModelPlan& kept = state->parameters_->plan();
-  const size_t elements = static_cast<size_t>(state->parameters_->owned_elements());
-  const bool second_moment = plan.optimizer.algorithm == optim::Algorithm::kAdamW;
+  const int64_t elements = state->parameters_->owned_elements();
   try {
-    state->m_.assign(elements, 0.0f);
-    state->v_.assign(second_moment ? elements : 0, 0.0f);
+    state->moments_.Allocate(plan.optimizer, elements);
   } catch (const std::bad_alloc&) {
     return ResourceExhausted(Str("no memory for the moments of ", elements, " parameters"));
   }
@@ -136,7 +148,7 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   if (plan.freeze_during_warmup) {
     for (optim::GroupRange& group : state->warmup_groups_) group.frozen = !group.indexer;
   }
-  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(ListTensors(kept, second_moment)));
+  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(ListTensors(kept, state->moments_)));
   for (const TensorInfo& info : state->tensors_) {
     const model::TensorSpec* spec = kept.Find(info.name());
     state->specs_.push_back(spec != nullptr ? spec : kept.FindBuffer(info.name()));
@@ -146,8 +158,7 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
 }
 
 Status RunState::Reset() {
-  std::fill(m_.begin(), m_.end(), 0.0f);
-  std::fill(v_.begin(), v_.end(), 0.0f);
+  moments_.Zero();
   counters_ = Counters();
   shard::InitParameters(seed_, parameters_.get());
   return init_from_.empty() ? OkStatus() : ReadInitialWeights();
@@ -171,15 +182,13 @@ Status RunState::ReadInitialWeights() {
 std::vector<optim::Shard> RunState::shards() {
   std::vector<optim::Shard> shards;
   for (const shard::Held& held : parameters_->held()) {
-    const size_t offset = static_cast<size_t>(held.owned_offset);
-    const size_t size = held.master.size();
-    shards.push_back(
-        {.flat_offset = held.range.begin,
-         .master = held.master,
-         .m = std::span<float>(m_).subspan(offset, size),
-         .v = v_.empty() ? std::span<float>() : std::span<float>(v_).subspan(offset, size),
-         .gradient = held.gradient,
-         .compute_bf16 = held.compute_bf16});
+    optim::Shard shard;
+    shard.flat_offset = held.range.begin;
+    shard.master = held.master;
+    shard.gradient = held.gradient;
+    shard.compute_bf16 = held.compute_bf16;
+    moments_.Attach(held.owned_offset, &shard);
+    shards.push_back(shard);
   }
   return shards;
 }
@@ -216,10 +225,10 @@ std::vector<RunState::Piece> RunState::PiecesOf(size_t tensor, int tensor_class)
     const int64_t end = std::min(spec.offset + spec.elements, held.range.end);
     if (begin >= end) continue;
     const int64_t within = begin - held.range.begin;
-    float* data = tensor_class == heddle::v1::TENSOR_CLASS_MASTER ? held.master.data() + within
-                  : tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1
-                      ? m_.data() + held.owned_offset + within
-                      : v_.data() + held.owned_offset + within;
+    void* data = IsMoment(tensor_class)
+                     ? moments_.At(tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2,
+                                   held.owned_offset + within)
+                     : held.master.data() + within;
     pieces.push_back({begin - spec.offset, end - begin, data});
   }
   return pieces;
@@ -248,23 +257,54 @@ std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32
   return ranges;
 }
 
+StatusOr<heddle::v1::ElementType> RunState::StoredMoments(
+    const heddle::v1::CheckpointRecord& record) const {
+  const heddle::v1::ElementType own = ElementTypeOf(moments_.type());
+  for (const TensorInfo& info : record.tensors()) {
+    if (std::none_of(info.classes().begin(), info.classes().end(), IsMoment)) continue;
+    if (info.moment_type() == own || info.moment_type() == heddle::v1::ELEMENT_TYPE_BF16) {
+      return info.moment_type();
+    }
+    return FailedPrecondition(
+        "training.moments: bf16, but the checkpoint keeps its moments in fp32, and rounding them "
+        "would not go on with the same run: set training.moments: fp32");
+  }
+  return own;
+}
+
 Status RunState::Load(const heddle::v1::CheckpointRecord& record, const std::string& root) {
+  ASSIGN_OR_RETURN(const heddle::v1::ElementType stored, StoredMoments(record));
+  const bool widens = stored != ElementTypeOf(moments_.type());
+  std::deque<std::vector<uint16_t>> narrow;  // what widened ranges are read into
+  std::vector<std::pair<const uint16_t*, Piece>> widened;
   std::vector<checkpoint::WantedRange> wanted;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     for (const int tensor_class : tensors_[i].classes()) {
       std::vector<Piece> pieces = PiecesOf(i, tensor_class);
       if (pieces.empty()) pieces.push_back({});  // known, though other ranks hold all of it
       for (const Piece& piece : pieces) {
+        void* data = piece.data;
+        if (widens && IsMoment(tensor_class)) {
+          data = narrow.emplace_back(static_cast<size_t>(piece.count)).data();
+          widened.emplace_back(narrow.back().data(), piece);
+        }
         wanted.push_back({.name = tensors_[i].name(),
                           .shape = specs_[i]->shape,
                           .tensor_class = static_cast<TensorClass>(tensor_class),
+                          .type = IsMoment(tensor_class) ? stored : heddle::v1::ELEMENT_TYPE_F32,
                           .first = static_cast<uint64_t>(piece.first),
                           .count = static_cast<uint64_t>(piece.count),
-                          .data = piece.data});
+                          .data = data});
       }
     }
   }
   RETURN_IF_ERROR(checkpoint::LoadRanges(record, root, wanted));
+  for (const auto& [from, piece] : widened) {
+    float* to = static_cast<float*>(piece.data);
+    std::transform(from, from + piece.count, to, [](uint16_t bits) {
+      return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+    });
+  }
   parameters_->RefreshComputeWeights();
   return OkStatus();
 }

@@ -12,6 +12,7 @@
 #include "checkpoint/tensor_io/save.h"
 #include "heddle/v1/checkpoints.pb.h"
 #include "model/model_plan.h"
+#include "model/optim/moments.h"
 #include "model/optim/optimizer.h"
 #include "worker/shard/parameters.h"
 #include "worker/trainer/run_plan.h"
@@ -58,8 +59,9 @@ class RunState {
   // its share of what all ranks hold.
   std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world);
 
-  // Loads weights and moments; counters are the caller's. Errors as checkpoint::LoadRanges, after
-  // which Reset() is due.
+  // Loads weights and moments; counters are the caller's. Moments stored in bf16 are widened, which
+  // is exact; stored in fp32 they are refused where this run keeps bf16: FAILED_PRECONDITION. Other
+  // errors as checkpoint::LoadRanges. After an error Reset() is due.
   Status Load(const heddle::v1::CheckpointRecord& record, const std::string& root);
   // Back to initial weights and zero moments.
   Status Reset();
@@ -70,8 +72,7 @@ class RunState {
   uint64_t seed_ = 0;
   std::string init_from_;
   std::unique_ptr<shard::Parameters> parameters_;
-  std::vector<float> m_;  // [parameters_->owned_elements()]
-  std::vector<float> v_;  // empty for Lion
+  optim::MomentArrays moments_;  // [parameters_->owned_elements()]
   std::vector<optim::GroupRange> groups_;
   std::vector<optim::GroupRange> warmup_groups_;
   std::vector<heddle::v1::TensorInfo> tensors_;
@@ -80,9 +81,11 @@ class RunState {
   struct Piece {
     int64_t first = 0;  // element of the tensor
     int64_t count = 0;
-    float* data = nullptr;
+    void* data = nullptr;
   };
   std::vector<Piece> PiecesOf(size_t tensor, int tensor_class);
+  // Type of the checkpoint's moments, or why this run cannot take them.
+  StatusOr<heddle::v1::ElementType> StoredMoments(const heddle::v1::CheckpointRecord& record) const;
 
   std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
   Counters counters_;

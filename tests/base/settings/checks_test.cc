@@ -91,8 +91,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
-      {{"training.moments=bf16"}, "bf16 moments"},
-      {{"training.gradient_checkpointing=selective"}, "selective recomputation"},
       {{"training.nan_policy=rollback"}, "rolling back"},
       {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
       {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},

@@ -219,8 +219,10 @@ Case CaseOf(const Parts& parts) {
 std::string NameOf(const Parts& parts) {
   const auto& [world, mode, accumulation, recompute, precision, tied] = parts;
   return Str(world, "_", NameOf(mode), "_", NameOf(accumulation), "_",
-             recompute == Recompute::kFull ? "recompute" : "keep", "_",
-             precision == Precision::kFp32 ? "fp32" : "bf16", tied ? "_tied" : "");
+             recompute == Recompute::kFull        ? "recompute"
+             : recompute == Recompute::kSelective ? "selective"
+                                                  : "keep",
+             "_", precision == Precision::kFp32 ? "fp32" : "bf16", tied ? "_tied" : "");
 }
 
 std::vector<Parts> AllParts() {
@@ -230,7 +232,8 @@ std::vector<Parts> AllParts() {
       for (const Accumulation accumulation :
            {Accumulation::kSyncEach, Accumulation::kSyncLast, Accumulation::kLayerMajor}) {
         if (mode == Mode::kNone && accumulation == Accumulation::kSyncEach) continue;
-        for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+        for (const Recompute recompute :
+             {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
           for (const Precision precision : {Precision::kFp32, Precision::kBf16}) {
             all.emplace_back(world, mode, accumulation, recompute, precision, false);
             if (world == 2 || world == 3) {

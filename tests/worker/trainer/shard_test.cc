@@ -148,6 +148,54 @@ TEST(Shard, LionGoesOnBitForBitInEveryMode) {
   }
 }
 
+// Rounding depends on the element's place in the model, not on who keeps it.
+TEST(Shard, Bf16MomentsGoOnBitForBitInEveryMode) {
+  RunConfig config = SmallConfig(2, 20);
+  config.mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
+  Job calm(config, 2);
+  RunToEnd(&calm);
+  EXPECT_LT(calm.series().at(20).loss(), calm.series().at(1).loss() - 0.2);
+  Job exact(SmallConfig(2, 20), 2);
+  RunToEnd(&exact);
+  EXPECT_NE(calm.series().at(20).loss(), exact.series().at(20).loss());
+  EXPECT_NEAR(calm.series().at(20).loss() / exact.series().at(20).loss(), 1.0, 0.01);
+  Job changing(config, 2);
+  uint64_t step = 6;
+  for (const auto mode : {ParallelConfig::SHARD_NONE, ParallelConfig::SHARD_FULL}) {
+    changing.config().mutable_parallel()->set_shard(mode);
+    FakeAttempt attempt(changing.Next());
+    ASSERT_TRUE(attempt.WaitForStep(step));
+    attempt.Kill(step % 2, SIGKILL);
+    attempt.Wait(30);
+    changing.Collect(&attempt);
+    step += 6;
+  }
+  changing.config().mutable_parallel()->set_shard(ParallelConfig::SHARD_OPTIMIZER);
+  RunToEnd(&changing);
+  ExpectSameBits(calm.series(), changing.series());
+  ASSERT_FALSE(changing.records().empty());
+  for (const heddle::v1::TensorInfo& tensor : changing.records().back().tensors()) {
+    EXPECT_EQ(tensor.moment_type(), heddle::v1::ELEMENT_TYPE_BF16) << tensor.name();
+  }
+  EXPECT_NEAR(static_cast<double>(changing.records().back().bytes()),
+              static_cast<double>(exact.records().back().bytes()) * 2 / 3,
+              static_cast<double>(exact.records().back().bytes()) * 0.05);
+}
+
+TEST(Shard, Fp32MomentsAreNotRoundedByAResume) {
+  Job job(SmallConfig(1, 6), 1);
+  RunToEnd(&job);
+  job.config().mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
+  job.config().mutable_training()->set_max_steps(9);
+  FakeAttempt attempt(job.Next());
+  const auto ends = attempt.Wait();
+  ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(ends[0].words.has_value());
+  EXPECT_NE(ends[0].words->detail().find("training.moments: bf16, but the checkpoint"),
+            std::string::npos)
+      << ends[0].words->detail();
+}
+
 // Ranks evaluate different numbers of sequences and still gather together.
 TEST(Shard, EvaluationChangesNoStep) {
   RunConfig config = ShardedConfig(ParallelConfig::SHARD_FULL, 3, 8);

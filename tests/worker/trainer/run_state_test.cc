@@ -1,0 +1,207 @@
+// What a checkpoint holds of a rank's state, and what a rank takes from one: types of the moments,
+// any layout from any other.
+#include "worker/trainer/run_state.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status/status.h"
+#include "checkpoint/catalog/tensors.h"
+#include "heddle/v1/config.pb.h"
+#include "tests/checkpoint/temp_dir.h"
+#include "tests/support/status_matchers.h"
+
+namespace heddle::trainer {
+namespace {
+
+using heddle::v1::TrainingConfig;
+
+// One tensor, the embedding, has more elements than two chunks of either type.
+heddle::v1::ModelConfig Model() {
+  heddle::v1::ModelConfig model;
+  model.set_vocab_size(17'000);
+  model.set_d_model(64);
+  model.set_d_ffn(96);
+  model.set_n_layers(1);
+  model.set_n_heads(2);
+  model.set_n_kv_heads(2);
+  model.set_tie_embeddings(true);
+  return model;
+}
+
+RunPlan PlanOf(optim::Moments moments, shard::Mode mode, optim::Algorithm algorithm) {
+  RunPlan plan;
+  plan.precision = model::Precision::kFp32;
+  plan.optimizer.algorithm = algorithm;
+  plan.optimizer.moments = moments;
+  plan.optimizer.seed = 3;
+  plan.seed = 3;
+  plan.shard.mode = mode;
+  return plan;
+}
+
+struct World {
+  World(optim::Moments moments, shard::Mode mode, int ranks,
+        optim::Algorithm algorithm = optim::Algorithm::kAdamW)
+      : plan(PlanOf(moments, mode, algorithm)) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      auto state = RunState::Create(Model(), plan, rank, ranks);
+      EXPECT_OK(state);
+      states.push_back(*std::move(state));
+    }
+  }
+
+  // Gradients are a function of the element, so every layout computes the same.
+  void Update(int64_t update) {
+    for (const auto& state : states) {
+      for (const shard::Held& held : state->parameters()->held()) {
+        for (size_t i = 0; i < held.gradient.size(); ++i) {
+          const double place = static_cast<double>(held.range.begin) + static_cast<double>(i);
+          held.gradient[i] = static_cast<float>(std::sin(0.37 * place + 1.1));
+        }
+      }
+      optim::StepArgs args;
+      args.update = update;
+      args.learning_rate = 1e-3;
+      for (const optim::Shard& shard : state->shards()) {
+        optim::OptimizerStep(plan.optimizer, state->groups(false), args, shard);
+      }
+    }
+  }
+
+  StatusOr<heddle::v1::CheckpointRecord> Save(const std::string& root) const {
+    heddle::v1::CheckpointRecord record;
+    record.set_job(1);
+    record.set_fence(2);
+    record.set_step(3);
+    record.set_dir("j-1/f2/step-3");
+    for (const heddle::v1::TensorInfo& info : states[0]->tensors()) *record.add_tensors() = info;
+    const uint32_t ranks = static_cast<uint32_t>(states.size());
+    for (uint32_t rank = 0; rank < ranks; ++rank) {
+      checkpoint::Snapshot snapshot;
+      RETURN_IF_ERROR(
+          snapshot.Stage(states[rank]->tensors(), states[rank]->RangesToSave(rank, ranks)));
+      checkpoint::ShardWriterOptions options;
+      options.root = root;
+      options.dir = record.dir();
+      options.header.set_job(1);
+      options.header.set_fence(2);
+      options.header.set_step(3);
+      options.header.set_rank(rank);
+      options.header.set_world_size(ranks);
+      ASSIGN_OR_RETURN(const auto files, snapshot.Write(options));
+      heddle::v1::RankSeal* seal = record.add_seals();
+      seal->set_rank(rank);
+      for (const heddle::v1::ShardFile& file : files) *seal->add_files() = file;
+    }
+    return record;
+  }
+
+  Status Load(const heddle::v1::CheckpointRecord& record, const std::string& root) const {
+    for (const auto& state : states) RETURN_IF_ERROR(state->Load(record, root));
+    return OkStatus();
+  }
+
+  // Every element of every tensor and class, as fp32. An element that nobody owns stays NaN, which
+  // equals nothing.
+  std::map<std::pair<uint32_t, int>, std::vector<float>> Values() const {
+    std::map<std::pair<uint32_t, int>, std::vector<float>> all;
+    for (size_t rank = 0; rank < states.size(); ++rank) {
+      const auto ranges = states[rank]->RangesToSave(static_cast<uint32_t>(rank),
+                                                     static_cast<uint32_t>(states.size()));
+      for (const checkpoint::LocalRange& range : ranges) {
+        std::vector<float>& values = all[{range.tensor, range.tensor_class}];
+        values.resize(checkpoint::Elements(states[0]->tensors()[range.tensor - 1]), std::nanf(""));
+        CopyValues(range, values.data() + range.first);
+      }
+    }
+    return all;
+  }
+
+  void CopyValues(const checkpoint::LocalRange& range, float* to) const {
+    const bool narrow = range.tensor_class != heddle::v1::TENSOR_CLASS_MASTER &&
+                        plan.optimizer.moments == optim::Moments::kBf16;
+    if (narrow) {
+      const uint16_t* from = static_cast<const uint16_t*>(range.data);
+      std::transform(from, from + range.count, to,
+                     [](uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); });
+    } else {
+      std::copy_n(static_cast<const float*>(range.data), range.count, to);
+    }
+  }
+
+  RunPlan plan;
+  std::vector<std::unique_ptr<RunState>> states;
+};
+
+using optim::Moments;
+using shard::Mode;
+
+TEST(RunState, Bf16MomentsGoFromAnyLayoutToAnyOther) {
+  for (const optim::Algorithm algorithm : {optim::Algorithm::kAdamW, optim::Algorithm::kLion}) {
+    World one(Moments::kBf16, Mode::kNone, 1, algorithm);
+    World two(Moments::kBf16, Mode::kFull, 2, algorithm);
+    for (int64_t update = 1; update <= 2; ++update) {
+      one.Update(update);
+      two.Update(update);
+    }
+    const checkpoint::TempDir root;
+    const StatusOr<heddle::v1::CheckpointRecord> record = two.Save(root.path());
+    ASSERT_OK(record);
+    World three(Moments::kBf16, Mode::kOptimizer, 3, algorithm);
+    ASSERT_OK(three.Load(*record, root.path()));
+    EXPECT_EQ(one.Values(), two.Values());
+    EXPECT_EQ(one.Values(), three.Values());
+    one.Update(3);
+    three.Update(3);
+    EXPECT_EQ(one.Values(), three.Values());
+  }
+}
+
+// Every bf16 number is an fp32 number.
+TEST(RunState, Bf16MomentsAreWidenedExactly) {
+  World narrow(Moments::kBf16, Mode::kFull, 2);
+  narrow.Update(1);
+  const checkpoint::TempDir root;
+  const StatusOr<heddle::v1::CheckpointRecord> record = narrow.Save(root.path());
+  ASSERT_OK(record);
+  World wide(Moments::kFp32, Mode::kOptimizer, 3);
+  ASSERT_OK(wide.Load(*record, root.path()));
+  const auto values = wide.Values();
+  EXPECT_EQ(narrow.Values(), values);
+  for (const auto& [place, moments] : values) {
+    EXPECT_LT(std::count(moments.begin(), moments.end(), 0.0f), 3) << place.first;
+  }
+}
+
+TEST(RunState, Fp32MomentsAreNotRoundedOnLoading) {
+  World wide(Moments::kFp32, Mode::kNone, 1);
+  wide.Update(1);
+  const checkpoint::TempDir root;
+  const StatusOr<heddle::v1::CheckpointRecord> record = wide.Save(root.path());
+  ASSERT_OK(record);
+  const World narrow(Moments::kBf16, Mode::kNone, 1);
+  EXPECT_STATUS(narrow.Load(*record, root.path()), StatusCode::kFailedPrecondition,
+                "set training.moments: fp32");
+}
+
+TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
+  const auto bytes = [](Moments moments) {
+    const World world(moments, Mode::kNone, 1);
+    checkpoint::Snapshot snapshot;
+    EXPECT_OK(snapshot.Stage(world.states[0]->tensors(), world.states[0]->RangesToSave(0, 1)));
+    return snapshot.bytes();
+  };
+  EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);
+}
+
+}  // namespace
+}  // namespace heddle::trainer
