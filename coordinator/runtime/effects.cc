@@ -56,6 +56,10 @@ void Coordinator::RunEffect(const state::Effect& effect) {
                  [this](const SendAck& e) {
                    SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_ack() = e.ack; });
                  },
+                 [this](const CollectStacks& e) {
+                   SendTo(e.worker,
+                          [&](v1::CoordMsg* m) { *m->mutable_collect_stacks() = e.collect; });
+                 },
                  [this](const SendCheckpointReply& e) {
                    SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_checkpoint() = e.reply; });
                  },

@@ -73,6 +73,17 @@ RankExit EndingOf(const Status& status) {
   }
 }
 
+// LibTorch's allocator throws its own error, whose message has the size that failed.
+RankExit EndingOfException(const std::exception& error) {
+  std::string text = error.what();
+  text = text.substr(0, text.find('\n'));
+  const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+                      text.find("allocate memory") != std::string::npos ||
+                      text.find("not enough memory") != std::string::npos;
+  return memory ? Ending(ExitCode::kFailed, "OOM_HOST", Str("out of memory: ", text))
+                : Ending(ExitCode::kFailed, "UNKNOWN", text);
+}
+
 std::string Hex(const std::string& bytes) {
   constexpr char kDigits[] = "0123456789abcdef";
   std::string text;
@@ -233,11 +244,8 @@ RankExit RunRank(RankControl* control, const Clock& clock, int64_t started_at_ms
   try {
     const StatusOr<LoopEnd> end = rank->Live(started_at_ms);
     exit = end.ok() ? Ending(end->code, end->category, end->detail) : EndingOf(end.status());
-  } catch (const std::bad_alloc&) {
-    exit = Ending(ExitCode::kFailed, "OOM_HOST", "out of memory");
   } catch (const std::exception& error) {  // LibTorch's; the first line says what
-    const std::string text = error.what();
-    exit = Ending(ExitCode::kFailed, "UNKNOWN", text.substr(0, text.find('\n')));
+    exit = EndingOfException(error);
   }
   exit.set_step(rank->step());
   if (exit.code() != 0) {
