@@ -4,15 +4,17 @@
 //
 //   RANK KIND PHASE STEP        e.g. "1 exception backward 12"
 //
-// KIND: exception, bad_alloc, torch_alloc, stop, kill. PHASE: a word of base/rank_words, or
-// `collective`: while the rank waits inside one. Only the first attempt of a job is disturbed. When
-// it strikes, the time is left in `fired` beside it.
+// KIND: exception, bad_alloc, torch_alloc, oom_kill, stop, kill. PHASE: a word of base/rank_words,
+// or `collective`: while the rank waits inside one. Only the first attempt of a job is disturbed.
+// When it strikes, the time is left in `fired` beside it.
 #include <ATen/ops/empty.h>
+#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <memory>
 #include <stdexcept>
@@ -105,12 +107,18 @@ class FaultyControl : public RankControl {
  private:
   bool Kills() const { return fault_.kind == "stop" || fault_.kind == "kill"; }
 
+  // Waits are short: only the waiting thread itself knows that it still waits when it is struck.
   void WatchForWait() {
-    while (true) {
+    g_struck_in_wait = this;
+    signal(SIGUSR1, [](int) {
+      FaultyControl* const self = g_struck_in_wait;
+      if (self->control_->page()->ReadActivity().waiting) self->Strike();
+    });
+    while (!struck_) {
       const control::RankPage* page = control_->page();
       if (page != nullptr && page->ReadProgress().step >= fault_.step &&
           page->ReadActivity().waiting) {
-        return Strike();
+        pthread_kill(trainer_, SIGUSR1);
       }
     }
   }
@@ -129,6 +137,8 @@ class FaultyControl : public RankControl {
     } else if (fault_.kind == "bad_alloc") {
       std::vector<char> much(size_t{1} << 60);
       much.back() = 1;
+    } else if (fault_.kind == "oom_kill") {
+      UseMemory();
     } else if (fault_.kind == "torch_alloc") {
       at::empty({int64_t{1} << 46}).fill_(1);
     } else {
@@ -136,8 +146,21 @@ class FaultyControl : public RankControl {
     }
   }
 
+  // Until the kernel ends this process, for the limit of its cgroup. A machine without such a limit
+  // is spared.
+  static void UseMemory() {
+    constexpr size_t kPiece = size_t{16} << 20;
+    for (size_t used = 0; used < size_t{3} << 30; used += kPiece) {
+      std::memset(new char[kPiece], 1, kPiece);
+    }
+    throw std::runtime_error("3 GiB were given without a limit");
+  }
+
+  static inline FaultyControl* g_struck_in_wait = nullptr;
+
   const std::unique_ptr<RankControl> control_;
   const Fault fault_;
+  const pthread_t trainer_ = pthread_self();
   bool armed_ = false;
   std::atomic<bool> struck_ = false;
 };

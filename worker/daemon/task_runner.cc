@@ -434,15 +434,16 @@ v1::RankOutcome TaskRunner::OutcomeOf(const control::RankExitedPod& exited) cons
 
 // What ran out of memory cannot always tell: the kernel's kill leaves no time for words.
 void TaskRunner::AddMemory(const control::RankExitedPod& exited, v1::RankOutcome* outcome) const {
-  const bool memory = outcome->oom() || outcome->category() == "OOM_HOST";
-  const uint64_t peak = watch_.peak_bytes(*LocalIndex(exited.rank));
-  if (!memory || peak == 0) return;
+  const bool told = std::any_of(outcome->memory().begin(), outcome->memory().end(),
+                                [](const v1::MemoryUse& use) { return use.name() == "resident"; });
+  if (told || (!outcome->oom() && outcome->category() != "OOM_HOST")) return;
+  // Whom the limit of its cgroup ended had reached it, though nobody may have looked just then.
+  const uint64_t limit = outcome->oom() ? folder_.assignment().memory_per_rank() : 0;
+  const uint64_t peak = std::max(watch_.peak_bytes(*LocalIndex(exited.rank)), limit);
+  if (peak == 0) return;
   v1::MemoryUse* use = outcome->add_memory();
   use->set_name("resident");
   use->set_actual(peak);
-  if (folder_.assignment().memory_per_rank() > 0) {
-    use->set_planned(folder_.assignment().memory_per_rank());
-  }
 }
 
 void TaskRunner::FinishIfAllExited() {

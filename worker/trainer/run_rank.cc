@@ -1,5 +1,6 @@
 #include "worker/trainer/run_rank.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -82,6 +83,14 @@ RankExit EndingOfException(const std::exception& error) {
                       text.find("not enough memory") != std::string::npos;
   return memory ? Ending(ExitCode::kFailed, "OOM_HOST", Str("out of memory: ", text))
                 : Ending(ExitCode::kFailed, "UNKNOWN", text);
+}
+
+void AddPeakMemory(RankExit* exit) {
+  struct rusage usage = {};
+  if (getrusage(RUSAGE_SELF, &usage) != 0) return;
+  heddle::v1::MemoryUse* use = exit->add_memory();
+  use->set_name("resident");
+  use->set_actual(static_cast<uint64_t>(usage.ru_maxrss) * 1024);
 }
 
 std::string Hex(const std::string& bytes) {
@@ -248,6 +257,7 @@ RankExit RunRank(RankControl* control, const Clock& clock, int64_t started_at_ms
     exit = EndingOfException(error);
   }
   exit.set_step(rank->step());
+  if (exit.category() == "OOM_HOST") AddPeakMemory(&exit);
   if (exit.code() != 0) {
     rank->Abort();
     // Left as it is: a save in flight or a group whose peers are gone may take long to end, and the
