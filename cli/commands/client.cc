@@ -49,6 +49,9 @@ class GrpcClient : public Client {
   StatusOr<v1::WhyReply> Why(const std::string& job) override {
     return Call(*jobs_, &v1::Jobs::Stub::Why, Ref(job));
   }
+  StatusOr<v1::DoctorReply> Doctor(const std::string& job) override {
+    return Call(*jobs_, &v1::Jobs::Stub::Doctor, Ref(job));
+  }
   StatusOr<v1::Job> Stop(const v1::StopRequest& request) override {
     return Call(*jobs_, &v1::Jobs::Stub::Stop, request);
   }

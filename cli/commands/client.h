@@ -27,6 +27,7 @@ class Client {
   virtual StatusOr<v1::Job> Get(const std::string& job) = 0;
   virtual StatusOr<v1::ListReply> List(const v1::ListRequest& request) = 0;
   virtual StatusOr<v1::WhyReply> Why(const std::string& job) = 0;
+  virtual StatusOr<v1::DoctorReply> Doctor(const std::string& job) = 0;
   virtual StatusOr<v1::Job> Stop(const v1::StopRequest& request) = 0;
   virtual StatusOr<v1::Job> Hold(const v1::HoldRequest& request) = 0;
   virtual StatusOr<v1::Job> Release(const v1::ReleaseRequest& request) = 0;

@@ -11,6 +11,7 @@ std::vector<Verb> ClusterVerbs();     // up.cc: up, down
 std::vector<Verb> SubmitVerbs();      // submit.cc: submit, run
 std::vector<Verb> ListVerbs();        // ps.cc: ps, status
 std::vector<Verb> DescribeVerbs();    // describe.cc: describe, why
+std::vector<Verb> DoctorVerbs();      // doctor.cc: doctor
 std::vector<Verb> EventVerbs();       // events.cc: events
 std::vector<Verb> LogVerbs();         // logs.cc: logs
 std::vector<Verb> MetricVerbs();      // metrics.cc: metrics

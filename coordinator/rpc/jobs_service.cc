@@ -4,6 +4,7 @@
 #include "base/net/grpc_channel.h"
 #include "base/settings/settings.h"
 #include "coordinator/rpc/core.h"
+#include "coordinator/rpc/doctor.h"
 #include "coordinator/rpc/feeds.h"
 #include "coordinator/rpc/request.h"
 #include "coordinator/rpc/services.h"
@@ -150,6 +151,14 @@ class JobsService final : public v1::Jobs::CallbackService {
       for (const JobId& blocker : why.blocking) {
         reply->add_blocking(ToText(blocker));
       }
+      return OkStatus();
+    });
+  }
+
+  Reactor* Doctor(Context* context, const v1::JobRef* request, v1::DoctorReply* reply) override {
+    return Read(context, [this, request, reply]() -> heddle::Status {
+      ASSIGN_OR_RETURN(const JobId id, FindJob(core_->state(), request->job()));
+      *reply = DoctorView(*core_, *core_->state().job(id));
       return OkStatus();
     });
   }

@@ -122,6 +122,9 @@ class Coordinator : public rpc::Core {
   // worker_messages.cc
   void OnHeartbeat(const v1::WorkerMsg& message);
   void OnPoints(const v1::RankPoints& points);
+  void OnStacks(const v1::WorkerMsg& message);
+  // Of the attempt's ranks, from their newest heads.
+  void Diagnose(Fence fence);
   void OnRendezvous(const std::string& worker, const v1::RankRendezvous& request);
   uint64_t LastStep(uint64_t job, uint32_t attempt);
 

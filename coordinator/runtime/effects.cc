@@ -38,42 +38,45 @@ void WriteManifestFile(const std::string& folder, const v1::CheckpointRecord& re
 void Coordinator::RunEffect(const state::Effect& effect) {
   using namespace state::effect;  // NOLINT: the handlers below name every effect once
   std::visit(
-      Overloaded{[this](const SendAssign& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_assign() = e.assign; });
-                 },
-                 [this](const SendStart& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_start() = e.start; });
-                 },
-                 [this](const SendStop& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_stop() = e.stop; });
-                 },
-                 [this](const SendKillFenced& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_kill_fenced() = e.kill; });
-                 },
-                 [this](const SendForget& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_forget() = e.forget; });
-                 },
-                 [this](const SendAck& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_ack() = e.ack; });
-                 },
-                 [this](const SendCheckpointReply& e) {
-                   SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_checkpoint() = e.reply; });
-                 },
-                 [this](const SendStale& e) {
-                   if (const auto stream = streams_.find(e.worker);
-                       stream != streams_.end() && stream->second.session == e.session) {
-                     SendTo(e.worker,
-                            [&](v1::CoordMsg* m) { m->mutable_stale()->set_reason(e.reason); });
-                   }
-                 },
-                 [this](const state::effect::WakeScheduler&) { Coordinator::WakeScheduler(); },
-                 [this](const DropRendezvous& e) { rendezvous_.Drop(e.fence); },
-                 [this](const DeleteCheckpointFiles& e) { DeleteFiles(e.key, e.dir); },
-                 [this](const WriteManifest& e) {
-                   PostFileWork([folder = Str(options_.checkpoint_root, "/", e.record.dir()),
-                                 record = e.record] { WriteManifestFile(folder, record); });
-                 },
-                 [this](const VerifyCheckpoint& e) { VerifyFiles(e.record); }},
+      Overloaded{
+          [this](const SendAssign& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_assign() = e.assign; });
+          },
+          [this](const SendStart& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_start() = e.start; });
+          },
+          [this](const SendStop& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_stop() = e.stop; });
+          },
+          [this](const SendKillFenced& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_kill_fenced() = e.kill; });
+          },
+          [this](const SendForget& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_forget() = e.forget; });
+          },
+          [this](const SendAck& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_ack() = e.ack; });
+          },
+          [this](const CollectStacks& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_collect_stacks() = e.collect; });
+          },
+          [this](const SendCheckpointReply& e) {
+            SendTo(e.worker, [&](v1::CoordMsg* m) { *m->mutable_checkpoint() = e.reply; });
+          },
+          [this](const SendStale& e) {
+            if (const auto stream = streams_.find(e.worker);
+                stream != streams_.end() && stream->second.session == e.session) {
+              SendTo(e.worker, [&](v1::CoordMsg* m) { m->mutable_stale()->set_reason(e.reason); });
+            }
+          },
+          [this](const state::effect::WakeScheduler&) { Coordinator::WakeScheduler(); },
+          [this](const DropRendezvous& e) { rendezvous_.Drop(e.fence); },
+          [this](const DeleteCheckpointFiles& e) { DeleteFiles(e.key, e.dir); },
+          [this](const WriteManifest& e) {
+            PostFileWork([folder = Str(options_.checkpoint_root, "/", e.record.dir()),
+                          record = e.record] { WriteManifestFile(folder, record); });
+          },
+          [this](const VerifyCheckpoint& e) { VerifyFiles(e.record); }},
       effect);
 }
 

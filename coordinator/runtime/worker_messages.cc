@@ -2,6 +2,7 @@
 #include "base/log/log.h"
 #include "coordinator/runtime/coordinator.h"
 #include "coordinator/runtime/records.h"
+#include "coordinator/state/diagnosis.h"
 
 namespace heddle::runtime {
 namespace {
@@ -75,6 +76,8 @@ void Coordinator::OnWorkerMessage(const v1::WorkerMsg& message) {
       return OnRendezvous(worker, message.rendezvous());
     case v1::WorkerMsg::kDamage:
       return Execute(state::event::CheckpointDamaged{worker, session, message.damage()}, ignore);
+    case v1::WorkerMsg::kStacks:
+      return OnStacks(message);
     case v1::WorkerMsg::kLeave:
       leases_->Remove(worker);
       return Execute(state::event::WorkerLeft{worker, session, message.leave().reason()}, ignore);
@@ -88,6 +91,10 @@ void Coordinator::OnHeartbeat(const v1::WorkerMsg& message) {
   const state::Time now = Now();
   for (const v1::Heartbeat::TaskBeat& beat : message.heartbeat().tasks()) {
     state_.NoteProgress(Fence{beat.fence()}, beat.step(), now, options_.policy);
+    state_.NoteHeads(Fence{beat.fence()}, beat.heads(), now);
+  }
+  for (const v1::Heartbeat::TaskBeat& beat : message.heartbeat().tasks()) {
+    if (!beat.heads().empty()) Diagnose(Fence{beat.fence()});
   }
   const std::string worker = message.worker_id();
   v1::HeartbeatReply reply;
@@ -101,6 +108,20 @@ void Coordinator::OnHeartbeat(const v1::WorkerMsg& message) {
       SendTo(worker, [&](v1::CoordMsg* out) { *out->mutable_heartbeat() = reply; });
     }
   });
+}
+
+void Coordinator::Diagnose(Fence fence) {
+  std::optional<state::event::RanksDiagnosed> found = state::Diagnose(state_, fence, Now());
+  if (found.has_value()) Execute(*std::move(found), [](const state::Outcome&) {});
+}
+
+void Coordinator::OnStacks(const v1::WorkerMsg& message) {
+  const v1::StackReport& report = message.stacks();
+  state_.NoteHeads(Fence{report.fence()}, report.heads(), Now());
+  Diagnose(Fence{report.fence()});
+  if (report.stacks().empty()) return;
+  Execute(state::event::StacksReported{message.worker_id(), message.session(), report},
+          [](const state::Outcome&) {});
 }
 
 uint64_t Coordinator::LastStep(uint64_t job, uint32_t attempt) {

@@ -89,11 +89,21 @@ void Blame(Decision& d, JobId job, const heddle::v1::CauseRecord& cause);
 // The step an attempt is known to have reached.
 uint64_t StepReached(const Decision& d, const heddle::v1::AttemptRecord& attempt);
 
+// ---- findings (training-runtime.md 17, 18.3) ----
+// Into the attempt's record unless it has it already; false then.
+bool AddFinding(Decision& d, AttemptId attempt, heddle::v1::FindingRecord finding);
+// What ends of ranks that a report brought tell besides their cause: memory that ran out, numbers
+// that are not finite.
+void FindFromExits(Decision& d, AttemptId attempt, const heddle::v1::TaskReport& report);
+// The newest finding of a hang or a mismatch; nullptr if there is none.
+const heddle::v1::FindingRecord* NewestStandstill(const heddle::v1::AttemptRecord& attempt);
+
 // ---- commands to workers ----
 void SendAssign(Decision& d, AttemptId attempt, const heddle::v1::TaskRecord& task);
 void SendStart(Decision& d, AttemptId attempt, const heddle::v1::TaskRecord& task);
 void SendStop(Decision& d, AttemptId attempt, const heddle::v1::TaskRecord& task);
 void SendKillFenced(Decision& d, const std::string& worker, Fence fence, uint32_t task, Fence now);
+void SendCollectStacks(Decision& d, AttemptId attempt);
 void SendForget(Decision& d, const std::string& worker, Fence fence, uint32_t task);
 // What the task's worker still has to hear, by the attempt's state; false if nothing (resend, X2).
 bool Remind(Decision& d, AttemptId attempt, const heddle::v1::TaskRecord& task);
@@ -132,6 +142,8 @@ Status On(Decision& d, const event::WorkerLeft& e);
 Status On(Decision& d, const event::WorkerSuspect& e);
 Status On(Decision& d, const event::WorkerHeard& e);
 Status On(Decision& d, const event::WorkerLost& e);
+Status On(Decision& d, const event::RanksDiagnosed& e);
+Status On(Decision& d, const event::StacksReported& e);
 Status On(Decision& d, const event::CheckpointOpened& e);
 Status On(Decision& d, const event::ShardSealed& e);
 Status On(Decision& d, const event::CheckpointDamaged& e);

@@ -3,6 +3,7 @@
 
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
+#include "coordinator/state/diagnosis.h"
 #include "coordinator/state/names.h"
 
 namespace heddle::state {
@@ -64,6 +65,34 @@ void SetCause(Decision& d, AttemptId id, v1::CauseRecord cause, bool replace = f
     cause.set_step(StepReached(d, attempt));
   }
   *attempt.mutable_cause() = std::move(cause);
+}
+
+// What stands still, and where: the newest finding says it best.
+v1::CauseRecord StandstillCause(const Decision& d, const v1::AttemptRecord& attempt,
+                                const std::string& how_long) {
+  const v1::FindingRecord* known = NewestStandstill(attempt);
+  const bool mismatch = known != nullptr && known->kind() == "MISMATCH";
+  v1::FindingRecord finding = known == nullptr ? v1::FindingRecord() : *known;
+  if (const std::optional<Situation> situation =
+          SituationOf(d.state(), Fence{attempt.fence()}, d.now());
+      !mismatch && situation.has_value()) {
+    finding = DescribeStandstill(*situation);
+  }
+  v1::CauseRecord cause =
+      CauseOf(mismatch ? "COLLECTIVE_MISMATCH" : "HUNG",
+              Str(how_long, how_long.empty() || finding.text().empty() ? "" : ": ", finding.text()),
+              finding.node());
+  if (finding.has_rank()) {
+    cause.set_rank(finding.rank());
+  }
+  return cause;
+}
+
+// Ranks that launched different collectives end each other: that is the root, whoever ended first.
+v1::CauseRecord CauseOfEnds(const Decision& d, const v1::AttemptRecord& attempt) {
+  const v1::FindingRecord* known = NewestStandstill(attempt);
+  return known != nullptr && known->kind() == "MISMATCH" ? StandstillCause(d, attempt, "")
+                                                         : RootCause(d, attempt);
 }
 
 std::string MissingRanks(const Decision& d, const v1::AttemptRecord& attempt) {
@@ -268,7 +297,7 @@ void StartRunning(Decision& d, const AttemptStep& step) {
     job.set_started_at(d.now().wall_ms);
   }
   if (!IsCommand(job)) {
-    attempt.set_hang_kill_ms(d.policy().hang_kill_ms);
+    attempt.set_hang_kill_ms(job.config().schedule().hang_kill_after());
     for (const v1::CheckpointKeyRecord& key : attempt.restore()) {
       if (key.step() == attempt.start_step() && attempt.restored_fence() == 0) {
         attempt.set_restored_fence(key.fence());
@@ -332,9 +361,7 @@ void FailByRank(Decision& d, const AttemptStep& step) {
 }
 
 void FailHung(Decision& d, const AttemptStep& step) {
-  StopFailed(
-      d, step.attempt,
-      CauseOf("HUNG", Str("no step for ", d.attempt(step.attempt)->hang_kill_ms() / 1000, " s")));
+  StopFailed(d, step.attempt, StandstillCause(d, *d.attempt(step.attempt), step.text));
   EnterKill(d, step.attempt);
 }
 
@@ -360,7 +387,7 @@ void StopOnRequest(Decision& d, const AttemptStep& step) {
 void KillNow(Decision& d, const AttemptStep& step) {
   const v1::AttemptRecord& attempt = *d.attempt(step.attempt);
   if (attempt.stop_phase() == v1::STOP_PHASE_COLLECT) {
-    SetCause(d, step.attempt, RootCause(d, attempt), true);
+    SetCause(d, step.attempt, CauseOfEnds(d, attempt), true);
   }
   d.Note(step.attempt, "ATTEMPT_KILLING",
          Str("root cause: ", attempt.cause().code(), ": ", attempt.cause().detail()));
@@ -399,7 +426,7 @@ void EndSucceeded(Decision& d, const AttemptStep& step) {
 void EndStopped(Decision& d, const AttemptStep& step) {
   const v1::AttemptRecord& attempt = *d.attempt(step.attempt);
   if (attempt.stop_phase() == v1::STOP_PHASE_COLLECT) {
-    SetCause(d, step.attempt, RootCause(d, attempt), true);
+    SetCause(d, step.attempt, CauseOfEnds(d, attempt), true);
   }
   const bool clean = AllClean(d, attempt, step);
   End(d, step.attempt, clean ? v1::ATTEMPT_OUTCOME_SUCCEEDED : OutcomeOf(attempt.stop_reason()),

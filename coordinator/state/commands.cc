@@ -103,6 +103,20 @@ void SendForget(Decision& d, const std::string& worker, Fence fence, uint32_t ta
   d.Do(std::move(send));
 }
 
+void SendCollectStacks(Decision& d, AttemptId id) {
+  for (const v1::TaskRecord* task : d.Tasks(id)) {
+    if (IsFinal(task->state())) {
+      continue;
+    }
+    effect::CollectStacks send;
+    send.worker = task->worker();
+    send.collect.set_job(id.job.value);
+    send.collect.set_fence(task->fence());
+    send.collect.set_task(task->task());
+    d.Do(std::move(send));
+  }
+}
+
 bool Remind(Decision& d, AttemptId id, const v1::TaskRecord& task) {
   const v1::AttemptRecord& attempt = *d.attempt(id);
   const v1::WorkerRecord* worker = d.worker(task.worker());

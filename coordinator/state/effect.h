@@ -45,6 +45,11 @@ struct SendCheckpointReply {
   std::string worker;
   heddle::v1::RankCheckpointReply reply;
 };
+// The worker answers with StacksReported. Asked once per finding; a lost one costs evidence only.
+struct CollectStacks {
+  std::string worker;
+  heddle::v1::CollectStacks collect;
+};
 // To that session only; then close its stream.
 struct SendStale {
   std::string worker;
@@ -76,11 +81,11 @@ struct VerifyCheckpoint {
 
 }  // namespace effect
 
-using Effect =
-    std::variant<effect::SendAssign, effect::SendStart, effect::SendStop, effect::SendKillFenced,
-                 effect::SendForget, effect::SendAck, effect::SendCheckpointReply,
-                 effect::SendStale, effect::WakeScheduler, effect::DropRendezvous,
-                 effect::DeleteCheckpointFiles, effect::WriteManifest, effect::VerifyCheckpoint>;
+using Effect = std::variant<effect::SendAssign, effect::SendStart, effect::SendStop,
+                            effect::SendKillFenced, effect::SendForget, effect::SendAck,
+                            effect::SendCheckpointReply, effect::SendStale, effect::WakeScheduler,
+                            effect::DropRendezvous, effect::DeleteCheckpointFiles,
+                            effect::WriteManifest, effect::VerifyCheckpoint, effect::CollectStacks>;
 
 // "SendAssign", for logs and traces.
 const char* EffectName(const Effect& effect);

@@ -179,6 +179,20 @@ struct WorkerLost {
   uint64_t session = 0;
 };
 
+// ---- diagnosis (training-runtime.md 17) ----
+// What Diagnose() made of the heads of the attempt's ranks; new to its record, which judges again.
+struct RanksDiagnosed {
+  Fence fence;
+  std::vector<heddle::v1::FindingRecord> findings;
+};
+// Answer to effect::CollectStacks, or a worker's heads at the end of a rank: evidence for the
+// attempt's newest finding of a hang or a mismatch.
+struct StacksReported {
+  std::string worker;
+  uint64_t session = 0;
+  heddle::v1::StackReport report;
+};
+
 // ---- checkpoints (4.5) ----
 struct CheckpointOpened {  // K1
   std::string worker;
@@ -221,7 +235,8 @@ using Event =
                  event::WorkerRegistered, event::TaskReported, event::WorkerLeft,
                  event::WorkerSuspect, event::WorkerHeard, event::WorkerLost,
                  event::CheckpointOpened, event::ShardSealed, event::CheckpointDamaged,
-                 event::CheckpointVerified, event::CheckpointFilesDeleted, event::TimerFired>;
+                 event::CheckpointVerified, event::CheckpointFilesDeleted, event::TimerFired,
+                 event::RanksDiagnosed, event::StacksReported>;
 
 // "JobSubmitted", for logs and traces.
 const char* EventName(const Event& event);

@@ -69,7 +69,7 @@ const char* EventName(const Event& event) {
       "WorkerLeft",         "WorkerSuspect",      "WorkerHeard",
       "WorkerLost",         "CheckpointOpened",   "ShardSealed",
       "CheckpointDamaged",  "CheckpointVerified", "CheckpointFilesDeleted",
-      "TimerFired"};
+      "TimerFired",         "RanksDiagnosed",     "StacksReported"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == std::variant_size_v<Event>);
   return kNames[event.index()];
 }
@@ -87,7 +87,8 @@ const char* EffectName(const Effect& effect) {
                                            "DropRendezvous",
                                            "DeleteCheckpointFiles",
                                            "WriteManifest",
-                                           "VerifyCheckpoint"};
+                                           "VerifyCheckpoint",
+                                           "CollectStacks"};
   static_assert(sizeof(kNames) / sizeof(kNames[0]) == std::variant_size_v<Effect>);
   return kNames[effect.index()];
 }

@@ -30,7 +30,6 @@ struct Policy {
   int64_t stop_grace_ms_max = 3'600'000;
   int64_t term_ms = 10'000;          // TERM to KILL (A10)
   int64_t unkillable_ms = 60'000;    // A13
-  int64_t hang_kill_ms = 600'000;    // A9; 0: never
   int64_t resend_ms = 5'000;         // unconfirmed commands are sent again
   int64_t backoff_base_ms = 10'000;  // 4.6
   int64_t backoff_ms_max = 600'000;

@@ -38,7 +38,25 @@ bool IsHangWatched(const v1::AttemptRecord& record) {
   return record.state() == v1::ATTEMPT_STATE_RUNNING && record.hang_kill_ms() > 0;
 }
 
+constexpr size_t kStepTimesMax = 31;
+
+void NoteStepTime(Progress* progress, int64_t ms) {
+  if (progress->step_ms.size() < kStepTimesMax) {
+    progress->step_ms.push_back(ms);
+    return;
+  }
+  progress->step_ms[progress->next] = ms;
+  progress->next = (progress->next + 1) % kStepTimesMax;
+}
+
 }  // namespace
+
+int64_t Progress::MedianStepMs() const {
+  std::vector<int64_t> sorted = step_ms;
+  std::sort(sorted.begin(), sorted.end());
+  // A step of less than a millisecond was timed all the same.
+  return sorted.empty() ? 0 : std::max<int64_t>(1, sorted[sorted.size() / 2]);
+}
 
 Booking BookingOf(const v1::TaskRecord& task) {
   Booking booking;
@@ -243,6 +261,7 @@ void State::IndexAttempt(const v1::AttemptRecord& record, bool add) {
   }
   if (record.state() == v1::ATTEMPT_STATE_ENDED || record.state() == v1::ATTEMPT_STATE_FENCING) {
     progress_.erase(record.fence());
+    observed_.erase(record.fence());
   } else if (IsHangWatched(record)) {
     const Progress* known = progress(Fence{record.fence()});
     const int64_t from = std::max({record.running_ms(), record.hang_from_ms(), meta_.started_ms(),
@@ -337,6 +356,10 @@ void State::NoteProgress(Fence fence, uint64_t step, Time now, const Policy& pol
   if (step <= known.step && known.at_ms != 0) {
     return;
   }
+  if (known.at_ms != 0 && known.step != 0) {
+    // Several steps that come in one heartbeat took equal parts of the time.
+    NoteStepTime(&known, (now.ms - known.at_ms) / static_cast<int64_t>(step - known.step));
+  }
   known.step = std::max(known.step, step);
   known.at_ms = now.ms;
   const auto it = hang_deadline_.find(fence.value);
@@ -346,6 +369,18 @@ void State::NoteProgress(Fence fence, uint64_t step, Time now, const Policy& pol
   SetTimer(AttemptTimer(*record, TimerKind::kAttemptHang, it->second), false);
   it->second = std::max(it->second, now.ms + record->hang_kill_ms());
   SetTimer(AttemptTimer(*record, TimerKind::kAttemptHang, it->second), true);
+}
+
+void State::NoteHeads(Fence fence, const google::protobuf::RepeatedPtrField<v1::RankHead>& heads,
+                      Time now) {
+  const v1::AttemptRecord* record = attempt_of(fence);
+  if (heads.empty() || record == nullptr || record->state() == v1::ATTEMPT_STATE_ENDED ||
+      record->state() == v1::ATTEMPT_STATE_FENCING) {
+    return;
+  }
+  for (const v1::RankHead& head : heads) {
+    observed_[fence.value].Add(head, record->world_size(), now.ms);
+  }
 }
 
 // ---- lookups ----------------------------------------------------------------------------------
@@ -379,6 +414,10 @@ const v1::CheckpointRecord* State::checkpoint(const CheckpointKey& key) const {
 const v1::IdempotencyRecord* State::idempotency(const std::string& identity,
                                                 const std::string& request_id) const {
   return Lookup(idempotency_, std::make_pair(identity, request_id));
+}
+const Observation* State::observed(Fence fence) const {
+  const auto it = observed_.find(fence.value);
+  return it == observed_.end() ? nullptr : &it->second;
 }
 const Progress* State::progress(Fence fence) const {
   const auto it = progress_.find(fence.value);

@@ -19,6 +19,7 @@
 #include "base/ids/ids.h"
 #include "base/status/status.h"
 #include "coordinator/state/event.h"
+#include "coordinator/state/observation.h"
 #include "coordinator/state/policy.h"
 #include "heddle/v1/checkpoints.pb.h"
 #include "heddle/v1/records.pb.h"
@@ -67,7 +68,12 @@ struct QueueKey {
 // into the attempt's record when it ends.
 struct Progress {
   uint64_t step = 0;
-  int64_t at_ms = 0;  // when `step` last rose
+  int64_t at_ms = 0;             // when `step` last rose
+  std::vector<int64_t> step_ms;  // of the newest steps, a ring
+  size_t next = 0;               // its place
+
+  // 0: none was timed yet.
+  int64_t MedianStepMs() const;
 };
 
 class State {
@@ -88,6 +94,10 @@ class State {
   // A heartbeat or metric point told of `step` under `fence`. Ignored for unknown, ended or fenced
   // attempts. Not an event: nothing of it is stored.
   void NoteProgress(Fence fence, uint64_t step, Time now, const Policy& policy);
+
+  // Heads of ranks under `fence`, as a heartbeat brought them. As NoteProgress.
+  void NoteHeads(Fence fence, const google::protobuf::RepeatedPtrField<heddle::v1::RankHead>& heads,
+                 Time now);
 
   // ---- records; nullptr if absent ----
   const heddle::v1::JobRecord* job(JobId id) const;
@@ -123,6 +133,8 @@ class State {
   const std::set<Timer>& timers() const { return timers_; }
   const std::set<Timer>& wall_timers() const { return wall_timers_; }
   const Progress* progress(Fence fence) const;
+  // nullptr before the first heads.
+  const Observation* observed(Fence fence) const;
   // Jobs per JobState, and nodes per WorkerState.
   const std::map<int, uint64_t>& job_counts() const { return job_counts_; }
   uint64_t next_seq() const { return next_seq_; }
@@ -163,6 +175,7 @@ class State {
   std::set<Timer> timers_;
   std::set<Timer> wall_timers_;
   std::map<uint64_t, Progress> progress_;      // by fence
+  std::map<uint64_t, Observation> observed_;   // by fence
   std::map<uint64_t, int64_t> hang_deadline_;  // by fence: what stands in timers_
   std::map<int, uint64_t> job_counts_;
   uint64_t next_seq_ = 1;

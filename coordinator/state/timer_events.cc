@@ -124,6 +124,7 @@ Status Hang(Decision& d, const v1::AttemptRecord& attempt, const Timer& timer) {
     AttemptStep step;
     step.attempt = id;
     step.input = AttemptInput::kHang;
+    step.text = Str("no step for ", attempt.hang_kill_ms() / 1000, " s");
     StepAttempt(d, step);
     return OkStatus();
   }

@@ -117,6 +117,7 @@ void TakeReport(Decision& d, AttemptId id, const v1::TaskReport& report) {
          Str("task ", report.task(), " on ", worker, " ", Name(report.state()),
              task.joined_size() > 0 ? Str(", joined ", task.joined_size(), "/", task.ranks()) : "",
              report.detail().empty() ? "" : ": ", report.detail()));
+  FindFromExits(d, id, report);
   if (final) {
     d.Do(effect::WakeScheduler{});
   }

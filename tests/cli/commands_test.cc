@@ -141,6 +141,53 @@ TEST_F(CommandsTest, WhyExplains) {
             "  expected to start 2026-11-20T23:30:00Z\n");
 }
 
+TEST_F(CommandsTest, DoctorShowsFindingsWithEvidenceAndTheRanks) {
+  fake_.doctor.set_id("j-7k2");
+  fake_.doctor.set_state("ACTIVE");
+  fake_.doctor.set_summary("no step for 12 s: rank 1 is at #1812 all-gather block.7");
+  v1::Finding& hang = *fake_.doctor.add_findings();
+  hang.set_kind("HANG");
+  hang.set_at(1'795'217'400'000);
+  hang.set_attempt(2);
+  hang.set_rank(1);
+  hang.set_node("w-2");
+  hang.set_step(60);
+  hang.set_text("rank 1 is at #1812 all-gather block.7; rank 1 is stopped (T)");
+  hang.add_evidence("stacks of rank 1 on w-2:\nthread 5 \033[31mheddle-trainer T");
+  hang.set_advice("kill -CONT its process");
+  v1::RankStatus& rank = *fake_.doctor.add_ranks();
+  rank.set_rank(1);
+  rank.set_node("w-2");
+  rank.set_step(60);
+  rank.set_phase("backward");
+  rank.set_phase_age_ms(12'000);
+  rank.set_operation("#1812 all-gather block.7");
+  rank.set_process_state("stopped");
+  EXPECT_EQ(fake_.Run({"doctor", "j-7k2"}).out,
+            "j-7k2 ACTIVE: no step for 12 s: rank 1 is at #1812 all-gather block.7\n"
+            "\n"
+            "HANG (attempt 2, rank 1, w-2, step 60) 2026-11-20T23:30:00Z\n"
+            "  rank 1 is at #1812 all-gather block.7; rank 1 is stopped (T)\n"
+            "    stacks of rank 1 on w-2:\n"
+            "      thread 5 ?[31mheddle-trainer T\n"
+            "  next: kill -CONT its process\n"
+            "\n"
+            "RANK  NODE  STEP  PHASE     FOR  OPERATION                 WAITS  PROCESS\n"
+            "   1  w-2     60  backward  12s  #1812 all-gather block.7  no     stopped\n");
+  const json doctor = Json({"doctor", "j-7k2"});
+  EXPECT_EQ(doctor.at("findings").at(0).at("kind"), "HANG");
+  EXPECT_EQ(doctor.at("ranks").at(0).at("process_state"), "stopped");
+}
+
+TEST_F(CommandsTest, DoctorOfAHealthyJobSaysSo) {
+  fake_.doctor.set_id("j-7k2");
+  fake_.doctor.set_state("DONE");
+  fake_.doctor.set_summary("nothing is wrong: the job succeeded");
+  EXPECT_EQ(fake_.Run({"doctor", "j-7k2"}).out,
+            "j-7k2 DONE: nothing is wrong: the job succeeded\n");
+  EXPECT_TRUE(Json({"doctor", "j-7k2"}).at("findings").empty());
+}
+
 TEST_F(CommandsTest, StatusOfTheCluster) {
   fake_.status.set_cluster_id("c1");
   fake_.status.set_term(4);

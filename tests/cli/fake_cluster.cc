@@ -75,6 +75,11 @@ struct FakeCluster::Server {
       *reply = fake->why;
       return Known(fake, request->job());
     }
+    grpc::Status Doctor(ServerContext*, const v1::JobRef* request,
+                        v1::DoctorReply* reply) override {
+      *reply = fake->doctor;
+      return Known(fake, request->job());
+    }
     grpc::Status Stop(ServerContext*, const v1::StopRequest* request, v1::Job* reply) override {
       fake->stops.push_back(*request);
       *reply = fake->job;

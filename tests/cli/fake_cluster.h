@@ -41,6 +41,7 @@ class FakeCluster {
   v1::VerifyReply verify;
   v1::Node node;
   v1::WhyReply why;
+  v1::DoctorReply doctor;
   v1::StatusReply status;
   std::vector<v1::Event> events;
   std::vector<v1::LogLine> lines;

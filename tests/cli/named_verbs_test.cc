@@ -75,7 +75,7 @@ TEST(NamedVerbs, AreLookedForAsTheyAreWritten) {
   const Known known;
   int named = 0;
   EXPECT_EQ(Unknown(known, "correct it: heddle plan CONFIG", false, &named).size(), 1u);
-  EXPECT_EQ(Unknown(known, "heddle doctor JOB names the rank", true, &named).size(), 1u);
+  EXPECT_EQ(Unknown(known, "heddle bisect JOB names the rank", true, &named).size(), 1u);
   EXPECT_EQ(Unknown(known, "one with heddle node mend NODE", false, &named).size(), 1u);
   EXPECT_EQ(Unknown(known, "`heddle node ls`, heddle resume JOB", false, &named).size(), 0u);
   EXPECT_EQ(named, 5);

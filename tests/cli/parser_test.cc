@@ -167,6 +167,7 @@ TEST(Verbs, AreThoseOfTheContract) {
                            "status",
                            "describe",
                            "why",
+                           "doctor",
                            "events",
                            "logs",
                            "metrics",

@@ -34,6 +34,13 @@ void Checkers::OnAttempt(const v1::AttemptRecord& attempt) {
   if (attempt.state() == v1::ATTEMPT_STATE_RUNNING) {
     ran_.insert(attempt.fence());
   }
+  for (const v1::FindingRecord& finding : attempt.findings()) {
+    const bool still = finding.kind() == "HANG" || finding.kind() == "MISMATCH";
+    if (still && !still_.contains(attempt.fence())) {
+      world_.Violate("false alarm", Str("attempt ", attempt.number(), " of ", JobId{attempt.job()},
+                                        " steps on: ", finding.text()));
+    }
+  }
   const bool bad_end = attempt.state() == v1::ATTEMPT_STATE_FENCING ||
                        attempt.outcome() == v1::ATTEMPT_OUTCOME_FAILED ||
                        attempt.outcome() == v1::ATTEMPT_OUTCOME_LOST ||

@@ -37,6 +37,9 @@ class Checkers {
   void OnDelete(const state::State& durable, const state::CheckpointKey& key);
   // A restart point is read: its files must be there.
   void OnRestore(const heddle::v1::CheckpointRecord& record);
+  // The ranks of an attempt do nothing from now on, for a reason: only of such a one may the
+  // coordinator find that it hangs.
+  void OnStandstill(Fence fence) { still_.insert(fence.value); }
   // Processes of a task start and end: no core given twice in truth, no command twice at a time.
   void OnProcesses(const std::string& worker, JobId job, Fence fence, double cpus, bool command,
                    bool start);
@@ -64,6 +67,7 @@ class Checkers {
   std::map<uint64_t, int64_t> cut_ms_;     // fence -> when it stopped owning its job
   std::map<uint64_t, int> attempt_state_;  // fence -> state
   std::set<uint64_t> ran_;                 // fences that were RUNNING
+  std::set<uint64_t> still_;               // fences whose ranks stand still
   std::set<state::CheckpointKey> committed_;
   std::set<state::CheckpointKey> deleted_;
   std::map<std::string, double> cpus_;                    // worker -> cpus of live processes

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "coordinator/state/diagnosis.h"
 #include "coordinator/state/names.h"
 
 namespace heddle::simulation {
@@ -312,6 +313,12 @@ void CoordinatorNode::OnHeartbeat(const StreamPtr& stream, const v1::Heartbeat& 
   leases_->Heard(stream->worker, stream->session, Now().ms);
   for (const v1::Heartbeat::TaskBeat& beat : heartbeat.tasks()) {
     working_.NoteProgress(Fence{beat.fence()}, beat.step(), Now(), plan_.policy);
+    working_.NoteHeads(Fence{beat.fence()}, beat.heads(), Now());
+  }
+  for (const v1::Heartbeat::TaskBeat& beat : heartbeat.tasks()) {
+    std::optional<state::event::RanksDiagnosed> found =
+        state::Diagnose(working_, Fence{beat.fence()}, Now());
+    if (found.has_value()) Post(*std::move(found), nullptr);
   }
   // A read: its reply waits for all batches before it (invariant 3 of apply.h).
   Outcome read;

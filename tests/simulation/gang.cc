@@ -88,19 +88,50 @@ void Gang::Begin() {
     break;
   }
   saved_step_ = step_;
+  moved_ms_ = world_.now_ms();
   for (const auto& [rank, worker] : ranks_) {
     worker->RankJoined(assign_.fence(), rank, step_);
   }
   world_.After(step_ms_, [this] { Step(); });
 }
 
+void Gang::Freeze(uint32_t rank) {
+  if (running_ && !broken_ && !finishing_ && !frozen_.has_value()) {
+    world_.Trace(Str("rank ", rank, " of ", assign_.fence(), " freezes"));
+    frozen_ = rank;
+    other_operation_ = assign_.world_size() > 1 && world_.Chance(0.3);
+    StandStill();
+  }
+}
+
+void Gang::StandStill() { checkers_.OnStandstill(Fence{assign_.fence()}); }
+
+v1::RankHead Gang::Head(uint32_t rank) const {
+  const bool frozen = frozen_.has_value() && *frozen_ == rank;
+  v1::RankHead head;
+  head.set_rank(rank);
+  head.set_step(step_);
+  head.set_phase(9);
+  head.set_phase_age_ms(moved_ms_ == 0 ? 0 : world_.now_ms() - moved_ms_);
+  head.set_seq(2 * step_ + (frozen && !other_operation_ ? 1 : 2));
+  head.set_op(3);
+  head.set_fingerprint(frozen && other_operation_ ? 8 : 7);
+  head.set_waiting(frozen_.has_value() && !frozen);
+  head.set_process_state(frozen && !other_operation_ ? "T" : "S");
+  head.add_phase_ns(0);
+  head.set_waited_ns(0);
+  return head;
+}
+
 void Gang::Step() {
-  if (broken_ || finishing_) {
+  if (finishing_) {
     return;
   }
-  if (!AllLive()) {
+  if (broken_ || frozen_.has_value() || !AllLive()) {
+    StandStill();
     return;
   }
+  moved_ms_ = world_.now_ms();
   const uint64_t max_steps = static_cast<uint64_t>(assign_.config().training().max_steps());
   if (step_ < max_steps && !(stopping_ && save_ != Save::kNone)) {
     ++step_;

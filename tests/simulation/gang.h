@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -24,6 +25,10 @@ class Gang {
   // A rank's process came up on `worker`, and later got its Start.
   void AddRank(uint32_t rank, WorkerNode* worker) { ranks_[rank] = worker; }
   void Join(uint32_t rank);
+  // A rank stops for good, in a phase of its step or at an operation that its peers did not launch.
+  void Freeze(uint32_t rank);
+  // What the rank's page shows.
+  heddle::v1::RankHead Head(uint32_t rank) const;
   // A rank died; its peers notice, late or never.
   void OnDeath(uint32_t rank);
   void OnStop(const heddle::v1::StopTask& stop);
@@ -32,6 +37,7 @@ class Gang {
  private:
   enum class Save { kNone, kOpening, kWriting };
 
+  void StandStill();
   bool Lives(uint32_t rank);
   bool AllLive();
   void Begin();
@@ -55,6 +61,9 @@ class Gang {
   uint64_t step_ = 0;
   uint64_t saved_step_ = 0;
   int64_t step_ms_ = 100;
+  int64_t moved_ms_ = 0;  // when the ranks last did anything
+  std::optional<uint32_t> frozen_;
+  bool other_operation_ = false;  // the frozen one's is not its peers'
   Save save_ = Save::kNone;
   uint64_t save_step_ = 0;
   uint64_t save_epoch_ = 0;

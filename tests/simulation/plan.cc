@@ -41,7 +41,7 @@ void DrawSettings(World& world, Plan& plan) {
   policy.max_orphan_ms = world.Chance(0.5) ? world.Between(60'000, 120'000) : 600'000;
   policy.orphan_margin_ms = 40'000;
   policy.stop_grace_ms = world.Between(1'000, 30'000);
-  policy.hang_kill_ms = world.Chance(0.8) ? world.Between(30'000, 90'000) : 0;
+  plan.hang_kill_ms = world.Chance(0.8) ? world.Between(30'000, 90'000) : 0;
   policy.prepare_ms = world.Between(20'000, 60'000);
   policy.rendezvous_ms = world.Between(20'000, 60'000);
   policy.backoff_base_ms = world.Between(100, 10'000);
@@ -72,6 +72,7 @@ void DrawFaults(World& world, Plan& plan) {
   plan.refuse = world.Chance(0.2) ? 0.1 : 0;
   plan.damage = world.Chance(0.2) ? 0.1 : 0;
   plan.peer_hang = world.Chance(0.3) ? 0.3 : 0;
+  plan.rank_freeze_ms = plan.hang_kill_ms > 0 ? Rate(world, 0.4, 8'000, 60'000) : 0;
 }
 
 void PlantMutant(Plan& plan) {

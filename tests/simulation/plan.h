@@ -41,8 +41,9 @@ struct Plan {
   int workers = 2;
   int cpus = 4;
   int jobs = 4;
-  int64_t fault_ms = 120'000;     // faults stop then
-  int64_t settle_ms = 7'200'000;  // and by then all must have ended
+  int64_t hang_kill_ms = 600'000;  // schedule.hang_kill_after of all jobs; 0: never
+  int64_t fault_ms = 120'000;      // faults stop then
+  int64_t settle_ms = 7'200'000;   // and by then all must have ended
 
   // Only the coordinator crashes or is cut off: no attempt may end for that (P2).
   bool coordinator_only = false;
@@ -62,6 +63,7 @@ struct Plan {
   int64_t daemon_crash_ms = 0;
   int64_t reboot_ms = 0;
   int64_t rank_death_ms = 0;
+  int64_t rank_freeze_ms = 0;  // a rank stops for good; only with a limit on hangs
   int64_t shim_death_ms = 0;
   int64_t admin_ms = 0;       // cordon, drain, reopen, forget
   int64_t verb_ms = 0;        // cancel, pause, resume, hold, release, preempt

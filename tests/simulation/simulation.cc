@@ -165,6 +165,7 @@ void Simulation::PlanFaults() {
     world_.After(world_.Between(2'000, 60'000), [&worker] { worker.StartDaemon(); });
   });
   Repeat(plan_.rank_death_ms, [this] { SomeWorker().KillSomeRank(); });
+  Repeat(plan_.rank_freeze_ms, [this] { SomeWorker().FreezeSomeRank(); });
   Repeat(plan_.shim_death_ms, [this] { SomeWorker().KillSomeShim(); });
   Repeat(plan_.admin_ms, [this] { users_.DoAdmin(names_); });
   Repeat(plan_.verb_ms, [this] { users_.DoVerb(); });

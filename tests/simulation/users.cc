@@ -59,6 +59,7 @@ v1::RunConfig Users::MakeConfig(int number) {
   config.mutable_checkpoint()->set_keep_last(static_cast<int>(world_.Between(1, 3)));
   config.mutable_schedule()->set_max_restarts(
       plan_.coordinator_only ? 3 : static_cast<int>(world_.Between(2, 20)));
+  config.mutable_schedule()->set_hang_kill_after(plan_.hang_kill_ms);
   config.mutable_schedule()->set_priority(static_cast<int>(world_.Between(0, 99)));
   if (!plan_.coordinator_only && world_.Chance(0.1)) {
     config.mutable_schedule()->set_time_limit(world_.Between(1'000, 20'000));

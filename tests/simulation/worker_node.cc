@@ -100,6 +100,13 @@ bool WorkerNode::KillSomeRank() {
   return false;
 }
 
+void WorkerNode::FreezeSomeRank() {
+  SimTask* task = SomeLiveTask();
+  if (task != nullptr && !task->command()) {
+    gangs_(task->assign).Freeze(task->assign.ranks(0));
+  }
+}
+
 bool WorkerNode::KillSomeShim() {
   SimTask* task = SomeLiveTask();
   if (task == nullptr) {
@@ -209,6 +216,11 @@ void WorkerNode::Beat(uint64_t session) {
     v1::Heartbeat::TaskBeat& beat = *heartbeat.add_tasks();
     beat.set_fence(fence);
     beat.set_step(task->report.step());
+    for (const uint32_t rank : task->assign.ranks()) {
+      if (!task->command() && task->RankLives(rank) && task->processes) {
+        *beat.add_heads() = gangs_(task->assign).Head(rank);
+      }
+    }
   }
   network_.SendOn(stream_, true, [this, stream = stream_, heartbeat] {
     coordinator_.OnStream(stream);
@@ -293,9 +305,26 @@ void WorkerNode::OnEffect(const StreamPtr& stream, const state::Effect& effect) 
     }
   } else if (const auto* reply = std::get_if<state::effect::SendCheckpointReply>(&effect)) {
     OnCheckpointReply(reply->reply);
+  } else if (const auto* collect = std::get_if<state::effect::CollectStacks>(&effect)) {
+    OnCollectStacks(collect->collect);
   } else if (std::holds_alternative<state::effect::SendStale>(effect)) {
     Disconnect();
   }
+}
+
+void WorkerNode::OnCollectStacks(const v1::CollectStacks& collect) {
+  v1::StackReport report;
+  report.set_job(collect.job());
+  report.set_fence(collect.fence());
+  report.set_task(collect.task());
+  if (const SimTask* one = task(collect.fence()); one != nullptr) {
+    for (const uint32_t rank : one->assign.ranks()) {
+      v1::RankStack& stack = *report.add_stacks();
+      stack.set_rank(rank);
+      stack.set_text("thread 1 sleeps");
+    }
+  }
+  ToCoordinator(state::event::StacksReported{id_, session_, std::move(report)});
 }
 
 void WorkerNode::Refuse(uint64_t job, uint64_t fence, uint32_t index, const char* why) {

@@ -68,6 +68,8 @@ class WorkerNode {
   void Reboot();
   // Kills a random rank, or the shim, of a random live task. False if there is none.
   bool KillSomeRank();
+  // Stops a random rank of a random live task of kind `train`, for good.
+  void FreezeSomeRank();
   bool KillSomeShim();
 
   // ---- from the network ----
@@ -99,6 +101,7 @@ class WorkerNode {
   void OnAssign(const heddle::v1::TaskAssignment& assign);
   void OnStart(const heddle::v1::StartTask& start);
   void OnStop(const heddle::v1::StopTask& stop);
+  void OnCollectStacks(const heddle::v1::CollectStacks& collect);
   void OnKillFenced(uint64_t fence, uint32_t task);
   void OnCheckpointReply(const heddle::v1::RankCheckpointReply& reply);
   void Refuse(uint64_t job, uint64_t fence, uint32_t task, const char* why);

@@ -8,6 +8,11 @@ namespace heddle::comm {
 
 namespace {
 
+// The numbers of the page are those of the table that its readers have.
+#define HEDDLE_COLLECTIVE(number, name, text, has_unit) \
+  static_assert(static_cast<int>(CollectiveOp::name) == (number), text);
+#include "base/rank_words/words.def"
+
 // Equal on two ranks iff they launch the same operation on the same number of elements.
 uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count) {
   uint64_t mixed = 0xCBF29CE484222325u;
@@ -40,14 +45,27 @@ Status End(control::CollectiveEntry* entry, const Status& status) {
   return status;
 }
 
+// The time that a rank waits is not its own: it is the last rank's to arrive (17.4).
+template <typename Body>
+auto Waiting(control::RankPage* page, const Body& body) {
+  page->BeginWait();
+  auto result = body();
+  page->EndWait();
+  return result;
+}
+
 class RecordedPending : public Pending {
  public:
-  RecordedPending(std::unique_ptr<Pending> pending, control::CollectiveEntry* entry)
-      : pending_(std::move(pending)), entry_(entry) {}
-  Status Wait() override { return End(entry_, pending_->Wait()); }
+  RecordedPending(std::unique_ptr<Pending> pending, control::RankPage* page,
+                  control::CollectiveEntry* entry)
+      : pending_(std::move(pending)), page_(page), entry_(entry) {}
+  Status Wait() override {
+    return End(entry_, Waiting(page_, [this] { return pending_->Wait(); }));
+  }
 
  private:
   std::unique_ptr<Pending> pending_;
+  control::RankPage* const page_;
   control::CollectiveEntry* const entry_;
 };
 
@@ -64,13 +82,11 @@ class Recorded : public Communicator {
 
   Status AllReduceSum(std::span<float> values) override {
     control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceFloat, values.size());
-    const Status status = group_->AllReduceSum(values);
-    return End(entry, status);
+    return End(entry, Waiting(page_, [&] { return group_->AllReduceSum(values); }));
   }
   Status AllReduceSum(std::span<double> values) override {
     control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceDouble, values.size());
-    const Status status = group_->AllReduceSum(values);
-    return End(entry, status);
+    return End(entry, Waiting(page_, [&] { return group_->AllReduceSum(values); }));
   }
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
                                                     std::span<std::byte> all, int unit) override {
@@ -108,9 +124,9 @@ class Recorded : public Communicator {
     return entry;
   }
 
-  static std::unique_ptr<Pending> Wrap(std::unique_ptr<Pending> pending,
-                                       control::CollectiveEntry* entry) {
-    return std::make_unique<RecordedPending>(std::move(pending), entry);
+  std::unique_ptr<Pending> Wrap(std::unique_ptr<Pending> pending,
+                                control::CollectiveEntry* entry) {
+    return std::make_unique<RecordedPending>(std::move(pending), page_, entry);
   }
 
   std::unique_ptr<Communicator> group_;

@@ -25,11 +25,23 @@ class Operation {
  public:
   virtual ~Operation() = default;
   virtual size_t rounds() const = 0;
+  // Equal on all ranks, or they would read each other's bytes as what they are not.
+  virtual uint64_t tag() const = 0;
   // This rank's part of a round into its slot.
   virtual void Fill(size_t round, std::byte* slot) = 0;
   // What this rank wants of the round, from everybody's slots.
   virtual void Read(size_t round, const std::vector<const std::byte*>& slots) = 0;
 };
+
+// Kind in the low bits, elements above.
+constexpr uint64_t Tag(uint64_t kind, size_t elements) { return elements * 8 + kind; }
+
+std::string TagText(uint64_t tag) {
+  constexpr const char* kKinds[] = {"no collective",  "all-gather", "reduce-scatter",
+                                    "reduce-scatter", "agreement",  "all-reduce",
+                                    "unknown",        "unknown"};
+  return Str(kKinds[tag % 8], " of ", tag / 8, " elements", tag % 8 == 3 ? " in bf16" : "");
+}
 
 size_t Rounds(size_t total, size_t part) { return (total + part - 1) / part; }
 
@@ -38,6 +50,7 @@ class AllGather : public Operation {
   AllGather(std::span<const std::byte> mine, std::span<std::byte> all, size_t slot_bytes)
       : mine_(mine), all_(all), part_(slot_bytes) {}
   size_t rounds() const override { return Rounds(mine_.size(), part_); }
+  uint64_t tag() const override { return Tag(1, all_.size()); }
   void Fill(size_t round, std::byte* slot) override {
     const std::span<const std::byte> part = PartOf(round);
     std::memcpy(slot, part.data(), part.size());
@@ -70,6 +83,7 @@ class ReduceScatter : public Operation {
         world_(world),
         piece_(slot_bytes / (world * sizeof(T)) / 64 * 64) {}
   size_t rounds() const override { return Rounds(sum_.size(), piece_); }
+  uint64_t tag() const override { return Tag(sizeof(T) == sizeof(float) ? 2 : 3, all_.size()); }
   void Fill(size_t round, std::byte* slot) override {
     const size_t count = CountOf(round);
     for (size_t r = 0; r < world_; ++r) {
@@ -104,6 +118,7 @@ class SmallSum : public Operation {
  public:
   explicit SmallSum(std::span<double> values) : values_(values) {}
   size_t rounds() const override { return values_.empty() ? 0 : 1; }
+  uint64_t tag() const override { return Tag(4, values_.size()); }
   void Fill(size_t, std::byte* slot) override {
     std::memcpy(slot, values_.data(), values_.size_bytes());
   }
@@ -126,6 +141,7 @@ class AllReduce : public Operation {
         world_(world),
         bucket_(slot_bytes / sizeof(float)) {}
   size_t rounds() const override { return 2 * Rounds(values_.size(), bucket_); }
+  uint64_t tag() const override { return Tag(5, values_.size()); }
   void Fill(size_t round, std::byte* slot) override {
     const std::span<float> from = round % 2 == 0 ? Bucket(round) : Slice(round, rank_);
     std::memcpy(slot, from.data(), from.size_bytes());
@@ -260,16 +276,28 @@ class SharedMemory : public Communicator {
   Status FillNext(size_t round) {
     RETURN_IF_ERROR(segment_->AwaitFree(round_, DeadlineNow()));
     queue_.front()->Fill(round, segment_->slot(rank(), round_));
-    segment_->Post(round_);
+    segment_->Post(round_, queue_.front()->tag());
     return OkStatus();
   }
 
   Status ReadNext(size_t round) {
     RETURN_IF_ERROR(segment_->AwaitPosted(round_, DeadlineNow()));
+    RETURN_IF_ERROR(CheckSame(queue_.front()->tag()));
     std::vector<const std::byte*> slots;
     for (int r = 0; r < world_size(); ++r) slots.push_back(segment_->slot(r, round_));
     queue_.front()->Read(round, slots);
     segment_->Finish(round_++);
+    return OkStatus();
+  }
+
+  // Ranks that launched different collectives would take each other's bytes for their own kind.
+  Status CheckSame(uint64_t tag) const {
+    for (int r = 0; r < world_size(); ++r) {
+      const uint64_t other = segment_->tag(r, round_);
+      if (other == tag) continue;
+      return Internal(Str("collective mismatch: rank ", rank(), " launched ", TagText(tag),
+                          ", rank ", r, " ", TagText(other), " in its place"));
+    }
     return OkStatus();
   }
 

@@ -42,6 +42,7 @@ struct SharedSegment::Header {
     std::atomic<uint64_t> posted;
     std::atomic<uint64_t> finished;
     std::atomic<int32_t> pid;
+    std::atomic<uint64_t> tags[kSlotsPerRank];
   };
   // Grows with every post and finish: what sleepers watch.
   alignas(128) std::atomic<uint32_t> changes;
@@ -170,7 +171,12 @@ Status SharedSegment::AwaitFree(uint64_t round, Deadline deadline) {
   return Await(done, deadline);
 }
 
-void SharedSegment::Post(uint64_t round) {
+uint64_t SharedSegment::tag(int rank, uint64_t round) const {
+  return header()->ranks[rank].tags[round % kSlotsPerRank].load(std::memory_order_relaxed);
+}
+
+void SharedSegment::Post(uint64_t round, uint64_t tag) {
+  header()->ranks[rank_].tags[round % kSlotsPerRank].store(tag, std::memory_order_relaxed);
   header()->ranks[rank_].posted.store(round + 1, std::memory_order_release);
   header()->Changed();
 }

@@ -39,8 +39,10 @@ class SharedSegment {
   using Deadline = std::chrono::steady_clock::time_point;
   // Waits until this rank's slot of the round may be overwritten.
   Status AwaitFree(uint64_t round, Deadline deadline);
-  // The slot of the round holds this rank's part.
-  void Post(uint64_t round);
+  // The slot of the round holds this rank's part of what `tag` stands for.
+  void Post(uint64_t round, uint64_t tag);
+  // What a rank posted; of a round that all have posted and this rank has not finished.
+  uint64_t tag(int rank, uint64_t round) const;
   // Waits until all ranks have posted the round.
   Status AwaitPosted(uint64_t round, Deadline deadline);
   // This rank has read what it wants of the round.

@@ -5,10 +5,12 @@
 // Times are CLOCK_BOOTTIME in nanoseconds: it runs on through suspend and never steps.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace heddle::control {
 
@@ -27,6 +29,17 @@ struct Progress {
   int64_t at_ns = 0;
 };
 
+// Phases are counted by their numbers in base/rank_words/words.def, below this.
+inline constexpr uint32_t kPhaseSlots = 16;
+
+// Where a rank's time went since its start, and what it waits for now (17.1, 17.4).
+struct Activity {
+  std::array<uint64_t, kPhaseSlots> phase_ns = {};  // the phase of now counts up to now
+  uint64_t waited_ns = 0;                           // of them inside waits for collectives
+  bool waiting = false;                             // in such a wait now
+  int32_t unit = -1;                                // of the model, in the passes; -1 none
+};
+
 // One collective; written by the trainer, read for hang reports.
 struct CollectiveEntry {
   uint64_t seq;
@@ -41,6 +54,14 @@ struct CollectiveEntry {
   int64_t ended_ns;
 };
 inline constexpr uint32_t kRingEntries = 4096;
+
+// Where one thread of the rank was when it was asked.
+inline constexpr size_t kStackThreads = 32;
+inline constexpr size_t kStackFrames = 48;
+struct ThreadStack {
+  uint32_t thread = 0;
+  std::vector<uint64_t> frames;  // return addresses, the innermost first
+};
 
 // One mapped page file. Every accessor is wait-free and safe between threads and processes; one
 // process writes each part.
@@ -66,13 +87,33 @@ class RankPage {
   CollectiveEntry* ring();
   const CollectiveEntry* ring() const;
   std::atomic<uint64_t>& ring_head();
+  // The newest entry of the ring; seq 0: no collective yet.
+  CollectiveEntry NewestCollective() const;
+
+  // ---- time; zeros and no effect on a page of a version before these were kept ----
+  // Around every wait for a collective, by the thread that waits.
+  void BeginWait();
+  void EndWait();
+  void NoteUnit(int32_t unit);
+  Activity ReadActivity() const;
+
+  // ---- stacks; as above ----
+  // The rank answers SIGUSR2 from here on (stack_dump.h); without this word the signal would end it.
+  void AllowStackSignal();
+  bool StackSignalAllowed() const;
+  // Daemon: throws earlier stacks away; then each thread that gets the signal adds its own.
+  void BeginStacks();
+  // Async-signal-safe. Beyond kStackThreads threads or kStackFrames frames the rest is left out.
+  void AddStack(uint32_t thread, void* const* frames, size_t count);
+  std::vector<ThreadStack> ReadStacks() const;
 
  private:
   struct Layout;
-  explicit RankPage(Layout* layout) : layout_(layout) {}
+  RankPage(Layout* layout, bool has_tail) : layout_(layout), has_tail_(has_tail) {}
   static std::unique_ptr<RankPage> Map(const std::string& path, int flags);
 
   Layout* layout_;
+  const bool has_tail_;
 };
 
 // When the daemon last heard the coordinator, and how long ranks may outlive that (L5). The shim

@@ -33,11 +33,19 @@ bool Parse(const Frame& frame, T* message) {
   return false;
 }
 
+// An end that came upon the rank at some place; verdicts and ends by agreement did not.
+bool NeedsPlace(const v1::RankOutcome& outcome) {
+  const std::string& category = outcome.category();
+  return outcome.signal() != 0 || outcome.exit_code() == 1 || outcome.exit_code() == 86 ||
+         category == "UNKNOWN" || category == "OOM_HOST" || category == "OOM_GPU";
+}
+
 }  // namespace
 
 TaskRunner::TaskRunner(TaskHost* host, TaskFolder folder)
     : host_(host),
       folder_(std::move(folder)),
+      watch_(&folder_),
       command_(IsCommand(folder_.assignment())),
       timer_(host->io()),
       cpus_(static_cast<size_t>(folder_.assignment().ranks_size())) {
@@ -272,6 +280,7 @@ void TaskRunner::OnSpawned(const Frame& frame) {
   control::SpawnedPod pod;
   if (!control::Unpack(frame.payload, &pod)) return;
   spawned_.insert(frame.header.rank);
+  watch_.OnSpawned(*LocalIndex(frame.header.rank), pod.pid);
   if (!command_) return;
   hello_ms_[frame.header.rank] = pod.at_ms;
   if (spawned_.size() == cpus_.size() && state_ < v1::TASK_STATE_READY) {
@@ -363,12 +372,15 @@ void TaskRunner::Deliver(FrameType type, uint32_t rank,
 void TaskRunner::OnExited(const Frame& frame) {
   control::RankExitedPod pod;
   if (!control::Unpack(frame.payload, &pod)) return;
+  watch_.OnEnded(*LocalIndex(frame.header.rank));
   exits_[frame.header.rank] = OutcomeOf(pod);
   const v1::RankOutcome& outcome = exits_[frame.header.rank];
   HEDDLE_INFO("rank ended", {"task", ToText(key())}, {"rank", outcome.rank()},
               {"code", outcome.exit_code()}, {"signal", outcome.signal()},
               {"detail", outcome.detail()});
   host_->LogsMayHaveGrown(key());
+  // Ahead of the report of the exit: a collective that the ranks launched differently explains it.
+  if (outcome.exit_code() != 0 || outcome.signal() != 0) SendHeads();
   FinishIfAllExited();
   if (!ended()) ReportSoon();
 }
@@ -389,6 +401,11 @@ v1::RankOutcome TaskRunner::OutcomeOf(const control::RankExitedPod& exited) cons
     outcome.set_category(words->second.category());
     outcome.set_detail(words->second.detail());
     outcome.set_step(std::max(step_, words->second.step()));
+    if (words->second.has_rollback_to_step()) {
+      outcome.set_rollback_to_step(words->second.rollback_to_step());
+      *outcome.mutable_skip() = words->second.skip();
+    }
+    *outcome.mutable_memory() = words->second.memory();
   }
   if (exited.launch_step != 0) {
     const auto step = static_cast<control::LaunchStep>(exited.launch_step);
@@ -404,8 +421,29 @@ v1::RankOutcome TaskRunner::OutcomeOf(const control::RankExitedPod& exited) cons
   } else if (exited.by_shim != 0 && outcome.detail().empty()) {
     outcome.set_detail(Str("ended by the shim: ",
                            control::ToText(static_cast<control::KillReason>(exited.by_shim))));
+  } else if (NeedsPlace(outcome)) {
+    const size_t local = *LocalIndex(exited.rank);
+    const std::string doing = watch_.Doing(local);
+    outcome.set_step(std::max<uint64_t>(outcome.step(), watch_.step(local)));
+    outcome.set_detail(Str(outcome.detail(),
+                           outcome.detail().empty() || doing.empty() ? "" : "; ", doing));
   }
+  AddMemory(exited, &outcome);
   return outcome;
+}
+
+// What ran out of memory cannot always tell: the kernel's kill leaves no time for words.
+void TaskRunner::AddMemory(const control::RankExitedPod& exited, v1::RankOutcome* outcome) const {
+  const bool told = std::any_of(outcome->memory().begin(), outcome->memory().end(),
+                                [](const v1::MemoryUse& use) { return use.name() == "resident"; });
+  if (told || (!outcome->oom() && outcome->category() != "OOM_HOST")) return;
+  // Whom the limit of its cgroup ended had reached it, though nobody may have looked just then.
+  const uint64_t limit = outcome->oom() ? folder_.assignment().memory_per_rank() : 0;
+  const uint64_t peak = std::max(watch_.peak_bytes(*LocalIndex(exited.rank)), limit);
+  if (peak == 0) return;
+  v1::MemoryUse* use = outcome->add_memory();
+  use->set_name("resident");
+  use->set_actual(peak);
 }
 
 void TaskRunner::FinishIfAllExited() {
@@ -633,13 +671,49 @@ v1::TaskReport TaskRunner::Report() const {
   return report;
 }
 
-v1::Heartbeat::TaskBeat TaskRunner::Beat() const {
+v1::Heartbeat::TaskBeat TaskRunner::Beat() {
   v1::Heartbeat::TaskBeat beat;
   beat.set_fence(key().fence);
   beat.set_task(key().task);
   beat.set_seq(seq_);
   beat.set_step(step_);
+  if (ended()) return beat;
+  for (v1::RankHead& head : watch_.Heads()) *beat.add_heads() = std::move(head);
   return beat;
+}
+
+void TaskRunner::SendHeads() {
+  v1::WorkerMsg message;
+  v1::StackReport* report = message.mutable_stacks();
+  report->set_job(folder_.assignment().job());
+  report->set_fence(key().fence);
+  report->set_task(key().task);
+  for (v1::RankHead& head : watch_.Heads()) *report->add_heads() = std::move(head);
+  if (report->heads_size() > 0) host_->Send(std::move(message));
+}
+
+void TaskRunner::OnCollectStacks() {
+  auto stacks = std::make_shared<std::vector<v1::RankStack>>();
+  // `self` keeps the pages mapped while the disk thread looks at them.
+  host_->RunOnDisk(
+      [self = shared_from_this(), targets = watch_.Targets(), stacks] {
+        for (const RankTarget& target : targets) {
+          v1::RankStack& stack = stacks->emplace_back();
+          stack.set_rank(target.rank);
+          stack.set_text(DescribeStacks(target));
+        }
+        return OkStatus();
+      },
+      [self = shared_from_this(), stacks](const Status&) {
+        v1::WorkerMsg message;
+        v1::StackReport* report = message.mutable_stacks();
+        report->set_job(self->folder_.assignment().job());
+        report->set_fence(self->key().fence);
+        report->set_task(self->key().task);
+        for (v1::RankHead& head : self->watch_.Heads()) *report->add_heads() = std::move(head);
+        for (v1::RankStack& stack : *stacks) *report->add_stacks() = std::move(stack);
+        self->host_->Send(std::move(message));
+      });
 }
 
 std::optional<size_t> TaskRunner::LocalIndex(uint32_t rank) const {

@@ -24,6 +24,7 @@
 #include "worker/daemon/gpu_table.h"
 #include "worker/daemon/launch_plan.h"
 #include "worker/daemon/options.h"
+#include "worker/daemon/rank_watch.h"
 #include "worker/daemon/shim_connection.h"
 #include "worker/daemon/task_folder.h"
 
@@ -72,6 +73,8 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void OnCheckpointReply(const v1::RankCheckpointReply& reply);
   void OnRendezvousReply(const v1::RankRendezvousReply& reply);
   void OnReportAck(uint64_t seq);
+  // Looks at every rank on the disk thread, then sends a StackReport.
+  void OnCollectStacks();
   // What was sent before heartbeat `n` has arrived.
   void OnHeartbeatReply(uint64_t n);
   void PublishPermit(int64_t deadline_ns);
@@ -84,7 +87,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   TaskKey key() const { return folder_.key(); }
   const TaskFolder& folder() const { return folder_; }
   v1::TaskReport Report() const;
-  v1::Heartbeat::TaskBeat Beat() const;
+  v1::Heartbeat::TaskBeat Beat();
   v1::TaskState state() const { return state_; }
   bool ended() const { return state_ == v1::TASK_STATE_EXITED || state_ == v1::TASK_STATE_GONE; }
   const std::map<uint32_t, v1::RankOutcome>& exits() const { return exits_; }
@@ -130,9 +133,12 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void ReportSoon();
   std::optional<size_t> LocalIndex(uint32_t rank) const;
   v1::RankOutcome OutcomeOf(const control::RankExitedPod& exited) const;
+  void AddMemory(const control::RankExitedPod& exited, v1::RankOutcome* outcome) const;
+  void SendHeads();
 
   TaskHost* const host_;
   TaskFolder folder_;
+  RankWatch watch_;
   const bool command_;
   std::shared_ptr<ShimConnection> shim_;
   boost::asio::steady_timer timer_;

@@ -221,6 +221,10 @@ void Worker::OnMessage(const v1::CoordMsg& message) {
   } else if (message.has_stop()) {
     TaskRunner* const runner = Find(message.stop().fence(), message.stop().task());
     if (runner != nullptr) runner->OnStop(message.stop());
+  } else if (message.has_collect_stacks()) {
+    const v1::CollectStacks& collect = message.collect_stacks();
+    TaskRunner* const runner = Find(collect.fence(), collect.task());
+    if (runner != nullptr) runner->OnCollectStacks();
   } else if (message.has_kill_fenced()) {
     const v1::KillFenced& kill = message.kill_fenced();
     TaskRunner* const runner = Find(kill.fence(), kill.task());

@@ -9,12 +9,18 @@
 #include "base/log/log.h"
 #include "worker/control/rank_link.h"
 #include "worker/control/rank_page.h"
+#include "worker/control/stack_dump.h"
 
 namespace heddle::trainer {
 
 namespace {
 
 using std::chrono::milliseconds;
+
+// The numbers in the page are those of the table that its readers have.
+#define HEDDLE_PHASE(number, name, text, part) \
+  static_assert(static_cast<int>(Phase::name) == (number), text);
+#include "base/rank_words/words.def"
 
 // Waits of the start are bounded by the coordinator (A4, A6), which then stops this rank.
 constexpr milliseconds kStartWait{3'600'000};
@@ -46,6 +52,7 @@ class LinkControl : public RankControl {
     if (page_ == nullptr) {
       return FromErrno("map shared page", spec.page());
     }
+    control::DumpStacksOnSignal(page_.get());
     return spec;
   }
 
@@ -91,6 +98,8 @@ class LinkControl : public RankControl {
     page_->PublishProgress(
         {.step = step, .phase = static_cast<uint32_t>(phase), .at_ns = control::BootTimeNs()});
   }
+
+  void NoteUnit(int unit) override { page_->NoteUnit(unit); }
 
   control::RankPage* page() override { return page_.get(); }
 

@@ -16,17 +16,19 @@ class RankPage;
 
 namespace heddle::trainer {
 
-// What a rank does, in its progress word. Numbers are part of the page's format.
+// What a rank does, in its progress word. Numbers are part of the page's format; words for them
+// stand in base/rank_words/words.def.
 enum class Phase : uint32_t {
   kStarting = 0,
   kRestoring = 1,
   kData = 2,
-  kCompute = 3,
+  kForward = 3,
   kReduce = 4,
   kUpdate = 5,
   kSave = 6,
   kEvaluate = 7,
   kLeaving = 8,
+  kBackward = 9,
 };
 
 // Thread-safe. UNAVAILABLE from any call: the link is gone, the process is to end.
@@ -61,6 +63,8 @@ class RankControl {
   virtual Status WritePermit() = 0;
   // Writes the progress word of the shared page: read by the daemon without this rank's help.
   virtual void NoteProgress(uint64_t step, Phase phase) = 0;
+  // ... and the unit of the model that a pass visits; -1: none.
+  virtual void NoteUnit(int /*unit*/) {}
 
   // The page itself, for the ring of collectives; null where there is none. Owned by this object.
   virtual control::RankPage* page() = 0;

@@ -1,5 +1,6 @@
 #include "worker/trainer/run_rank.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -71,6 +72,25 @@ RankExit EndingOf(const Status& status) {
     default:
       return Ending(ExitCode::kFailed, "UNKNOWN", Message(status));
   }
+}
+
+// LibTorch's allocator throws its own error, whose message has the size that failed.
+RankExit EndingOfException(const std::exception& error) {
+  std::string text = error.what();
+  text = text.substr(0, text.find('\n'));
+  const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr ||
+                      text.find("allocate memory") != std::string::npos ||
+                      text.find("not enough memory") != std::string::npos;
+  return memory ? Ending(ExitCode::kFailed, "OOM_HOST", Str("out of memory: ", text))
+                : Ending(ExitCode::kFailed, "UNKNOWN", text);
+}
+
+void AddPeakMemory(RankExit* exit) {
+  struct rusage usage = {};
+  if (getrusage(RUSAGE_SELF, &usage) != 0) return;
+  heddle::v1::MemoryUse* use = exit->add_memory();
+  use->set_name("resident");
+  use->set_actual(static_cast<uint64_t>(usage.ru_maxrss) * 1024);
 }
 
 std::string Hex(const std::string& bytes) {
@@ -234,13 +254,11 @@ RankExit RunRank(RankControl* control, const Clock& clock, int64_t started_at_ms
   try {
     const StatusOr<LoopEnd> end = rank->Live(started_at_ms);
     exit = end.ok() ? Ending(end->code, end->category, end->detail) : EndingOf(end.status());
-  } catch (const std::bad_alloc&) {
-    exit = Ending(ExitCode::kFailed, "OOM_HOST", "out of memory");
   } catch (const std::exception& error) {  // LibTorch's; the first line says what
-    const std::string text = error.what();
-    exit = Ending(ExitCode::kFailed, "UNKNOWN", text.substr(0, text.find('\n')));
+    exit = EndingOfException(error);
   }
   exit.set_step(rank->step());
+  if (exit.category() == "OOM_HOST") AddPeakMemory(&exit);
   if (exit.code() != 0) {
     rank->Abort();
     // Left as it is: a save in flight or a group whose peers are gone may take long to end, and the

@@ -115,10 +115,31 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
     if (batches.empty()) batches.emplace_back();  // nothing to add, but units are visited
     times_.data += SecondsSince(begin);
 
-    parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kCompute);
+    parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kForward);
     RETURN_IF_ERROR(Pass(batches, pass + at_once >= most, &info, agreement));
   }
   return OkStatus();
+}
+
+// The hooks, which also say in the rank's page where the pass is: a fault report names it.
+model::UnitHooks TrainLoop::Noted(model::UnitHooks hooks) {
+  const auto call = [](const std::function<Status(int)>& hook, int unit) {
+    return hook ? hook(unit) : OkStatus();
+  };
+  RankControl* const control = parts_.control;
+  const auto step = static_cast<uint64_t>(parts_.state->counters().step);
+  const int head = static_cast<int>(parts_.state->parameters()->plan().units.size()) - 1;
+  model::UnitHooks noted = hooks;
+  noted.before_forward = [=, forward = hooks.before_forward](int unit) {
+    control->NoteUnit(unit);
+    return call(forward, unit);
+  };
+  noted.before_backward = [=, backward = hooks.before_backward](int unit) {
+    if (unit == head) control->NoteProgress(step, Phase::kBackward);
+    control->NoteUnit(unit);
+    return call(backward, unit);
+  };
+  return noted;
 }
 
 // One pass over the model's units with these micro-batches.
@@ -129,7 +150,8 @@ Status TrainLoop::Pass(const std::vector<stream::PackedBatch>& batches, bool las
   ASSIGN_OR_RETURN(
       const model::LossSum loss,
       parts_.model->ForwardBackward(
-          views, *info, parts_.state->parameters()->Hooks({.train = true, .last = last})));
+          views, *info, Noted(parts_.state->parameters()->Hooks({.train = true, .last = last}))));
+  parts_.control->NoteUnit(-1);
   for (const stream::PackedBatch& batch : batches) {
     info->first_token += static_cast<int64_t>(batch.tokens.size());
     (*agreement)[Slot::kTokens] += static_cast<double>(batch.tokens.size());

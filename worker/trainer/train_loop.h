@@ -69,6 +69,7 @@ class TrainLoop {
   Status ForwardBackward(Agreement* agreement);
   Status Pass(const std::vector<stream::PackedBatch>& batches, bool last, layers::StepInfo* info,
               Agreement* agreement);
+  model::UnitHooks Noted(model::UnitHooks hooks);
   void MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);
   void Update(const Agreement& sums);

@@ -1,9 +1,9 @@
 // A rank that speaks the control link like heddle-trainer but trains nothing. What it does stands
 // in FAKE_TRAINER, words separated by blanks:
 //   steps=N step_ms=N   progress reports, one a step (default 3 steps of 5 ms)
-//   save=N              open, seal and await the commit of step N
-//   rendezvous=KEY      ask for KEY before JOINED
-//   exit=N              exit status (default 0); words=TEXT: detail of EXIT
+//   phase=N             of its progress word (default 1); each step launches an all-gather of unit
+//   2 save=N              open, seal and await the commit of step N rendezvous=KEY      ask for KEY
+//   before JOINED exit=N              exit status (default 0); words=TEXT: detail of EXIT
 //   ignore_term deaf    SIGTERM is ignored; STOP is ignored
 //   child               leaves a child behind that ignores SIGTERM
 //   garbage             sends random bytes instead of JOINED
@@ -25,6 +25,7 @@
 #include "base/clock/clock.h"
 #include "worker/control/rank_link.h"
 #include "worker/control/rank_page.h"
+#include "worker/control/stack_dump.h"
 
 namespace {
 
@@ -107,6 +108,24 @@ struct FakeTrainer {
     return link->Joined(v1::RankJoined()).ok() ? 0 : 65;
   }
 
+  void ShowStep(heddle::control::RankPage* page, uint64_t step) const {
+    const int64_t now = heddle::control::BootTimeNs();
+    page->PublishProgress(
+        {.step = step, .phase = static_cast<uint32_t>(Number("phase", 1)), .at_ns = now});
+    page->NoteUnit(2);
+    page->ring()[step % heddle::control::kRingEntries] = {.seq = step,
+                                                          .group = 0,
+                                                          .op = 3,
+                                                          .dtype = 1,
+                                                          .count = 64,
+                                                          .unit = 2,
+                                                          .fingerprint = 7,
+                                                          .launched_ns = now,
+                                                          .started_ns = now,
+                                                          .ended_ns = 0};
+    page->ring_head().store(step);
+  }
+
   int Run() {
     RankLink::Handlers handlers;
     handlers.on_stop = [this](const v1::StopRank&) { stop = true; };
@@ -117,6 +136,7 @@ struct FakeTrainer {
     std::unique_ptr<heddle::control::RankPage> page;
     const int launched = Launch(&page);
     if (launched != 0) return launched;
+    heddle::control::DumpStacksOnSignal(page.get());
     if (Wants("child") && fork() == 0) {
       signal(SIGTERM, SIG_IGN);
       while (true) pause();
@@ -130,7 +150,7 @@ struct FakeTrainer {
       progress.set_step(step);
       progress.add_points()->set_step(step);
       if (!link->Progress(progress).ok()) return 66;
-      page->PublishProgress({.step = step, .phase = 1, .at_ns = heddle::control::BootTimeNs()});
+      ShowStep(page.get(), step);
       if (Number("save", -1) == static_cast<long>(step)) {
         const int saved = Save(step);
         if (saved != 0) return Leave(saved, "save", step);

@@ -37,6 +37,87 @@ TEST(RankPage, TwoMappingsSeeTheSamePermitAndProgress) {
   EXPECT_EQ(daemon->ring_head(), 4096u);
 }
 
+TEST(RankPage, TimeIsCountedByPhaseAndWaitsApart) {
+  const test::TempDir dir;
+  const auto trainer = RankPage::Create(dir.path() + "/page-0");
+  const auto daemon = RankPage::Open(dir.path() + "/page-0");
+  ASSERT_NE(daemon, nullptr);
+  EXPECT_FALSE(daemon->ReadActivity().waiting);
+  EXPECT_EQ(daemon->ReadActivity().unit, -1);
+  const int64_t now = BootTimeNs();
+  trainer->PublishProgress({.step = 0, .phase = 2, .at_ns = now - 5000});
+  trainer->PublishProgress({.step = 0, .phase = 3, .at_ns = now - 4000});
+  trainer->PublishProgress({.step = 0, .phase = 9, .at_ns = now - 1000});
+  trainer->PublishProgress({.step = 1, .phase = 2, .at_ns = now});
+  trainer->NoteUnit(4);
+  Activity activity = daemon->ReadActivity();
+  EXPECT_EQ(activity.phase_ns[3], 3000u);
+  EXPECT_EQ(activity.phase_ns[9], 1000u);
+  EXPECT_GE(activity.phase_ns[2], 1000u) << "the phase of now counts on";
+  EXPECT_EQ(activity.unit, 4);
+  trainer->BeginWait();
+  EXPECT_TRUE(daemon->ReadActivity().waiting);
+  const int64_t until = BootTimeNs() + 2'000'000;
+  while (BootTimeNs() < until) {
+  }
+  EXPECT_GE(daemon->ReadActivity().waited_ns, 1'000'000u) << "seen while it lasts";
+  trainer->EndWait();
+  activity = daemon->ReadActivity();
+  EXPECT_FALSE(activity.waiting);
+  EXPECT_GE(activity.waited_ns, 2'000'000u);
+}
+
+// A rank that an older daemon started goes on under this one.
+TEST(RankPage, APageWithoutTheNewerPartsStillWorks) {
+  const test::TempDir dir;
+  const std::string path = dir.path() + "/page-0";
+  ASSERT_NE(RankPage::Create(path), nullptr);
+  const off_t former = 4096 + static_cast<off_t>(kRingEntries * sizeof(CollectiveEntry));
+  ASSERT_EQ(truncate(path.c_str(), former), 0);
+  const auto page = RankPage::Open(path);
+  ASSERT_NE(page, nullptr);
+  page->PublishProgress({.step = 7, .phase = 3, .at_ns = BootTimeNs()});
+  page->PublishProgress({.step = 8, .phase = 3, .at_ns = BootTimeNs()});
+  page->BeginWait();
+  page->EndWait();
+  page->AllowStackSignal();
+  page->BeginStacks();
+  EXPECT_EQ(page->ReadProgress().step, 8u);
+  EXPECT_EQ(page->ReadActivity().waited_ns, 0u);
+  EXPECT_FALSE(page->StackSignalAllowed());
+  EXPECT_TRUE(page->ReadStacks().empty());
+}
+
+TEST(RankPage, StacksOfThreadsAreKeptUntilTheNextAreAskedFor) {
+  const test::TempDir dir;
+  const auto page = RankPage::Create(dir.path() + "/page-0");
+  void* frames[kStackFrames + 2] = {};
+  for (size_t i = 0; i < kStackFrames + 2; ++i) frames[i] = reinterpret_cast<void*>(i + 1);
+  page->BeginStacks();
+  for (uint32_t thread = 1; thread <= kStackThreads + 3; ++thread) {
+    page->AddStack(thread, frames, kStackFrames + 2);
+  }
+  const std::vector<ThreadStack> stacks = page->ReadStacks();
+  ASSERT_EQ(stacks.size(), kStackThreads);
+  EXPECT_EQ(stacks[2].thread, 3u);
+  ASSERT_EQ(stacks[2].frames.size(), kStackFrames);
+  EXPECT_EQ(stacks[2].frames[1], 2u);
+  page->BeginStacks();
+  EXPECT_TRUE(page->ReadStacks().empty());
+}
+
+TEST(RankPage, TheNewestCollectiveIsOneThatIsWhole) {
+  const test::TempDir dir;
+  const auto page = RankPage::Create(dir.path() + "/page-0");
+  EXPECT_EQ(page->NewestCollective().seq, 0u);
+  page->ring()[5].seq = 5;
+  page->ring()[5].op = 3;
+  page->ring_head() = 5;
+  EXPECT_EQ(page->NewestCollective().op, 3u);
+  page->ring()[5].seq = 5 + kRingEntries;  // being overwritten
+  EXPECT_EQ(page->NewestCollective().seq, 0u);
+}
+
 TEST(RankPage, FileIsPrivateAndMadeOnce) {
   const test::TempDir dir;
   const std::string path = dir.path() + "/page-0";

@@ -118,6 +118,14 @@ class Daemon : public ::testing::Test {
   }
   // Processes of the ranks, without shims.
   std::vector<int> RankPids() { return ProcessesWith("HEDDLE_TASK_DIR=" + state()); }
+  int PidOfRank(uint32_t rank) {
+    const std::vector<int> pids = ProcessesWith("HEDDLE_RANK=" + std::to_string(rank));
+    const std::vector<int> ours = RankPids();
+    for (const int pid : pids) {
+      if (std::find(ours.begin(), ours.end(), pid) != ours.end()) return pid;
+    }
+    return -1;
+  }
   int ShimPid(uint64_t fence) {
     StatusOr<TaskFolder> folder = TaskFolder::Open(FolderOf(fence));
     return folder.ok() && folder->Shim().has_value() ? folder->Shim()->pid : -1;
@@ -142,6 +150,70 @@ class Daemon : public ::testing::Test {
   std::string trainer_ = Program("heddle-fake-trainer");
   pid_t daemon_ = -1;
 };
+
+// What a heartbeat tells of a rank is read from its page and /proc: it holds for a stopped rank
+// too.
+TEST_F(Daemon, ShowsWhatRanksDoAlsoWhenTheyAreStopped) {
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  v1::TaskAssignment assignment = Train(40, "steps=1000000 step_ms=5 phase=9", 2);
+  assignment.mutable_config()->mutable_model()->set_n_layers(4);
+  assignment.set_memory_per_rank(0);
+  RunTask(assignment);
+  const auto head = [this](uint32_t rank) {
+    v1::RankHead newest;
+    for (const v1::WorkerMsg& message : coordinator_.messages()) {
+      for (const v1::Heartbeat::TaskBeat& beat : message.heartbeat().tasks()) {
+        for (const v1::RankHead& one : beat.heads()) {
+          if (one.rank() == rank) newest = one;
+        }
+      }
+    }
+    return newest;
+  };
+  ASSERT_TRUE(WaitUntil([&] { return head(1).step() > 3; }));
+  const v1::RankHead running = head(1);
+  EXPECT_EQ(running.phase(), 9u);
+  EXPECT_EQ(running.seq(), running.step());
+  EXPECT_EQ(running.op(), 3u);
+  EXPECT_EQ(running.unit(), 2u);
+  EXPECT_EQ(running.fingerprint(), 7u);
+  ASSERT_EQ(running.phase_ns_size(), 16);
+  EXPECT_GT(running.phase_ns(9), 1'000'000u);
+  EXPECT_LT(running.phase_age_ms(), 2'000);
+
+  const int pid = PidOfRank(1);
+  ASSERT_GT(pid, 0);
+  kill(pid, SIGSTOP);
+  ASSERT_TRUE(
+      WaitUntil([&] { return head(1).process_state() == "T" && head(1).phase_age_ms() > 500; }));
+  EXPECT_NE(head(0).process_state(), "T");
+
+  v1::CoordMsg collect;
+  collect.mutable_collect_stacks()->set_fence(40);
+  collect.mutable_collect_stacks()->set_task(0);
+  ASSERT_TRUE(coordinator_.Send(collect));
+  v1::StackReport report;
+  ASSERT_TRUE(WaitUntil([&] {
+    for (const v1::WorkerMsg& message : coordinator_.messages()) {
+      if (message.stacks().stacks_size() == 2) report = message.stacks();
+    }
+    return report.stacks_size() == 2;
+  }));
+  EXPECT_EQ(report.fence(), 40u);
+  EXPECT_EQ(report.heads_size(), 2);
+  EXPECT_NE(report.stacks(0).text().find("main+0x"), std::string::npos)
+      << "a rank that runs writes its own stack: " << report.stacks(0).text();
+  EXPECT_NE(report.stacks(1).text().find(" T"), std::string::npos) << report.stacks(1).text();
+
+  kill(pid, SIGKILL);
+  ASSERT_TRUE(WaitUntil([&] { return coordinator_.Report(40)->exits_size() >= 1; }));
+  const v1::RankOutcome outcome = coordinator_.Report(40)->exits(0);
+  EXPECT_EQ(outcome.rank(), 1u);
+  EXPECT_EQ(outcome.signal(), 9);
+  EXPECT_EQ(outcome.detail().rfind("in backward of block.1 at step ", 0), 0u) << outcome.detail();
+  EXPECT_GT(outcome.step(), 3u) << "of its own page: only rank 0 reports steps";
+}
 
 TEST_F(Daemon, RegistersAndBeats) {
   StartDaemon({"--cpus", "3", "--memory", "2GiB", "--labels", "a=b"});

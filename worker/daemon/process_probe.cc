@@ -1,0 +1,83 @@
+#include "worker/daemon/process_probe.h"
+
+#include <algorithm>
+#include <charconv>
+#include <filesystem>
+#include <string_view>
+
+#include "base/status/status.h"
+#include "worker/control/task_files.h"
+
+namespace heddle::worker {
+namespace {
+
+std::string FirstLine(const std::string& path) {
+  std::string text;
+  if (!control::ReadWholeFile(path, &text)) return "";
+  return text.substr(0, text.find('\n'));
+}
+
+// The letter after the name in parentheses, which may itself hold anything.
+std::string StateOf(const std::string& stat_path) {
+  const std::string text = FirstLine(stat_path);
+  const size_t end = text.rfind(')');
+  return end == std::string::npos || end + 2 >= text.size() ? "" : text.substr(end + 2, 1);
+}
+
+// "0" and "running" of wchan and syscall mean that it runs.
+std::string KernelWait(const std::string& path) {
+  const std::string text = FirstLine(path);
+  return text == "0" ? "" : text;
+}
+
+}  // namespace
+
+std::string ProcessState(int pid) {
+  return pid > 0 ? StateOf(Str("/proc/", pid, "/stat")) : std::string();
+}
+
+uint64_t PeakResidentBytes(int pid) {
+  std::string text;
+  if (pid <= 0 || !control::ReadWholeFile(Str("/proc/", pid, "/status"), &text)) return 0;
+  constexpr std::string_view kKey = "VmHWM:";
+  size_t at = text.find(kKey);
+  if (at == std::string::npos) return 0;
+  at = text.find_first_of("0123456789", at + kKey.size());
+  if (at == std::string::npos) return 0;
+  uint64_t kib = 0;
+  std::from_chars(text.data() + at, text.data() + text.size(), kib);
+  return kib * 1024;
+}
+
+std::vector<ThreadState> ThreadsOf(int pid, size_t limit) {
+  std::vector<int> numbers;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(Str("/proc/", pid, "/task"), error), end;
+       !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    int number = 0;
+    std::from_chars(name.data(), name.data() + name.size(), number);
+    if (number > 0) numbers.push_back(number);
+  }
+  std::sort(numbers.begin(), numbers.end(),
+            [pid](int a, int b) { return std::pair(a != pid, a) < std::pair(b != pid, b); });
+  if (numbers.size() > limit) numbers.resize(limit);
+  std::vector<ThreadState> threads;
+  for (const int number : numbers) {
+    const std::string folder = Str("/proc/", pid, "/task/", number);
+    ThreadState& thread = threads.emplace_back();
+    thread.thread = number;
+    thread.name = FirstLine(folder + "/comm");
+    thread.state = StateOf(folder + "/stat");
+    thread.wait = KernelWait(folder + "/wchan");
+    thread.syscall = FirstLine(folder + "/syscall");
+    thread.syscall = thread.syscall.substr(0, 40);
+  }
+  return threads;
+}
+
+bool IsSameProcess(int pid, uint64_t start_ticks) {
+  return pid > 0 && start_ticks != 0 && control::ProcessStartTicks(pid) == start_ticks;
+}
+
+}  // namespace heddle::worker
