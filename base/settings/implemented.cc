@@ -26,7 +26,6 @@ const std::vector<Row>& Table() {
       {"training.precision", {"bf16", "fp32"}, "fp8 arithmetic"},
       {"training.moments", {"fp32"}, "bf16 moments"},
       {"training.gradient_checkpointing", {"none", "full"}, "selective recomputation"},
-      {"training.nan_policy", {"halt", "skip"}, "rolling back"},
       {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
       {"parallel.expert", {"1"}, "expert parallelism"},
       {"parallel.backend", {"auto", "gloo", "nccl"}, "the MPI back end"},

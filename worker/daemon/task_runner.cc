@@ -389,6 +389,10 @@ v1::RankOutcome TaskRunner::OutcomeOf(const control::RankExitedPod& exited) cons
     outcome.set_category(words->second.category());
     outcome.set_detail(words->second.detail());
     outcome.set_step(std::max(step_, words->second.step()));
+    if (words->second.has_rollback_to_step()) {
+      outcome.set_rollback_to_step(words->second.rollback_to_step());
+      *outcome.mutable_skip() = words->second.skip();
+    }
   }
   if (exited.launch_step != 0) {
     const auto step = static_cast<control::LaunchStep>(exited.launch_step);
