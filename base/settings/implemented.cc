@@ -24,7 +24,6 @@ const std::vector<Row>& Table() {
       {"model.attention.logit_scale", {}, "the query temperature"},
       {"model.dropout", {"0"}, "dropout"},
       {"training.precision", {"bf16", "fp32"}, "fp8 arithmetic"},
-      {"training.nan_policy", {"halt", "skip"}, "rolling back"},
       {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
       {"parallel.expert", {"1"}, "expert parallelism"},
       {"checkpoint.async", {"true"}, "saving in the foreground"},

@@ -5,6 +5,7 @@
 #include "checkpoint/catalog/lineage.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::rpc {
 namespace {
@@ -184,9 +185,11 @@ v1::Job JobDetailView(Core& core, const v1::JobRecord& record) {
   for (const state::AttemptPtr& attempt : core.state().AttemptsOf(id)) {
     *view.add_attempts() = AttemptView(core.state(), *attempt);
   }
-  const std::vector<v1::CheckpointRecord> records = Copies(core.state().CheckpointsOf(id));
-  for (const v1::CheckpointRecord& checkpoint : records) {
+  std::vector<v1::CheckpointRecord> records = Copies(core.state().CheckpointsOf(id));
+  const std::vector<state::RollbackLimit> limits = state::RollbackLimits(core.state(), id);
+  for (v1::CheckpointRecord& checkpoint : records) {
     *view.add_checkpoints() = CheckpointView(checkpoint);
+    if (state::IsLeftBehind(limits, checkpoint)) checkpoint.set_damaged(true);  // of no lineage
   }
   if (const std::vector<size_t> newest = checkpoint::RestoreCandidates(records, 1);
       !newest.empty()) {
@@ -217,11 +220,13 @@ StatusOr<const v1::CheckpointRecord*> FindCheckpoint(const state::State& state,
   }
   ASSIGN_OR_RETURN(const JobId job, FindJob(state, text.substr(0, at)));
   const std::string step = text.substr(at + 1);
+  const std::vector<state::RollbackLimit> limits = state::RollbackLimits(state, job);
   const v1::CheckpointRecord* best = nullptr;
   for (const state::CheckpointPtr& record : state.CheckpointsOf(job)) {
-    const bool wanted = step == "latest" ? checkpoint::IsGood(*record)
-                                         : Str(record->step()) == step &&
-                                               record->state() == v1::CHECKPOINT_STATE_COMMITTED;
+    const bool wanted =
+        step == "latest"
+            ? checkpoint::IsGood(*record) && !state::IsLeftBehind(limits, *record)
+            : Str(record->step()) == step && record->state() == v1::CHECKPOINT_STATE_COMMITTED;
     if (wanted && (best == nullptr || std::pair(record->step(), record->fence()) >
                                           std::pair(best->step(), best->fence()))) {
       best = record.get();

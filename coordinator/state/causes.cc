@@ -28,6 +28,7 @@ std::string CodeOfCategory(const std::string& category) {
   if (category == "NETWORK") return "PEER_FAILED";
   if (category == "STORAGE") return "STORAGE_ERROR";
   if (category == "NUMERIC") return "NUMERIC_HALT";
+  if (category == "ROLLBACK") return "ROLLED_BACK";
   if (category == "USER_CONFIG") return "BAD_CONFIG";
   if (category == "USER_DATA") return "BAD_DATA";
   if (category == "USER_CODE") return "NOT_RETRYABLE";
@@ -52,6 +53,8 @@ std::string CodeOfExit(const v1::RankOutcome& exit) {
       return "NUMERIC_HALT";
     case 89:
       return "GPU_OUT_OF_MEMORY";
+    case 90:
+      return "ROLLED_BACK";
     case 93:
       return "NOT_RETRYABLE";
     case 94:

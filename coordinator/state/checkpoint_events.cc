@@ -5,6 +5,7 @@
 #include "checkpoint/catalog/lineage.h"
 #include "coordinator/state/actions.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::state {
 
@@ -120,6 +121,7 @@ std::set<checkpoint::CheckpointKey> InUse(const Decision& d, JobId of) {
 
 void Retain(Decision& d, JobId job_id) {
   const v1::CheckpointConfig config = d.job(job_id)->config().checkpoint();
+  const std::vector<RollbackLimit> limits = RollbackLimits(d.state(), job_id);
   std::vector<v1::CheckpointRecord> records;
   for (const v1::CheckpointRecord* one : d.Checkpoints(job_id)) {
     if (one->state() == v1::CHECKPOINT_STATE_COMMITTED) {
@@ -130,7 +132,8 @@ void Retain(Decision& d, JobId job_id) {
       light.set_state(one->state());
       light.set_pinned(one->pinned());
       light.set_verified(one->verified());
-      light.set_damaged(one->damaged());
+      // What a rollback left behind is of no use to the next attempt either.
+      light.set_damaged(one->damaged() || IsLeftBehind(limits, *one));
     }
   }
   checkpoint::RetentionPolicy policy;

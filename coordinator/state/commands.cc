@@ -51,6 +51,7 @@ void SendAssign(Decision& d, AttemptId id, const v1::TaskRecord& task) {
   assign.set_cpus_per_rank(task.cpus_per_rank());
   assign.set_memory_per_rank(task.memory_per_rank());
   *assign.mutable_gpu_indices() = task.gpu_indices();
+  *assign.mutable_skipped() = job.skipped();
   d.Do(std::move(send));
 }
 

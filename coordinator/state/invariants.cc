@@ -6,6 +6,7 @@
 
 #include "coordinator/state/actions.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::state {
 
@@ -113,6 +114,29 @@ void CheckCapacity(const State& state, Problems& problems) {
   }
 }
 
+// An attempt goes on from nothing that an earlier rollback left behind.
+void CheckRollbacks(const State& state, Problems& problems) {
+  for (const auto& [id, job] : state.jobs()) {
+    const std::vector<RollbackLimit> limits = RollbackLimits(state, JobId{id});
+    const v1::AttemptRecord* newest = state.attempt(JobId{id}, job->attempts());
+    if (limits.empty() || newest == nullptr) {
+      continue;
+    }
+    for (const v1::CheckpointKeyRecord& offered : newest->restore()) {
+      const v1::CheckpointRecord* record =
+          state.checkpoint({JobId{offered.job()}, Fence{offered.fence()}, offered.step()});
+      std::vector<RollbackLimit> earlier = limits;
+      std::erase_if(earlier, [newest](const RollbackLimit& limit) {
+        return limit.fence.value >= newest->fence();
+      });
+      if (record != nullptr && record->job() == id && IsLeftBehind(earlier, *record)) {
+        problems.push_back(Str("attempt ", IdOf(*newest), " is offered step ", record->step(),
+                               ", which a rollback left behind"));
+      }
+    }
+  }
+}
+
 void CheckJobs(const State& state, Problems& problems) {
   for (const auto& [id, job] : state.jobs()) {
     const bool done = job->state() == v1::JOB_STATE_DONE;
@@ -156,6 +180,7 @@ std::vector<std::string> CheckInvariants(const State& state) {
   CheckCapacity(state, problems);
   CheckJobs(state, problems);
   CheckDeadlines(state, problems);
+  CheckRollbacks(state, problems);
   return problems;
 }
 

@@ -6,6 +6,7 @@
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::state {
 
@@ -196,6 +197,7 @@ void ResumeDone(Decision& d, const JobStep& step) {
   job.clear_finished_at();
   job.clear_last_failure();
   job.clear_run_time_ms();
+  job.clear_rollback_steps();
   job.set_restarts(0);
   job.set_failures(0);
   job.set_boost(0);
@@ -234,11 +236,13 @@ void AddTasks(Decision& d, AttemptId id, Fence fence, const event::AttemptPlaced
 
 std::vector<CheckpointKey> RestoreFor(const Decision& d, const v1::JobRecord& job) {
   std::vector<CheckpointKey> keys;
-  const auto add = [&d, &keys](JobId from, std::optional<uint64_t> at_most) {
+  const std::vector<RollbackLimit> limits = RollbackLimits(d.state(), JobId{job.id()});
+  const auto add = [&](JobId from, std::optional<uint64_t> at_most) {
     std::vector<v1::CheckpointRecord> records;
     for (const v1::CheckpointRecord* one : d.Checkpoints(from)) {
       if (one->state() == v1::CHECKPOINT_STATE_COMMITTED &&
-          (!at_most.has_value() || one->step() <= *at_most)) {
+          (!at_most.has_value() || one->step() <= *at_most) &&
+          (from.value != job.id() || !IsLeftBehind(limits, *one))) {
         records.push_back(*one);
       }
     }
@@ -323,6 +327,7 @@ void BackOff(Decision& d, const JobStep& step) {
   Absorb(d, *step.attempt);
   const v1::CauseRecord cause = Ended(d, step).cause();
   Blame(d, step.job, cause);
+  TakeRollback(d, *step.attempt);
   v1::JobRecord& job = Enter(d, step.job, "BACKOFF", cause.detail());
   job.set_failures(verdict.failures);
   job.set_restarts(job.restarts() + (verdict.burns ? 1 : 0));
@@ -348,6 +353,7 @@ void FinishFailed(Decision& d, const JobStep& step) {
   Absorb(d, *step.attempt);
   const v1::CauseRecord cause = Ended(d, step).cause();
   Blame(d, step.job, cause);
+  TakeRollback(d, *step.attempt);  // who resumes it goes another way too
   v1::JobRecord& job = d.Edit(step.job);
   *job.mutable_last_failure() = cause;
   job.set_failures(verdict.failures);

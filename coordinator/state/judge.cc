@@ -4,6 +4,7 @@
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::state {
 
@@ -110,6 +111,14 @@ Verdict Judge(const Decision& d, const v1::JobRecord& job, const v1::AttemptReco
   if (!rule.retry) {
     verdict.code = cause.code();
     verdict.text = Str(cause.detail(), " (", cause.category(), ": another attempt cannot help)");
+    return verdict;
+  }
+  const uint64_t window = d.policy().rollback_window_steps;
+  if (cause.category() == "ROLLBACK" &&
+      RollbacksLately(job, cause.step(), window) >= d.policy().rollbacks_max) {
+    verdict.code = "NO_ROLLBACKS";
+    verdict.text = Str("more than ", d.policy().rollbacks_max, " rollbacks in ", window,
+                       " steps; last: ", cause.detail());
     return verdict;
   }
   if (!rule.burns_budget) {

@@ -34,6 +34,8 @@ struct Policy {
   int64_t backoff_base_ms = 10'000;  // 4.6
   int64_t backoff_ms_max = 600'000;
   uint32_t failures_without_progress_max = 3;  // J10
+  uint32_t rollbacks_max = 3;                  // training-runtime.md 16.2 ...
+  uint64_t rollback_window_steps = 1000;       // ... among so many steps
   int64_t avoid_node_ms = 3'600'000;           // 4.4
   int64_t blame_window_ms = 86'400'000;        // W5
   uint32_t blames_to_quarantine = 3;

@@ -88,6 +88,14 @@ bool WorkerNode::KillSomeRank() {
         outcome.set_signal(9);
       } else if (world_.Chance(0.5)) {
         outcome.set_exit_code(1);
+        if (world_.Chance(0.3)) {
+          const auto step = static_cast<int64_t>(outcome.step());
+          outcome.set_exit_code(90);
+          outcome.set_category("ROLLBACK");
+          outcome.set_rollback_to_step(static_cast<uint64_t>(world_.Between(0, step)));
+          outcome.mutable_skip()->set_first(outcome.rollback_to_step() * 8);
+          outcome.mutable_skip()->set_count(8);
+        }
       } else {
         outcome.set_oom(true);
         outcome.set_signal(9);

@@ -121,6 +121,7 @@ v1::RankSpec MakeSpec(const TaskFolder& folder, size_t local_rank, const std::st
   spec.set_checkpoint_root(folder.checkpoint_root());
   spec.set_attempt_dir(assignment.attempt_dir());
   *spec.mutable_restore() = assignment.restore();
+  *spec.mutable_skipped() = assignment.skipped();
   spec.set_page(folder.PagePath(rank));
   spec.set_data_address(data_address);
   spec.set_threads(ThreadsPerRank(assignment));

@@ -75,6 +75,12 @@ StatusOr<RunData> OpenData(const heddle::v1::RunConfig& config) {
   return run;
 }
 
+Status SkipData(const std::vector<stream::Window>& windows, RunData* data) {
+  if (windows.empty()) return OkStatus();
+  ASSIGN_OR_RETURN(data->train, stream::SkippingSource::Create(data->train, windows));
+  return OkStatus();
+}
+
 Status MarkBadData(Status status) {
   if (status.code() == StatusCode::kDataLoss && ErrnoOf(status) == 0) {
     status.SetPayload(kBadDataPayload, absl::Cord("1"));

@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/status/status.h"
 #include "data/stream/sequence_stream.h"
+#include "data/stream/skip_windows.h"
 #include "heddle/v1/config.pb.h"
 #include "model/language_model.h"
 
@@ -23,6 +25,9 @@ struct RunData {
 // INVALID_ARGUMENT: no data, ids beyond model.vocab_size, sets of different tokenizers. Else as
 // Dataset::Open.
 StatusOr<RunData> OpenData(const heddle::v1::RunConfig& config);
+
+// From now on the training order goes without these global sequences.
+Status SkipData(const std::vector<stream::Window>& windows, RunData* data);
 
 // `status` of opening or reading a set, marked as the data's fault where it says that their
 // contents are damaged. Damage is the job's problem; a disk that cannot be read (EIO) is the

@@ -11,6 +11,7 @@ enum class ExitCode {
   kStorage = 87,     // no checkpoint can be read or written
   kNumeric = 88,     // nan_policy halts
   kDeviceMemory = 89,
+  kRollBack = 90,    // to an older checkpoint, without the data that broke the run
   kDoNotRetry = 93,  // configuration or data cannot work
   kFenced = 94,      // a newer attempt exists
 };

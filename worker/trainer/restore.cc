@@ -19,7 +19,7 @@ using heddle::v1::TrainState;
 
 // The data order must be the saved one, or the run would repeat or miss sequences.
 Status CheckSame(const TrainState& saved, const TrainState& now, const RankSpec& spec,
-                 const RunPlan& plan) {
+                 const RunPlan& plan, int64_t position) {
   // Other data are a choice, other words behind the same ids never are.
   if (!saved.tokenizer_sha256().empty() && !now.tokenizer_sha256().empty() &&
       saved.tokenizer_sha256() != now.tokenizer_sha256()) {
@@ -37,9 +37,10 @@ Status CheckSame(const TrainState& saved, const TrainState& now, const RankSpec&
     HEDDLE_WARN("the data differ from the checkpoint's", {"saved", saved.manifest_hash()},
                 {"now", now.manifest_hash()});
   }
-  if (static_cast<int64_t>(saved.data_position()) % plan.global_batch != 0) {
-    return FailedPrecondition(Str("data position ", saved.data_position(),
-                                  " is no multiple of the global batch of ", plan.global_batch));
+  if (position % plan.global_batch != 0) {
+    return FailedPrecondition(Str("data position ", saved.data_position(), ", ", position,
+                                  " without what was skipped, is no multiple of the global batch ",
+                                  "of ", plan.global_batch));
   }
   return OkStatus();
 }
@@ -47,15 +48,18 @@ Status CheckSame(const TrainState& saved, const TrainState& now, const RankSpec&
 Status LoadOne(const CheckpointRecord& record, const RankSpec& spec, const RunPlan& plan,
                const RunData& data, RunState* state) {
   const TrainState& saved = record.train_state();
-  RETURN_IF_ERROR(CheckSame(saved, DescribeRun(spec, plan, data), spec, plan));
+  const std::vector<stream::Window> skipped = SkippedWindows(spec, saved);
+  const int64_t position = stream::LocalIndex(skipped, static_cast<int64_t>(saved.data_position()));
+  RETURN_IF_ERROR(CheckSame(saved, DescribeRun(spec, plan, data), spec, plan, position));
   RETURN_IF_ERROR(state->Load(record, spec.checkpoint_root()));
   Counters& counters = state->counters();
   counters.step = static_cast<int64_t>(saved.step());
   counters.updates = static_cast<int64_t>(saved.updates());
   counters.frozen_updates = static_cast<int64_t>(saved.frozen_updates());
-  counters.data_position = static_cast<int64_t>(saved.data_position());
+  counters.data_position = position;
   counters.tokens = static_cast<int64_t>(saved.tokens_seen());
-  counters.consecutive_nonfinite = saved.consecutive_nonfinite();
+  state->numeric().Load(saved);
+  state->skipped() = skipped;
   return OkStatus();
 }
 
@@ -112,6 +116,17 @@ TrainState DescribeRun(const RankSpec& spec, const RunPlan& plan, const RunData&
   return state;
 }
 
+std::vector<stream::Window> SkippedWindows(const RankSpec& spec, const TrainState& saved) {
+  std::vector<stream::Window> windows;
+  for (const auto* list : {&spec.skipped(), &saved.skipped()}) {
+    for (const heddle::v1::DataWindow& window : *list) {
+      windows.push_back({.first = static_cast<int64_t>(window.first()),
+                         .count = static_cast<int64_t>(window.count())});
+    }
+  }
+  return stream::MergeWindows(std::move(windows));
+}
+
 StatusOr<Restored> Restore(const RankSpec& spec, const RunPlan& plan, const RunData& data,
                            comm::Communicator* group, RankControl* control, RunState* state) {
   for (const CheckpointRecord& record : spec.restore()) {
@@ -144,6 +159,7 @@ StatusOr<Restored> Restore(const RankSpec& spec, const RunPlan& plan, const RunD
   if (spec.restore_size() > 0) {
     return DataLoss(Str("none of ", spec.restore_size(), " checkpoints can be loaded"));
   }
+  state->skipped() = SkippedWindows(spec, TrainState());
   return Restored{};
 }
 

@@ -34,6 +34,10 @@ heddle::v1::TrainState DescribeRun(const heddle::v1::RankSpec& spec, const RunPl
 // weights know other words behind the same ids. A folder without one says nothing.
 Status CheckSameTokenizer(const std::string& model_dir, const RunData& data);
 
+// spec.skipped and those of a checkpoint, merged.
+std::vector<stream::Window> SkippedWindows(const heddle::v1::RankSpec& spec,
+                                           const heddle::v1::TrainState& saved);
+
 // Tries spec.restore in order; the state is initial where the list is empty. Rank 0 reports each
 // damaged one. DATA_LOSS: none of them can be loaded; never starts anew by itself.
 // FAILED_PRECONDITION: the newest does not belong to this model or data. UNAVAILABLE: the group.

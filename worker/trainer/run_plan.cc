@@ -85,6 +85,17 @@ shard::Accumulation AccumulationOf(const RunConfig& config) {
   }
 }
 
+NanPolicy NanPolicyOf(const TrainingConfig& training) {
+  switch (training.nan_policy()) {
+    case TrainingConfig::NAN_POLICY_SKIP:
+      return NanPolicy::kSkip;
+    case TrainingConfig::NAN_POLICY_ROLLBACK:
+      return NanPolicy::kRollback;
+    default:
+      return NanPolicy::kHalt;
+  }
+}
+
 void PlanSharding(const RunConfig& config, RunPlan* plan) {
   switch (config.parallel().shard()) {
     case heddle::v1::ParallelConfig::SHARD_NONE:
@@ -147,7 +158,7 @@ StatusOr<RunPlan> PlanRun(const RunConfig& config) {
     problems.push_back("training.eval_interval: needs data.eval_path");
   }
   plan.log_interval = config.logging().log_interval();
-  plan.skip_nonfinite = training.nan_policy() == TrainingConfig::NAN_POLICY_SKIP;
+  plan.nan_policy = NanPolicyOf(training);
   plan.precision = training.precision() == TrainingConfig::PRECISION_FP32 ? model::Precision::kFp32
                                                                           : model::Precision::kBf16;
   plan.recompute = RecomputeOf(training);

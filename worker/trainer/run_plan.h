@@ -13,6 +13,7 @@
 #include "model/optim/schedule.h"
 #include "model/parameter_store.h"
 #include "worker/shard/parameters.h"
+#include "worker/trainer/numeric_policy.h"
 
 namespace heddle::trainer {
 
@@ -23,7 +24,7 @@ struct RunPlan {
   int64_t save_interval = 0;  // steps; 0: by time
   int64_t eval_interval = 0;
   int64_t log_interval = 1;
-  bool skip_nonfinite = false;  // else the first one halts the run
+  NanPolicy nan_policy = NanPolicy::kHalt;
   model::Precision precision = model::Precision::kBf16;
   model::Recompute recompute = model::Recompute::kNone;
   double grad_clip = 0;

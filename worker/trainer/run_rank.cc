@@ -36,6 +36,14 @@ namespace {
 using heddle::v1::RankExit;
 using heddle::v1::RankSpec;
 
+// Words of the last words that belong to a rollback.
+void AddRollback(const LoopEnd& end, RankExit* exit) {
+  if (end.code != ExitCode::kRollBack) return;
+  exit->set_rollback_to_step(static_cast<uint64_t>(end.rollback_to_step));
+  exit->mutable_skip()->set_first(static_cast<uint64_t>(end.skip.first));
+  exit->mutable_skip()->set_count(static_cast<uint64_t>(end.skip.count));
+}
+
 RankExit Ending(ExitCode code, const std::string& category, const std::string& detail) {
   RankExit exit;
   exit.set_code(static_cast<int32_t>(code));
@@ -123,6 +131,7 @@ class Rank {
     state_->parameters()->Connect(group_.get());
     ASSIGN_OR_RETURN(const Restored restored,
                      Restore(spec_, plan_, data_, group_.get(), control_, state_.get()));
+    RETURN_IF_ERROR(SkipData(state_->skipped(), &data_));
     heddle::v1::RankJoined joined;
     joined.set_start_step(restored.step);
     RETURN_IF_ERROR(control_->Joined(joined));
@@ -254,6 +263,7 @@ RankExit RunRank(RankControl* control, const Clock& clock, int64_t started_at_ms
   try {
     const StatusOr<LoopEnd> end = rank->Live(started_at_ms);
     exit = end.ok() ? Ending(end->code, end->category, end->detail) : EndingOf(end.status());
+    if (end.ok()) AddRollback(*end, &exit);
   } catch (const std::exception& error) {  // LibTorch's; the first line says what
     exit = EndingOfException(error);
   }

@@ -127,6 +127,7 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   auto state = std::unique_ptr<RunState>(new RunState());
   state->seed_ = plan.seed;
   state->init_from_ = plan.init_from;
+  state->numeric_ = NumericPolicy(plan.nan_policy);
   if (!plan.init_from.empty()) {
     RETURN_IF_ERROR(CheckSameModel(plan.init_from, model));
   }
@@ -160,6 +161,8 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
 Status RunState::Reset() {
   moments_.Zero();
   counters_ = Counters();
+  numeric_ = NumericPolicy(numeric_.policy());
+  skipped_.clear();
   shard::InitParameters(seed_, parameters_.get());
   return init_from_.empty() ? OkStatus() : ReadInitialWeights();
 }

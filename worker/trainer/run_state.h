@@ -10,11 +10,13 @@
 
 #include "base/status/status.h"
 #include "checkpoint/tensor_io/save.h"
+#include "data/stream/skip_windows.h"
 #include "heddle/v1/checkpoints.pb.h"
 #include "model/model_plan.h"
 #include "model/optim/moments.h"
 #include "model/optim/optimizer.h"
 #include "worker/shard/parameters.h"
+#include "worker/trainer/numeric_policy.h"
 #include "worker/trainer/run_plan.h"
 
 namespace heddle::trainer {
@@ -23,9 +25,8 @@ struct Counters {
   int64_t step = 0;            // steps done, skipped updates included
   int64_t updates = 0;         // of them, those that changed the weights
   int64_t frozen_updates = 0;  // of these, those that changed indexers alone
-  int64_t data_position = 0;   // next global sequence
+  int64_t data_position = 0;   // next sequence, counted without the skipped windows
   int64_t tokens = 0;          // read by the job
-  int64_t consecutive_nonfinite = 0;
 };
 
 class RunState {
@@ -38,6 +39,10 @@ class RunState {
   shard::Parameters* parameters() { return parameters_.get(); }
   Counters& counters() { return counters_; }
   const Counters& counters() const { return counters_; }
+  NumericPolicy& numeric() { return numeric_; }
+  // What rollbacks left out of the data, merged. Empty after Create() and Reset().
+  std::vector<stream::Window>& skipped() { return skipped_; }
+  const std::vector<stream::Window>& skipped() const { return skipped_; }
 
   // The optimizer's view of everything this rank updates.
   std::vector<optim::Shard> shards();
@@ -89,6 +94,8 @@ class RunState {
 
   std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
   Counters counters_;
+  NumericPolicy numeric_;
+  std::vector<stream::Window> skipped_;
 };
 
 }  // namespace heddle::trainer

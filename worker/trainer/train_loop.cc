@@ -18,12 +18,19 @@ namespace heddle::trainer {
 
 namespace {
 
-constexpr int64_t kNonFiniteInARowMax = 3;  // training-runtime.md 16.1
 // Mean time between failures that `save_interval: auto` assumes, and the bounds of its result
 // (formula 7).
 constexpr double kAssumedMttfSeconds = 7.9 * 3600;
 constexpr double kAutoSaveSecondsMin = 60;
 constexpr std::chrono::milliseconds kStepTimeoutMin{120'000};
+
+double MeanLoss(const Agreement& sums) {
+  return sums[Slot::kLoss] / std::max(sums[Slot::kValidTokens], 1.0);
+}
+
+std::string Sequences(const stream::Window& window) {
+  return Str("sequences ", window.first, " to ", window.first + window.count - 1);
+}
 
 }  // namespace
 
@@ -74,12 +81,13 @@ StatusOr<bool> TrainLoop::Step() {
     return false;
   }
   parts_.checkpointer->Apply(agreement);
-  Update(agreement);
-  ASSIGN_OR_RETURN(const bool good, CheckNumbers(agreement));
+  const StepVerdict verdict = Judge(agreement);
+  Update(agreement, verdict);
+  ASSIGN_OR_RETURN(const bool good, CheckNumbers(agreement, verdict));
   if (!good) {
     return false;
   }
-  heddle::v1::MetricPoint point = Describe(agreement);
+  heddle::v1::MetricPoint point = Describe(agreement, verdict);
   RETURN_IF_ERROR(Evaluate(&point));
   Report(point);
   stop_now_ = agreement.Any(Slot::kStopNow);
@@ -98,6 +106,7 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
   const stream::MicroBatchRange mine =
       stream::RankMicroBatches(plan.global_batch / plan.micro_batch, rank(), world());
 
+  nonfinite_loss_ = {};
   parts_.state->parameters()->BeginStep();
   std::fill(parts_.model->statistics().begin(), parts_.model->statistics().end(), 0.0);
   const int64_t total = plan.global_batch / plan.micro_batch;
@@ -116,7 +125,8 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
     times_.data += SecondsSince(begin);
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kForward);
-    RETURN_IF_ERROR(Pass(batches, pass + at_once >= most, &info, agreement));
+    const int64_t first = counters.data_position + (mine.begin + pass) * plan.micro_batch;
+    RETURN_IF_ERROR(Pass(batches, first, pass + at_once >= most, &info, agreement));
   }
   return OkStatus();
 }
@@ -143,7 +153,7 @@ model::UnitHooks TrainLoop::Noted(model::UnitHooks hooks) {
 }
 
 // One pass over the model's units with these micro-batches.
-Status TrainLoop::Pass(const std::vector<stream::PackedBatch>& batches, bool last,
+Status TrainLoop::Pass(const std::vector<stream::PackedBatch>& batches, int64_t first, bool last,
                        layers::StepInfo* info, Agreement* agreement) {
   std::vector<model::PackedBatch> views;
   for (const stream::PackedBatch& batch : batches) views.push_back(ViewOf(batch));
@@ -165,8 +175,12 @@ Status TrainLoop::Pass(const std::vector<stream::PackedBatch>& batches, bool las
   (*agreement)[Slot::kRouterLoss] += loss.layers.router_z;
   (*agreement)[Slot::kDropped] += static_cast<double>(loss.counts.dropped);
   (*agreement)[Slot::kNanRows] += static_cast<double>(loss.counts.nan_rows);
-  (*agreement)[Slot::kNonFinite] +=
-      std::isfinite(loss.loss) && std::isfinite(loss.layers.Total()) ? 0 : 1;
+  if (!std::isfinite(loss.loss) || !std::isfinite(loss.layers.Total())) {
+    (*agreement)[Slot::kNonFinite] += 1;
+    if (nonfinite_loss_.count == 0) {
+      nonfinite_loss_ = {first, static_cast<int64_t>(batches.size()) * parts_.plan->micro_batch};
+    }
+  }
   return OkStatus();
 }
 
@@ -226,17 +240,26 @@ void TrainLoop::FillRequests(Agreement* agreement) {
   (*agreement)[Slot::kSaveDue] = rank() == 0 && SaveIsDue() ? 1 : 0;
 }
 
-// A step whose numbers are not finite changes no weight on any rank; the data still advance (16.1).
-void TrainLoop::Update(const Agreement& sums) {
+// From sums over all ranks, so that they do the same (16).
+StepVerdict TrainLoop::Judge(const Agreement& sums) {
+  const int64_t stage = parts_.plan->indexer_warmup_steps;
+  if (stage > 0 && parts_.state->counters().step == stage) parts_.state->numeric().StartStage();
+  const bool finite = !sums.Any(Slot::kNonFinite);
+  const double norm =
+      std::hypot(std::sqrt(sums[Slot::kSquaredNorm]), std::sqrt(sums[Slot::kIndexerSquaredNorm]));
+  norm_ = finite ? norm : std::nan("");
+  return parts_.state->numeric().Judge(finite, MeanLoss(sums), norm);
+}
+
+// A bad step changes no weight on any rank; the data still advance (16.1).
+void TrainLoop::Update(const Agreement& sums, const StepVerdict& verdict) {
   Counters& counters = parts_.state->counters();
   const RunPlan& plan = *parts_.plan;
   parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kUpdate);
-  const bool finite = !sums.Any(Slot::kNonFinite);
   const double norm = std::sqrt(sums[Slot::kSquaredNorm]);
   const double indexer_norm = std::sqrt(sums[Slot::kIndexerSquaredNorm]);
-  norm_ = finite ? std::hypot(norm, indexer_norm) : std::nan("");
   learning_rate_ = optim::LearningRate(plan.schedule, counters.step);
-  if (finite) {
+  if (verdict.apply) {
     ++counters.updates;
     counters.frozen_updates += Frozen() ? 1 : 0;
     const optim::StepArgs args{
@@ -251,61 +274,112 @@ void TrainLoop::Update(const Agreement& sums) {
     }
     parts_.state->parameters()->Updated();
     parts_.model->UpdateBuffers(Frozen());
-    counters.consecutive_nonfinite = 0;
-  } else {
-    ++counters.consecutive_nonfinite;
   }
   ++counters.step;
   counters.data_position += plan.global_batch;
   counters.tokens += static_cast<int64_t>(sums[Slot::kTokens]);
 }
 
-StatusOr<bool> TrainLoop::CheckNumbers(const Agreement& sums) {
-  if (!sums.Any(Slot::kNonFinite)) {
+StatusOr<bool> TrainLoop::CheckNumbers(const Agreement& sums, const StepVerdict& verdict) {
+  if (verdict.apply) {
     return true;
   }
-  const Counters& counters = parts_.state->counters();
-  ASSIGN_OR_RETURN(const std::string where, FirstNonFiniteTensor());
-  HEDDLE_WARN("numbers are not finite", {"step", counters.step}, {"first_gradient", where},
-              {"first_sequence", counters.data_position - parts_.plan->global_batch},
-              {"in_a_row", counters.consecutive_nonfinite});
-  const bool too_many = counters.consecutive_nonfinite >= kNonFiniteInARowMax;
-  if (parts_.plan->skip_nonfinite && !too_many) {
-    return true;
+  std::string what = verdict.what;
+  if (!verdict.finite) {
+    ASSIGN_OR_RETURN(what, DescribeNonFinite());
+  } else {
+    what += Str(", ", Sequences(ReadLately(verdict.bad_steps)));
   }
-  end_ = {.code = ExitCode::kNumeric,
-          .category = "NUMERIC",
-          .detail = Str("step ", counters.step, ": loss or gradient is not finite",
-                        where.empty() ? "" : Str(", first in ", where),
-                        parts_.plan->skip_nonfinite
-                            ? Str("; ", counters.consecutive_nonfinite,
-                                  " steps in a row, which training.nan_policy=skip does not skip")
-                            : "")};
-  return false;
+  const int64_t step = parts_.state->counters().step;
+  HEDDLE_WARN("the step's update is left out", {"step", step}, {"why", what},
+              {"in_a_row", verdict.bad_steps});
+  switch (verdict.then) {
+    case StepVerdict::Then::kGoOn:
+      return true;
+    case StepVerdict::Then::kHalt:
+      end_ = {.code = ExitCode::kNumeric,
+              .category = "NUMERIC",
+              .detail = Str("step ", step, ": ", what,
+                            parts_.plan->nan_policy == NanPolicy::kSkip
+                                ? Str("; ", verdict.bad_steps,
+                                      " steps in a row, which training.nan_policy=skip does not "
+                                      "skip")
+                                : "")};
+      return false;
+    case StepVerdict::Then::kRollBack:
+      // A save under way may be the very checkpoint to go back to.
+      if (sums.Any(Slot::kSaveBusy)) RETURN_IF_ERROR(Settle());
+      end_ = RollBack(verdict, Str("step ", step, ": ", what));
+      return false;
+  }
+  return Internal("unknown verdict");
 }
 
-// Ranks that keep a part each see their own part only.
-StatusOr<std::string> TrainLoop::FirstNonFiniteTensor() {
-  std::vector<double> places(static_cast<size_t>(world()), 0.0);
-  places[static_cast<size_t>(rank())] =
-      static_cast<double>(parts_.state->FirstNonFiniteGradient() + 1);
-  RETURN_IF_ERROR(parts_.group->AllReduceSum(std::span<double>(places)));
-  double first = 0;
-  for (const double place : places) {
-    if (place > 0 && (first == 0 || place < first)) first = place;
+LoopEnd TrainLoop::RollBack(const StepVerdict& verdict, const std::string& what) const {
+  LoopEnd end;
+  end.code = ExitCode::kRollBack;
+  end.category = "ROLLBACK";
+  end.rollback_to_step = parts_.state->counters().step - verdict.bad_steps;
+  end.skip = ReadLately(verdict.bad_steps);
+  end.detail =
+      Str(what, verdict.bad_steps > 1 ? Str("; ", verdict.bad_steps, " steps in a row") : "",
+          "; back to step ", end.rollback_to_step, " or before, without ", Sequences(end.skip));
+  return end;
+}
+
+stream::Window TrainLoop::ReadLately(int64_t steps) const {
+  const std::vector<stream::Window>& skipped = parts_.state->skipped();
+  const int64_t end = parts_.state->counters().data_position;
+  const int64_t begin = std::max<int64_t>(0, end - steps * parts_.plan->global_batch);
+  const int64_t first = stream::GlobalIndex(skipped, begin);
+  return {first, stream::GlobalIndex(skipped, end - 1) + 1 - first};
+}
+
+// Each rank knows its own losses, and of the gradients its own part only.
+StatusOr<std::string> TrainLoop::DescribeNonFinite() {
+  // Of each rank: place of the first gradient in the flat layout, from 1, or 0; first sequence and
+  // number of those of the first pass with such a loss, or 0.
+  std::vector<double> all(static_cast<size_t>(world()) * 3, 0.0);
+  const size_t own = static_cast<size_t>(rank()) * 3;
+  all[own] = static_cast<double>(parts_.state->FirstNonFiniteGradient() + 1);
+  all[own + 1] = static_cast<double>(nonfinite_loss_.first);
+  all[own + 2] = static_cast<double>(nonfinite_loss_.count);
+  RETURN_IF_ERROR(parts_.group->AllReduceSum(std::span<double>(all)));
+  double place = 0;
+  int bad_ranks = 0;
+  size_t bad_rank = 0;
+  for (size_t r = 0; r < static_cast<size_t>(world()); ++r) {
+    const double gradient = all[r * 3];
+    if (gradient > 0 && (place == 0 || gradient < place)) place = gradient;
+    if (all[r * 3 + 2] > 0 && bad_ranks++ == 0) bad_rank = r;
   }
+  std::string tensor;
   for (const model::TensorSpec& spec : parts_.state->parameters()->plan().tensors) {
-    if (first > 0 && static_cast<int64_t>(first) <= spec.offset + spec.elements) return spec.name;
+    if (place == 0 || static_cast<int64_t>(place) > spec.offset + spec.elements) continue;
+    tensor = spec.name;
+    break;
   }
-  return std::string();
+  // What came from one rank alone is worth looking at there: its data, or the machine.
+  stream::Window read = ReadLately(1);
+  if (bad_ranks == 1) {
+    const std::vector<stream::Window>& skipped = parts_.state->skipped();
+    const int64_t first = static_cast<int64_t>(all[bad_rank * 3 + 1]);
+    const int64_t count = static_cast<int64_t>(all[bad_rank * 3 + 2]);
+    read.first = stream::GlobalIndex(skipped, first);
+    read.count = stream::GlobalIndex(skipped, first + count - 1) + 1 - read.first;
+  }
+  return Str("loss or gradient is not finite", tensor.empty() ? "" : Str(", first in ", tensor),
+             bad_ranks == 1 && world() > 1 ? Str(", on rank ", bad_rank) : "", ", ",
+             Sequences(read));
 }
 
-heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {
+heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums,
+                                            const StepVerdict& verdict) const {
   const Counters& counters = parts_.state->counters();
   const double seconds = SecondsSince(times_.begin);
   heddle::v1::MetricPoint point;
   point.set_step(static_cast<uint64_t>(counters.step));
-  point.set_loss(sums[Slot::kLoss] / std::max(sums[Slot::kValidTokens], 1.0));
+  point.set_loss(MeanLoss(sums));
   point.set_grad_norm(norm_);
   point.set_learning_rate(learning_rate_);
   point.set_tokens(static_cast<uint64_t>(counters.tokens));
@@ -330,6 +404,7 @@ heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums) const {
     point.set_nan_rows(static_cast<uint64_t>(sums[Slot::kNanRows]));
   }
   point.set_skipped_nonfinite(static_cast<uint64_t>(counters.step - counters.updates));
+  if (verdict.spike) point.set_skipped_spikes(1);
   return point;
 }
 
@@ -422,9 +497,16 @@ Status TrainLoop::Stage() {
   state.set_step(static_cast<uint64_t>(counters.step));
   state.set_updates(static_cast<uint64_t>(counters.updates));
   state.set_frozen_updates(static_cast<uint64_t>(counters.frozen_updates));
-  state.set_data_position(static_cast<uint64_t>(counters.data_position));
+  const std::vector<stream::Window>& skipped = parts_.state->skipped();
+  state.set_data_position(
+      static_cast<uint64_t>(stream::GlobalIndex(skipped, counters.data_position)));
   state.set_tokens_seen(static_cast<uint64_t>(counters.tokens));
-  state.set_consecutive_nonfinite(static_cast<uint32_t>(counters.consecutive_nonfinite));
+  parts_.state->numeric().Save(&state);
+  for (const stream::Window& window : skipped) {
+    heddle::v1::DataWindow* saved = state.add_skipped();
+    saved->set_first(static_cast<uint64_t>(window.first));
+    saved->set_count(static_cast<uint64_t>(window.count));
+  }
   return parts_.checkpointer->Stage(
       parts_.state->RangesToSave(static_cast<uint32_t>(rank()), static_cast<uint32_t>(world())),
       state);

@@ -43,6 +43,10 @@ struct LoopEnd {
   ExitCode code = ExitCode::kDone;
   std::string category;  // control-plane 4.6, for codes other than 0
   std::string detail;
+  // Of kRollBack: the last step before the first bad one, and the global sequences that were read
+  // from there to here.
+  int64_t rollback_to_step = 0;
+  stream::Window skip;
 };
 
 class TrainLoop {
@@ -67,20 +71,26 @@ class TrainLoop {
   // ... and nothing else.
   bool Frozen() const { return Warmup() && parts_.plan->freeze_during_warmup; }
   Status ForwardBackward(Agreement* agreement);
-  Status Pass(const std::vector<stream::PackedBatch>& batches, bool last, layers::StepInfo* info,
-              Agreement* agreement);
+  // `first`: number of the first sequence of `batches`.
+  Status Pass(const std::vector<stream::PackedBatch>& batches, int64_t first, bool last,
+              layers::StepInfo* info, Agreement* agreement);
   model::UnitHooks Noted(model::UnitHooks hooks);
   void MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);
-  void Update(const Agreement& sums);
-  heddle::v1::MetricPoint Describe(const Agreement& sums) const;
+  StepVerdict Judge(const Agreement& sums);
+  void Update(const Agreement& sums, const StepVerdict& verdict);
+  heddle::v1::MetricPoint Describe(const Agreement& sums, const StepVerdict& verdict) const;
   Status Evaluate(heddle::v1::MetricPoint* point);
   void Report(const heddle::v1::MetricPoint& point);
   Status SaveIfDue(const Agreement& sums);
   // false: end_ says why the ranks end here.
-  StatusOr<bool> CheckNumbers(const Agreement& sums);
-  // Name of the first tensor with a gradient that is not finite on any rank; empty without one.
-  StatusOr<std::string> FirstNonFiniteTensor();
+  StatusOr<bool> CheckNumbers(const Agreement& sums, const StepVerdict& verdict);
+  // "loss or gradient is not finite, first in TENSOR, on rank 1, sequences 8 to 9", as far as it is
+  // known.
+  StatusOr<std::string> DescribeNonFinite();
+  LoopEnd RollBack(const StepVerdict& verdict, const std::string& what) const;
+  // Global sequences from those of `steps` steps ago to the last one that was read.
+  stream::Window ReadLately(int64_t steps) const;
 
   bool SaveIsDue();
   Status Stage();
@@ -99,6 +109,8 @@ class TrainLoop {
   const LoopParts parts_;
   std::unique_ptr<stream::Prefetcher> prefetcher_;
   StepTimes times_;
+  // Of this rank's passes of the step the first whose loss is not finite, as numbers of sequences.
+  stream::Window nonfinite_loss_;
   double norm_ = 0;
   double learning_rate_ = 0;
   bool stop_after_save_ = false;
