@@ -81,7 +81,6 @@ void Coordinator::OnWorkerMessage(const v1::WorkerMsg& message) {
     case v1::WorkerMsg::kLeave:
       leases_->Remove(worker);
       return Execute(state::event::WorkerLeft{worker, session, message.leave().reason()}, ignore);
-    case v1::WorkerMsg::kStacks:  // asked for by nobody yet
     case v1::WorkerMsg::BODY_NOT_SET:
       return;
   }
