@@ -20,10 +20,15 @@ add_library(heddle_torch INTERFACE)
 target_include_directories(heddle_torch SYSTEM INTERFACE
   ${HEDDLE_TORCH_DIR}/links ${HEDDLE_TORCH_DIR}/links/torch/csrc/api/include)
 target_compile_definitions(heddle_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
+# at::parallel_for is a template: in a file that is compiled without OpenMP it is a plain loop, and
+# says nothing. The threads are those of LibTorch's own copy of the runtime, linked below: a process
+# with two copies would have two pools of threads.
+target_compile_options(heddle_torch INTERFACE -fopenmp)
 # --no-as-needed: LibTorch's back ends register themselves when their library is loaded.
 target_link_libraries(heddle_torch INTERFACE
   -Wl,--push-state,--no-as-needed
   ${HEDDLE_TORCH_DIR}/torch/lib/libtorch_cpu.so ${HEDDLE_TORCH_DIR}/torch/lib/libc10.so
+  ${HEDDLE_TORCH_DIR}/torch/lib/libgomp.so.1
   -Wl,--pop-state Threads::Threads)
 # In the container images and packages LibTorch lies in /opt/heddle/torch.
 target_link_options(heddle_torch INTERFACE -Wl,-rpath,/opt/heddle/torch/torch/lib
