@@ -58,7 +58,16 @@ std::vector<std::string> HalveMicroBatch(RunConfig* config) {
   return settings;
 }
 
-std::vector<std::string> Recompute(RunConfig* config) {
+std::vector<std::string> RecomputeSome(RunConfig* config) {
+  if (config->training().gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE) {
+    return {};
+  }
+  config->mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
+  return {"training.gradient_checkpointing=selective"};
+}
+
+std::vector<std::string> RecomputeAll(RunConfig* config) {
   if (config->training().gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_FULL) {
     return {};
   }
@@ -121,7 +130,7 @@ std::vector<MemoryChange> ChangesThatFit(const RunConfig& config, int64_t limit_
       smaller.has_value()) {
     fitting.push_back(*std::move(smaller));
   }
-  for (const auto& change : {Recompute, ShardFull, HalfMoments}) add(change);
+  for (const auto& change : {RecomputeSome, RecomputeAll, ShardFull, HalfMoments}) add(change);
   if (fitting.size() > kChangesMax) fitting.resize(kChangesMax);
   if (!fitting.empty()) return fitting;
 
@@ -139,7 +148,7 @@ std::vector<MemoryChange> ChangesThatFit(const RunConfig& config, int64_t limit_
     Append(settings, &all.settings);
     return true;
   };
-  for (const auto& change : {Recompute, ShardFull, HalfMoments}) {
+  for (const auto& change : {RecomputeSome, RecomputeAll, ShardFull, HalfMoments}) {
     if (bytes > limit_bytes) take(change);
   }
   while (bytes > limit_bytes && take(HalveMicroBatch)) {

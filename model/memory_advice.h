@@ -24,8 +24,8 @@ struct MemoryChange {
 };
 // Changes with which the plan of a rank is at most `limit_bytes`: single ones that suffice, else
 // the shortest sequence of them that does, else none. In order of what they cost: sharding the
-// optimizer, smaller micro-batches with as many more of them, recomputation, sharding everything,
-// bf16 moments. At most three. REQUIRES: PlanModel(config.model()).ok().
+// optimizer, smaller micro-batches with as many more of them, selective and full recomputation,
+// sharding everything, bf16 moments. At most three. REQUIRES: PlanModel(config.model()).ok().
 std::vector<MemoryChange> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit_bytes);
 
 // "5.1 GiB", "12.0 MiB".

@@ -124,7 +124,7 @@ class Coordinator : public rpc::Core {
   void OnPoints(const v1::RankPoints& points);
   void OnStacks(const v1::WorkerMsg& message);
   // Of the attempt's ranks, from their newest heads.
-  void Diagnose(Fence fence);
+  void Diagnose(Fence fence, bool at_once);
   void OnRendezvous(const std::string& worker, const v1::RankRendezvous& request);
   uint64_t LastStep(uint64_t job, uint32_t attempt);
 
@@ -164,6 +164,7 @@ class Coordinator : public rpc::Core {
   std::vector<rpc::PointSink> point_sinks_;
   std::map<uint64_t, std::optional<v1::MetricPoint>> last_points_;  // by job
   std::map<std::pair<uint64_t, uint32_t>, uint64_t> last_steps_;    // by (job, attempt)
+  std::map<uint64_t, int64_t> diagnosed_ms_;                        // by fence: the last look
   std::optional<JobIdGenerator> job_ids_;
 
   std::set<std::string> awaited_workers_;  // with allocations, not back since the start (D10)

@@ -8,6 +8,8 @@ namespace heddle::runtime {
 namespace {
 
 constexpr int64_t kPoisonedRetryMs = 200;
+constexpr uint32_t kRanksLookedAtEachTime = 64;
+constexpr int64_t kDiagnoseAgainMs = 500;
 
 }  // namespace
 
@@ -93,7 +95,7 @@ void Coordinator::OnHeartbeat(const v1::WorkerMsg& message) {
     state_.NoteHeads(Fence{beat.fence()}, beat.heads(), now);
   }
   for (const v1::Heartbeat::TaskBeat& beat : message.heartbeat().tasks()) {
-    if (!beat.heads().empty()) Diagnose(Fence{beat.fence()});
+    if (!beat.heads().empty()) Diagnose(Fence{beat.fence()}, /*at_once=*/false);
   }
   const std::string worker = message.worker_id();
   v1::HeartbeatReply reply;
@@ -109,7 +111,19 @@ void Coordinator::OnHeartbeat(const v1::WorkerMsg& message) {
   });
 }
 
-void Coordinator::Diagnose(Fence fence) {
+void Coordinator::Diagnose(Fence fence, bool at_once) {
+  const v1::AttemptRecord* attempt = state_.attempt_of(fence);
+  if (attempt == nullptr || state_.observed(fence) == nullptr) {
+    diagnosed_ms_.erase(fence.value);
+    return;
+  }
+  // Every look goes over all ranks: with many of them not at each of their workers' heartbeats.
+  int64_t& last = diagnosed_ms_[fence.value];
+  if (!at_once && attempt->world_size() > kRanksLookedAtEachTime &&
+      Now().ms - last < kDiagnoseAgainMs) {
+    return;
+  }
+  last = Now().ms;
   std::optional<state::event::RanksDiagnosed> found = state::Diagnose(state_, fence, Now());
   if (found.has_value()) Execute(*std::move(found), [](const state::Outcome&) {});
 }
@@ -117,7 +131,7 @@ void Coordinator::Diagnose(Fence fence) {
 void Coordinator::OnStacks(const v1::WorkerMsg& message) {
   const v1::StackReport& report = message.stacks();
   state_.NoteHeads(Fence{report.fence()}, report.heads(), Now());
-  Diagnose(Fence{report.fence()});
+  Diagnose(Fence{report.fence()}, /*at_once=*/true);
   if (report.stacks().empty()) return;
   Execute(state::event::StacksReported{message.worker_id(), message.session(), report},
           [](const state::Outcome&) {});

@@ -158,7 +158,9 @@ std::string HangAdvice(const Situation& s, const std::vector<uint32_t>& culprits
 int64_t HangLimit(const Situation& s) {
   int64_t limit = s.median_step_ms == 0 ? kFirstStepMs : std::max(kHangMsMin, 3 * s.median_step_ms);
   for (const auto& [rank, seen] : s.ranks->ranks()) {
-    if (seen.head.phase() == kSavePhase || seen.head.phase() == kEvaluatePhase) {
+    const bool slow = seen.head.phase() == kSavePhase || seen.head.phase() == kEvaluatePhase;
+    // Who waits for others there saves nothing himself.
+    if (slow && !seen.head.waiting() && !IsStopped(seen.head) && !IsDead(seen.head)) {
       limit = std::max(limit, kSaveMs);
     }
   }

@@ -48,6 +48,10 @@ void CheckAttempts(const State& state, Problems& problems) {
       problems.push_back(Str("attempt ", IdOf(*attempt), " has no job"));
       continue;
     }
+    if (attempt->findings_size() > 8) {
+      problems.push_back(Str("attempt ", IdOf(*attempt), " has ", attempt->findings_size(),
+                             " findings, at most 8 are kept"));
+    }
     if (!fences.insert(attempt->fence()).second) {
       problems.push_back(Str("I7: fence ", attempt->fence(), " has two attempts"));
     }

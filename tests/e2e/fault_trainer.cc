@@ -4,10 +4,12 @@
 //
 //   RANK KIND PHASE STEP        e.g. "1 exception backward 12"
 //
-// KIND: exception, bad_alloc, torch_alloc, oom_kill, stop, kill. PHASE: a word of base/rank_words,
+// KIND: exception, bad_alloc, torch_alloc, oom_kill, stop, kill; slow: takes 30 ms more in the
+// phase, in every step from STEP on. PHASE: a word of base/rank_words,
 // or `collective`: while the rank waits inside one. Only the first attempt of a job is disturbed.
 // When it strikes, the time is left in `fired` beside it.
 #include <ATen/ops/empty.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -124,6 +126,10 @@ class FaultyControl : public RankControl {
   }
 
   void Strike() {
+    if (fault_.kind == "slow") {
+      poll(nullptr, 0, 30);
+      return;
+    }
     if (struck_.exchange(true)) return;
     {
       std::ofstream fired(Folder() + "fired.tmp");

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The fault table (training-runtime.md 20.4): one thing goes wrong on one rank, at one place of a step.
 
-Exception, memory that runs out (two allocators), SIGKILL and SIGSTOP, each in forward, backward, optimizer and inside a
-collective, on a rank of a job that shards everything. Proves of every cell: all ranks end within the deadline, the
+Exception, memory that runs out (two allocators, and the kernel's kill), SIGKILL and SIGSTOP, each in forward, backward,
+optimizer, save and inside a collective, on a rank of a job that shards everything. Proves of every cell: all ranks end within the deadline, the
 attempt's cause names the rank and where it was, `heddle doctor` finds it, the next attempt finishes the job, no process
 is left. Prints the table: fault x phase, n of n, median seconds to detection and to the end of the attempt.
 usage: rank_faults_test.py [--rounds N] [--kinds a,b] [--phases a,b]
@@ -19,7 +19,7 @@ import support.faultlab.cluster as lab
 from support.faultlab.cluster import Cluster, Failure, check, main, median, prepare_data, wait_until, write_config
 
 KINDS = ("exception", "bad_alloc", "torch_alloc", "oom_kill", "kill", "stop")
-PHASES = ("forward", "backward", "optimizer", "collective")
+PHASES = ("forward", "backward", "optimizer", "save", "collective")
 STEP = 12
 HANG_KILL_S = 9
 # From the fault to the end of every rank: a hang is ended by its limit, heartbeats come every 2 s.
@@ -124,6 +124,22 @@ def run_cell(cluster, config, kind, phase, rank):
     return (seen["at"] - struck) / 1000, took
 
 
+def straggler(cluster, config, phase, verb):
+    """A rank that is slower than the other in one phase of every step is named with it while the job runs."""
+    with open(os.path.join(lab.BIN, "fault"), "w") as f:
+        f.write(f"1 slow {phase} 1\n")
+    job = cluster.submit(config, "training.max_steps=100000")
+    found = wait_until(f"a straggler in {phase}", lambda: [
+        f for f in cluster.json("doctor", job)["findings"] if f["kind"] == "STRAGGLER" and f.get("rank") == 1], 60, 0.5)
+    doctor = cluster.json("doctor", job)
+    cluster.heddle("cancel", job)
+    cluster.wait_done(job, 60)
+    check(found[0]["text"].startswith(f"rank 1 {verb} for "), f"a rank slow in {phase} is called {found[0]['text']}")
+    check(len(doctor["ranks"]) == 2 and all(r["process_state"] != "dead" for r in doctor["ranks"]),
+          f"the table of the running ranks: {doctor['ranks']}")
+    print(f"slow in {phase}: {found[0]['text']}", flush=True)
+
+
 def test(argv):
     rounds = int(option(argv, "--rounds", "1"))
     kinds = option(argv, "--kinds", ",".join(KINDS)).split(",")
@@ -142,7 +158,7 @@ def test(argv):
         open(config, "w").write(text)
         for number in range(rounds):
             for kind in kinds:
-                for phase in phases:
+                for phase in phases if kind != "slow" else ():
                     cell = table.setdefault((kind, phase), [])
                     try:
                         cell.append(run_cell(cluster, config, kind, phase, rank=(number + len(cell)) % 2))
@@ -150,6 +166,9 @@ def test(argv):
                         failures.append(f"{kind} in {phase}, round {number + 1}: {failure}")
                         print(failures[-1], flush=True)
                         check(len(failures) < 3, "three cells failed; the rest is left out")
+        if "slow" in option(argv, "--kinds", "slow").split(","):
+            straggler(cluster, config, "forward", "computes")
+            straggler(cluster, config, "data", "reads data")
     print(f"{'fault':12} {'phase':11} {'right':>7} {'seen s':>7} {'ended s':>8}")
     for (kind, phase), times in table.items():
         seen, end = (f"{median([t[i] for t in times]):.2f}" if times else "-" for i in (0, 1))

@@ -30,6 +30,26 @@ std::string KernelWait(const std::string& path) {
   return text == "0" ? "" : text;
 }
 
+// Functions of the kernel from a file of lines "[<0>] do_signal_stop+0x1f/0x2e0", innermost first.
+std::string KernelStack(const std::string& path) {
+  constexpr int kShown = 6;
+  std::string text;
+  std::string stack;
+  if (!control::ReadWholeFile(path, &text)) return stack;
+  size_t at = 0;
+  for (int i = 0; i < kShown && at < text.size(); ++i) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    const std::string line = text.substr(at, end - at);
+    const size_t name = line.find("] ");
+    if (name != std::string::npos) {
+      const std::string function = line.substr(name + 2, line.find('+') - name - 2);
+      stack += Str(stack.empty() ? "" : " < ", function);
+    }
+    at = end + 1;
+  }
+  return stack;
+}
+
 }  // namespace
 
 std::string ProcessState(int pid) {
@@ -67,9 +87,12 @@ std::vector<ThreadState> ThreadsOf(int pid, size_t limit) {
     const std::string folder = Str("/proc/", pid, "/task/", number);
     ThreadState& thread = threads.emplace_back();
     thread.thread = number;
-    thread.name = FirstLine(folder + "/comm");
+    thread.name = FirstLine(folder + "/comm");  // the process's own word: any bytes
+    std::replace_if(
+        thread.name.begin(), thread.name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     thread.state = StateOf(folder + "/stat");
     thread.wait = KernelWait(folder + "/wchan");
+    thread.kernel = KernelStack(folder + "/stack");
     thread.syscall = FirstLine(folder + "/syscall");
     thread.syscall = thread.syscall.substr(0, 40);
   }

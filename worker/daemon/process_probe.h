@@ -20,6 +20,7 @@ struct ThreadState {
   std::string name;
   std::string state;    // letter as above
   std::string wait;     // function of the kernel it sleeps in; empty: none or not shown
+  std::string kernel;   // "a < b < c": where it is in the kernel, for root only; else empty
   std::string syscall;  // its number and first arguments, "running", or empty where not allowed
 };
 // The main thread first, at most `limit`.

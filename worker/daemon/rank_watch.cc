@@ -58,7 +58,8 @@ std::string ThreadLine(const ThreadState& thread) {
   return Str("thread ", thread.thread, " ", thread.name, " ", thread.state,
              thread.wait.empty() ? "" : " in ", thread.wait,
              thread.syscall.empty() || thread.syscall == "running" ? "" : ", syscall ",
-             thread.syscall == "running" ? std::string() : thread.syscall, "\n");
+             thread.syscall == "running" ? std::string() : thread.syscall,
+             thread.kernel.empty() ? "" : ", kernel ", thread.kernel, "\n");
 }
 
 }  // namespace

@@ -197,11 +197,10 @@ std::vector<std::string> NameAddresses(const std::vector<Mapping>& mappings,
     }
     const auto& known = functions[place.mapping->file];
     const auto function = known.find(place.offset);
-    names.push_back(
-        function == known.end()
-            ? Str(BaseName(place.mapping->file), "+", Hex(place.offset + 1))
-            : Str(Demangled(function->second.name), "+",
-                  Hex(place.offset + 1 - function->second.start)));
+    names.push_back(function == known.end()
+                        ? Str(BaseName(place.mapping->file), "+", Hex(place.offset + 1))
+                        : Str(Demangled(function->second.name), "+",
+                              Hex(place.offset + 1 - function->second.start)));
   }
   return names;
 }

@@ -425,8 +425,8 @@ v1::RankOutcome TaskRunner::OutcomeOf(const control::RankExitedPod& exited) cons
     const size_t local = *LocalIndex(exited.rank);
     const std::string doing = watch_.Doing(local);
     outcome.set_step(std::max<uint64_t>(outcome.step(), watch_.step(local)));
-    outcome.set_detail(Str(outcome.detail(),
-                           outcome.detail().empty() || doing.empty() ? "" : "; ", doing));
+    outcome.set_detail(
+        Str(outcome.detail(), outcome.detail().empty() || doing.empty() ? "" : "; ", doing));
   }
   AddMemory(exited, &outcome);
   return outcome;

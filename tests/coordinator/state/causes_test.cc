@@ -65,7 +65,7 @@ TEST(Causes, WhoWasAskedToStopIsNotSentToTheRanksLog) {
     EXPECT_NE(advice.find(hint), std::string::npos) << code << ": " << advice;
     EXPECT_EQ(advice.empty(), hint[0] == '\0') << code << ": " << advice;
   }
-  EXPECT_NE(AdviceFor("A_LATER_CODE", "HUNG").find("heddle logs"), std::string::npos);
+  EXPECT_NE(AdviceFor("A_LATER_CODE", "HUNG").find("heddle doctor"), std::string::npos);
 }
 
 TEST(Causes, BackOffDoublesUpToItsLimitWithinTwentyPercent) {

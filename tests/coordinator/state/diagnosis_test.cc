@@ -128,11 +128,13 @@ TEST_F(Hang, IsCountedFromThreeStepsOrFiveSeconds) {
 
 TEST_F(Hang, SavesAndEvaluationsHaveTheirOwnLimit) {
   for (const uint32_t phase : {6u, 7u}) {
-    Situation s = Of({{}, {.phase = phase}});
+    Situation s = Of({{}, {.waiting = false, .phase = phase}});
     s.quiet_ms = 20'000;
     EXPECT_FALSE(FindHang(s).has_value()) << phase;
     s.quiet_ms = 60'000;
     EXPECT_TRUE(FindHang(s).has_value()) << phase;
+    s = Of({{.phase = phase}, {.waiting = false, .process = "T", .phase = phase}});
+    EXPECT_TRUE(FindHang(s).has_value()) << "a stopped rank saves nothing, nor who waits for it";
   }
 }
 

@@ -113,6 +113,35 @@ TEST(Mismatch, IsNamedFromThePagesWhileTheRanksStillWait) {
       << finding->text();
 }
 
+// What a rank waits for others is told apart from its own time (17.4).
+TEST(Recorder, CountsTheWaitOfWhoCameFirst) {
+  const test::TempDir dir;
+  std::vector<std::unique_ptr<control::RankPage>> pages;
+  for (const char* name : {"/page-0", "/page-1"}) {
+    pages.push_back(control::RankPage::Create(dir.path() + name));
+  }
+  FakeRendezvous server;
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    ranks.emplace_back([&, rank] {
+      StatusOr<std::unique_ptr<Communicator>> group = GroupOf(&server, rank, 2);
+      ASSERT_OK(group.status());
+      const std::unique_ptr<Communicator> recorded =
+          MakeRecorded(*std::move(group), 0, pages[static_cast<size_t>(rank)].get());
+      std::vector<double> numbers(4);
+      ASSERT_OK(recorded->AllReduceSum(std::span<double>(numbers)));
+      for (int i = 0; i < 5; ++i) {
+        if (rank == 1) std::this_thread::sleep_for(milliseconds(100));
+        ASSERT_OK(recorded->AllReduceSum(std::span<double>(numbers)));
+      }
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  EXPECT_GE(pages[0]->ReadActivity().waited_ns, 350'000'000u);
+  EXPECT_LT(pages[1]->ReadActivity().waited_ns, pages[0]->ReadActivity().waited_ns / 2);
+  EXPECT_FALSE(pages[0]->ReadActivity().waiting);
+}
+
 TEST(Mismatch, SharedMemoryNamesBothAndTakesNoForeignBytes) {
   FakeRendezvous server;
   std::vector<Status> ends(2);

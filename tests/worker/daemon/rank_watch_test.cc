@@ -97,6 +97,10 @@ TEST(DescribeStacks, AStoppedProcessIsDescribedByTheKernel) {
   EXPECT_NE(text.find(" T"), std::string::npos) << text;
   EXPECT_NE(text.find("second"), std::string::npos) << text;
   EXPECT_EQ(text.find("heddle_test_sleeps_here"), std::string::npos) << text;
+  std::string shown;  // root's alone
+  if (control::ReadWholeFile("/proc/self/stack", &shown) && !shown.empty()) {
+    EXPECT_NE(text.find(", kernel do_signal_stop < "), std::string::npos) << text;
+  }
 }
 
 // SIGUSR2 ends a process that does not handle it.
