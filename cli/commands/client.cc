@@ -40,6 +40,9 @@ class GrpcClient : public Client {
   StatusOr<v1::SubmitReply> Submit(const v1::SubmitRequest& request) override {
     return Call(*jobs_, &v1::Jobs::Stub::Submit, request);
   }
+  StatusOr<v1::PlanReply> Plan(const v1::SubmitRequest& request) override {
+    return Call(*jobs_, &v1::Jobs::Stub::Plan, request);
+  }
   StatusOr<v1::Job> Get(const std::string& job) override {
     return Call(*jobs_, &v1::Jobs::Stub::Get, Ref(job));
   }

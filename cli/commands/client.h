@@ -24,6 +24,7 @@ class Client {
 
   // UNAVAILABLE after the retries; else the server's answer.
   virtual StatusOr<v1::SubmitReply> Submit(const v1::SubmitRequest& request) = 0;
+  virtual StatusOr<v1::PlanReply> Plan(const v1::SubmitRequest& request) = 0;
   virtual StatusOr<v1::Job> Get(const std::string& job) = 0;
   virtual StatusOr<v1::ListReply> List(const v1::ListRequest& request) = 0;
   virtual StatusOr<v1::WhyReply> Why(const std::string& job) = 0;

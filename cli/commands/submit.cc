@@ -3,8 +3,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <map>
+#include <algorithm>
 
 #include "base/settings/settings.h"
 #include "cli/commands/client.h"
@@ -12,6 +11,7 @@
 #include "cli/commands/follow.h"
 #include "cli/commands/interrupt.h"
 #include "cli/commands/local_cluster.h"
+#include "cli/commands/plan.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
 
@@ -31,48 +31,31 @@ struct SubmitState {
   bool alone = false;  // the cluster is this command's own and ends with it
 };
 
-// Workers run elsewhere and in other folders: paths leave this machine absolute.
-void MakeAbsolute(std::string* path) {
-  if (!path->empty()) {
-    *path = std::filesystem::absolute(*path).lexically_normal().string();
-  }
-}
-
-void MakePathsAbsolute(v1::RunConfig* config) {
-  v1::DataConfig* data = config->mutable_data();
-  if (data->has_path()) {
-    MakeAbsolute(data->mutable_path());
-  }
-  if (data->has_eval_path()) {
-    MakeAbsolute(data->mutable_eval_path());
-  }
-  for (auto& part : *data->mutable_mixture()) {
-    MakeAbsolute(part.mutable_path());
-  }
-  if (config->checkpoint().has_init_from()) {
-    MakeAbsolute(config->mutable_checkpoint()->mutable_init_from());
-  }
-}
-
 StatusOr<std::vector<settings::ResolvedConfig>> Resolve(const SubmitState& state) {
-  settings::LoadOptions options;
-  options.search_path = settings::DefaultSearchPath();
-  options.environment = EnvironmentMap();
-  ASSIGN_OR_RETURN(std::vector<settings::ResolvedConfig> configs,
-                   settings::LoadSweep(state.config, state.overrides, options));
-  for (settings::ResolvedConfig& config : configs) {
-    MakePathsAbsolute(&config.config);
-    if (!config.config.has_name() || config.config.name().empty()) {
-      config.config.set_name(std::filesystem::path(state.config).stem().string());
-    }
-  }
-  return configs;
+  return ResolveJobs(state.config, state.overrides);
 }
 
-void Warn(const settings::ResolvedConfig& config) {
-  for (const std::string& warning : config.warnings) {
-    fprintf(stderr, "heddle: warning: %s\n", warning.c_str());
+v1::SubmitRequest RequestOf(const SubmitState& state, const v1::RunConfig& config) {
+  v1::SubmitRequest request;
+  *request.mutable_config() = config;
+  request.set_resume_from(state.resume_from);
+  for (const std::string& after : state.after) {
+    request.add_after(after);
   }
+  return request;
+}
+
+// What would be submitted, as `plan` shows it.
+StatusOr<int> DryRun(const SubmitState& state, const CommandContext& context) {
+  ASSIGN_OR_RETURN(const std::vector<settings::ResolvedConfig> configs, Resolve(state));
+  ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
+  int worst = 0;
+  for (const settings::ResolvedConfig& config : configs) {
+    Warn(config);
+    ASSIGN_OR_RETURN(const v1::PlanReply plan, client->Plan(RequestOf(state, config.config)));
+    worst = std::max(worst, PrintPlan(plan, context));
+  }
+  return worst;
 }
 
 StatusOr<std::vector<std::string>> SubmitAll(const SubmitState& state,
@@ -83,18 +66,12 @@ StatusOr<std::vector<std::string>> SubmitAll(const SubmitState& state,
   std::vector<std::string> ids;
   for (size_t i = 0; i < configs.size(); ++i) {
     Warn(configs[i]);
-    v1::SubmitRequest request;
-    *request.mutable_config() = configs[i].config;
+    v1::SubmitRequest request = RequestOf(state, configs[i].config);
     if (configs.size() > 1) {
       request.mutable_config()->set_name(Str(configs[i].config.name(), "-", i));
     }
     request.set_request_id(configs.size() == 1 ? request_id : Str(request_id, ".", i));
     request.set_hold(state.hold);
-    request.set_dry_run(state.dry_run);
-    request.set_resume_from(state.resume_from);
-    for (const std::string& after : state.after) {
-      request.add_after(after);
-    }
     ASSIGN_OR_RETURN(const v1::SubmitReply reply, client->Submit(request));
     ids.push_back(reply.id());
   }
@@ -112,12 +89,10 @@ void PrintId(const std::string& id, const CommandContext& context) {
 }
 
 StatusOr<int> Submit(const SubmitState& state, const CommandContext& context) {
-  ASSIGN_OR_RETURN(const std::vector<std::string> ids, SubmitAll(state, context));
   if (state.dry_run) {
-    PrintText(context.json() ? "{\"valid\":true}\n"
-                             : "the configuration is valid; nothing was submitted\n");
-    return 0;
+    return DryRun(state, context);
   }
+  ASSIGN_OR_RETURN(const std::vector<std::string> ids, SubmitAll(state, context));
   int worst = 0;
   for (const std::string& id : ids) {
     PrintId(id, context);
@@ -212,7 +187,7 @@ void AddOptions(Verb* verb, SubmitState* state, bool submit) {
       {"--follow", "show steps until it is done", &state->follow},
       {"--hold", "do not start before `release`", &state->hold},
       {"--after", "[ok:|any:|failed:]JOB, may be repeated", &state->after},
-      {"--dry-run", "check only", &state->dry_run},
+      {"--dry-run", "check and plan, submit nothing", &state->dry_run},
       {"--request-id", "submits with one id make one job", &state->request_id},
       {"--resume-from", "start from checkpoint JOB@STEP", &state->resume_from}};
   verb->options.insert(verb->options.end(), more.begin(), more.end());

@@ -8,7 +8,7 @@ namespace heddle::cli {
 std::vector<Verb> AllVerbs() {
   std::vector<Verb> all;
   for (auto make :
-       {ClusterVerbs, SubmitVerbs, ListVerbs, DescribeVerbs, DoctorVerbs, EventVerbs, LogVerbs,
+       {ClusterVerbs, SubmitVerbs, PlanVerbs, ListVerbs, DescribeVerbs, DoctorVerbs, EventVerbs, LogVerbs,
         MetricVerbs, WaitVerbs, StopVerbs, ResumeVerbs, CheckpointVerbs, NodeVerbs, DataVerbs,
         ModelVerbs, ConfigVerbs, CompletionVerbs, HelpVerbs, VersionVerbs}) {
     for (Verb& verb : make()) {

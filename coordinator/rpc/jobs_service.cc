@@ -6,11 +6,13 @@
 #include "coordinator/rpc/core.h"
 #include "coordinator/rpc/doctor.h"
 #include "coordinator/rpc/feeds.h"
+#include "coordinator/rpc/plan.h"
 #include "coordinator/rpc/request.h"
 #include "coordinator/rpc/services.h"
 #include "coordinator/rpc/views.h"
 #include "heddle/v1/jobs.grpc.pb.h"
 #include "model/model_plan.h"
+#include "model/training_plan.h"
 
 namespace heddle::rpc {
 namespace {
@@ -21,8 +23,6 @@ using Reactor = grpc::ServerUnaryReactor;
 constexpr size_t kConfigBytesMax = 256 * 1024;
 constexpr size_t kListMax = 1000;
 constexpr int kEventsInDetail = 200;
-// A trainer's own footprint beside the plan: LibTorch, data, collectives.
-constexpr int64_t kRuntimeBytes = int64_t{700} << 20;
 
 // Checks that need no state; on the gRPC thread.
 Status CheckConfig(const v1::SubmitRequest& request) {
@@ -42,9 +42,7 @@ void PlanMemory(v1::RunConfig* config) {
   if (config->parallel().memory_per_rank() > 0 || config->kind() != v1::RunConfig::KIND_TRAIN) {
     return;
   }
-  const int64_t plan =
-      model::EstimateMemory(config->model(), config->training(), config->parallel()).Total();
-  config->mutable_parallel()->set_memory_per_rank(plan + kRuntimeBytes);
+  config->mutable_parallel()->set_memory_per_rank(model::DefaultReservation(*config));
 }
 
 // [ok:|any:|failed:]JOB
@@ -74,7 +72,9 @@ class JobsService final : public v1::Jobs::CallbackService {
   Reactor* Submit(Context* context, const v1::SubmitRequest* request,
                   v1::SubmitReply* reply) override {
     Reactor* reactor = context->DefaultReactor();
-    if (const heddle::Status bad = CheckConfig(*request); !bad.ok()) {
+    heddle::Status bad = CheckConfig(*request);
+    if (bad.ok()) bad = model::CheckReservation(request->config());
+    if (!bad.ok()) {
       reactor->Finish(net::ToGrpc(bad));
       return reactor;
     }
@@ -95,6 +95,21 @@ class JobsService final : public v1::Jobs::CallbackService {
       });
     });
     return reactor;
+  }
+
+  Reactor* Plan(Context* context, const v1::SubmitRequest* request, v1::PlanReply* reply) override {
+    if (const heddle::Status bad = CheckConfig(*request); !bad.ok()) {
+      Reactor* reactor = context->DefaultReactor();
+      reactor->Finish(net::ToGrpc(bad));
+      return reactor;
+    }
+    return Read(context, [this, request, reply]() -> heddle::Status {
+      state::event::JobSubmitted unused;  // names of other jobs and checkpoints must be right
+      unused.config = request->config();
+      RETURN_IF_ERROR(Resolve(*request, &unused));
+      PlanJob(*core_, request->config(), reply);
+      return OkStatus();
+    });
   }
 
   Reactor* Get(Context* context, const v1::JobRef* request, v1::Job* reply) override {
@@ -262,6 +277,11 @@ class JobsService final : public v1::Jobs::CallbackService {
           "its log, tell which); submit again when it is LEADER");
     }
     event->id = core_->NewJobId();
+    return Resolve(request, event);
+  }
+
+  // Jobs and checkpoints that the request names.
+  heddle::Status Resolve(const v1::SubmitRequest& request, state::event::JobSubmitted* event) {
     for (const std::string& after : request.after()) {
       ASSIGN_OR_RETURN(v1::DependencyRecord record, ParseAfter(core_->state(), after));
       event->after.push_back(std::move(record));

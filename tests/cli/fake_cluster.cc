@@ -50,6 +50,13 @@ struct FakeCluster::Server {
       reply->set_id(fake->job.id());
       return Gate(fake);
     }
+    grpc::Status Plan(ServerContext*, const v1::SubmitRequest* request,
+                      v1::PlanReply* reply) override {
+      fake->plans.push_back(*request);
+      *reply = fake->plan;
+      *reply->mutable_config() = request->config();
+      return Gate(fake);
+    }
     grpc::Status Get(ServerContext*, const v1::JobRef* request, v1::Job* reply) override {
       *reply = fake->job;
       if (!fake->history.empty()) {

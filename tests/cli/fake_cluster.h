@@ -42,6 +42,7 @@ class FakeCluster {
   v1::Node node;
   v1::WhyReply why;
   v1::DoctorReply doctor;
+  v1::PlanReply plan;  // with the request's configuration
   v1::StatusReply status;
   std::vector<v1::Event> events;
   std::vector<v1::LogLine> lines;
@@ -54,6 +55,7 @@ class FakeCluster {
 
   // What arrived.
   std::vector<v1::SubmitRequest> submits;
+  std::vector<v1::SubmitRequest> plans;
   std::vector<v1::StopRequest> stops;
   std::vector<v1::ResumeRequest> resumes;
   std::vector<v1::NodeAdminRequest> admins;

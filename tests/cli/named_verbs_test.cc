@@ -74,7 +74,7 @@ std::vector<std::string> Unknown(const Known& known, const std::string& text, bo
 TEST(NamedVerbs, AreLookedForAsTheyAreWritten) {
   const Known known;
   int named = 0;
-  EXPECT_EQ(Unknown(known, "correct it: heddle plan CONFIG", false, &named).size(), 1u);
+  EXPECT_EQ(Unknown(known, "correct it: heddle weave CONFIG", false, &named).size(), 1u);
   EXPECT_EQ(Unknown(known, "heddle bisect JOB names the rank", true, &named).size(), 1u);
   EXPECT_EQ(Unknown(known, "one with heddle node mend NODE", false, &named).size(), 1u);
   EXPECT_EQ(Unknown(known, "`heddle node ls`, heddle resume JOB", false, &named).size(), 0u);

@@ -224,9 +224,9 @@ TEST(Help, IsAVerbToo) {
   same({"help", "help"}, {"help", "--help"});
   EXPECT_NE(fake.Run({"help", "logs"}, true).out.find("--tail"), std::string::npos);
   EXPECT_NE(fake.Run({"help"}, true).out.find("heddle help VERB"), std::string::npos);
-  const Outcome none = fake.Run({"help", "plan"}, true);
+  const Outcome none = fake.Run({"help", "weave"}, true);
   EXPECT_EQ(none.status, 2);
-  EXPECT_EQ(none.err, "heddle: help: no verb `heddle plan` (see heddle --help)\n");
+  EXPECT_EQ(none.err, "heddle: help: no verb `heddle weave` (see heddle --help)\n");
   EXPECT_EQ(fake.Run({"help", "logs", "more"}, true).status, 2);
 }
 

@@ -68,13 +68,14 @@ std::string Level(const char* what, double value, std::span<const double> window
 
 Spike SpikeDetector::Judge(double loss, double norm) const {
   if (losses_.size() < kPointsMin) return {};
-  const double loss_score =
-      Score(losses_, loss, kDeviationMin * std::max(std::abs(MeanOf(losses_)), kNormMin));
+  const double loss_floor =
+      (kLossJumpMin - 1) / kDeviations * std::max(std::abs(MeanOf(losses_)), kNormMin);
+  const double loss_score = Score(losses_, loss, loss_floor);
   if (loss_score > kDeviations) {
     return {.found = true, .steps = 1, .what = Jump("loss", loss, loss_score, losses_)};
   }
-  const double norm_score =
-      Score(Logarithms(norms_), std::log(std::max(norm, kNormMin)), kDeviationMin);
+  const double norm_score = Score(Logarithms(norms_), std::log(std::max(norm, kNormMin)),
+                                  std::log(kNormJumpMin) / kDeviations);
   if (norm_score > kDeviations) {
     return {.found = true, .steps = 1, .what = Jump("gradient norm", norm, norm_score, norms_)};
   }

@@ -4,8 +4,10 @@
 //
 // Two rules, over a window of the last kWindow good steps:
 //   jump   the loss, or the logarithm of the norm, lies more than kDeviations standard deviations
-//          above the window's mean. Logarithm: norms are spread by factors, not by amounts; plain
-//          ones of a healthy run lie beyond six deviations once in some thousand steps.
+//          above the window's mean. Logarithm: norms are spread by factors, not by amounts. A
+//          deviation counts as at least so much that no jump is smaller than kLossJumpMin and
+//          kNormJumpMin: a batch of unusual text triples the norm of a healthy run once in some
+//          hundred steps, which clipping takes care of; going back for it would cost far more.
 //   level  for kHighSteps steps in a row the loss or the norm is more than twice the mean of the
 //          window before them: a climb in steps too small for the first rule.
 // Only upwards: a loss that falls is what training is for, and leaving such steps out would hold a
@@ -37,9 +39,9 @@ class SpikeDetector {
   // deviations away once in a million steps, of 8 once in two thousand. The first steps of a run
   // also fall too fast to be a level.
   static constexpr size_t kPointsMin = 32;
-  // A deviation is at least this part of the mean (of a logarithm: this): a loss that hardly moves
-  // makes no spike of its last digits.
-  static constexpr double kDeviationMin = 0.01;
+  // Smallest jumps, as factors of the mean.
+  static constexpr double kLossJumpMin = 1.2;
+  static constexpr double kNormJumpMin = 10;
   // So many spikes in a row are a new level, which leaving out updates does not change: the window
   // starts anew.
   static constexpr size_t kSpikesInARowMax = 8;

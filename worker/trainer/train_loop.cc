@@ -12,15 +12,14 @@
 #include "model/optim/gradient_norm.h"
 #include "model/optim/optimizer.h"
 #include "model/optim/schedule.h"
+#include "model/training_plan.h"
 #include "worker/trainer/restore.h"
 
 namespace heddle::trainer {
 
 namespace {
 
-// Mean time between failures that `save_interval: auto` assumes, and the bounds of its result
-// (formula 7).
-constexpr double kAssumedMttfSeconds = 7.9 * 3600;
+// `save_interval: auto` saves no more often.
 constexpr double kAutoSaveSecondsMin = 60;
 constexpr std::chrono::milliseconds kStepTimeoutMin{120'000};
 
@@ -472,8 +471,9 @@ bool TrainLoop::SaveIsDue() {
   const double blocking = std::max(
       stats.committed > 0 ? stats.blocked_seconds / static_cast<double>(stats.committed) : 0.1,
       1e-3);
-  const double interval = std::max({std::sqrt(2 * blocking * kAssumedMttfSeconds),
-                                    kAutoSaveSecondsMin, stats.last_write_seconds});
+  const double interval =
+      std::max({model::SaveIntervalSeconds(blocking, model::kMeanTimeToFailureSeconds),
+                kAutoSaveSecondsMin, stats.last_write_seconds});
   return SecondsSince(last_save_at_) >= interval;
 }
 

@@ -91,7 +91,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
-      {{"training.nan_policy=rollback"}, "rolling back"},
       {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
       {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},
       {{"parallel.gpus_per_rank=1"}, "computes the model on the CPU only"},

@@ -69,6 +69,7 @@ class FakeAttempt {
   uint64_t deferred();
   std::optional<uint64_t> start_step();
   std::string Log(uint32_t rank) const;
+  int pid(uint32_t rank) const { return ranks_[rank].pid; }
 
  private:
   struct Rank {

@@ -61,7 +61,9 @@ TEST(SpikeDetector, ALossThatFallsOrHardlyMovesIsNone) {
   for (int i = 0; i < 100; ++i) detector.AddGood(3, 1);
   EXPECT_FALSE(detector.Judge(0.1, 1e-3).found) << "falls";
   EXPECT_FALSE(detector.Judge(3.1, 1.05).found) << "its digits move";
-  EXPECT_TRUE(detector.Judge(3.3, 1).found);
+  EXPECT_FALSE(detector.Judge(3.5, 3).found) << "an unusual batch";
+  EXPECT_TRUE(detector.Judge(3.7, 1).found);
+  EXPECT_TRUE(detector.Judge(3, 11).found);
 }
 
 TEST(SpikeDetector, FindsALevelThatCameInSteps) {

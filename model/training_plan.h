@@ -1,0 +1,103 @@
+// What a training run needs of memory, time and disk, from its configuration and a few figures of
+// the host: the numbers of `heddle plan` (training-runtime.md sections 4 and 18). Torch-free; of
+// target model_plan.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "model/model_plan.h"
+
+namespace heddle::v1 {
+class PlanReply;
+class RunConfig;
+}  // namespace heddle::v1
+
+namespace heddle::model {
+
+// ---- memory ----
+
+// What a trainer takes of its own, whatever the model: measured, see the source.
+inline constexpr int64_t kRuntimeBytes = int64_t{68} << 20;
+
+struct NamedBytes {
+  const char* name = "";
+  int64_t bytes = 0;
+};
+// The estimate by category, without empty ones, and the runtime's own.
+std::vector<NamedBytes> MemoryCategories(const MemoryEstimate& memory);
+// Their sum: what a rank takes at its peak. REQUIRES: PlanModel(config.model()).ok().
+int64_t BytesPerRank(const heddle::v1::RunConfig& config);
+
+// What the coordinator reserves for a rank where parallel.memory_per_rank leaves it open: the plan,
+// a tenth of it for what no plan knows, and pages of libraries and data.
+int64_t DefaultReservation(const heddle::v1::RunConfig& config);
+// INVALID_ARGUMENT, with the changes that fit: parallel.memory_per_rank is given, and by more than
+// the plan's error less than the run takes.
+Status CheckReservation(const heddle::v1::RunConfig& config);
+
+// Settings that bring a rank below a limit, as key=value, with what a rank takes then.
+struct Change {
+  std::vector<std::string> settings;
+  int64_t bytes = 0;
+  std::string price;  // "about a third more computation"
+};
+// Every single change that fits, cheapest first; if none does, the shortest row of cheapest ones
+// that does; if that does not either, nothing. All leave the global batch and the mathematics of
+// the run alone, but for rounding.
+std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit);
+
+// ---- time ----
+
+// Per rank, sustained in training; 0: unknown.
+struct HostFigures {
+  double matmul_flops = 0;  // a second
+  double link_bytes = 0;    // a second, in one direction
+};
+
+struct StepEstimate {
+  int64_t tokens = 0;              // of all ranks, documents as long as the sequence
+  double flops_per_token = 0;      // recomputation included
+  double communication_bytes = 0;  // that a rank sends in a step
+  // 0 where a figure is missing.
+  double compute_seconds = 0;
+  double communication_seconds = 0;
+  double step_seconds = 0;
+  double tokens_per_second = 0;
+  std::string bound;  // compute, communication; empty where a figure is missing
+};
+// Formula (1). Sharded gathers and reductions run beside the computation: the longer one counts; an
+// all-reduce of whole gradients comes after it.
+StepEstimate EstimateStep(const heddle::v1::RunConfig& config, const HostFigures& host);
+
+// Tokens per rank and micro-batch from which the collectives of parallel.shard=full are hidden;
+// `reduce_bytes` per element, 4 or 2.
+double TokensThatHideCollectives(double reduce_bytes, const HostFigures& host);
+
+// ---- disk ----
+
+// Formula (7): seconds between saves of which each blocks training for `blocking` seconds.
+double SaveIntervalSeconds(double blocking, double mean_time_to_failure);
+// Assumed where nothing was measured.
+inline constexpr double kMeanTimeToFailureSeconds = 7.9 * 3600;
+
+struct StorageEstimate {
+  int64_t checkpoint_bytes = 0;  // one checkpoint, all ranks
+  double save_seconds = 0;       // between saves; 0: unknown, where only steps are given
+  int64_t save_steps = 0;        // 0: by time, and the time of a step is not known
+  int64_t kept_bytes = 0;        // at the end of the run, one in the making included
+};
+StorageEstimate EstimateStorage(const heddle::v1::RunConfig& config, double step_seconds);
+
+// ---- all together ----
+
+// Memory, throughput and storage of `heddle plan`; fields that need a figure which is not known
+// stay absent, and a warning says so. Placement and configuration are the caller's.
+// REQUIRES: PlanModel(config.model()).ok().
+void FillPlan(const heddle::v1::RunConfig& config, const HostFigures& host,
+              heddle::v1::PlanReply* plan);
+// A rank must also fit into `limit` bytes, the largest node: sets memory.fits and the changes.
+void LimitMemory(const heddle::v1::RunConfig& config, int64_t limit, heddle::v1::PlanReply* plan);
+
+}  // namespace heddle::model
