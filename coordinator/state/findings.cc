@@ -1,12 +1,13 @@
 // What is found out about attempts, into their records (training-runtime.md 17, 18.3).
 #include <algorithm>
 
+#include "base/units/units.h"
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/diagnosis.h"
 #include "coordinator/state/names.h"
-#include "model/memory_advice.h"
 #include "model/model_plan.h"
+#include "model/training_plan.h"
 
 namespace heddle::state {
 
@@ -16,8 +17,6 @@ namespace {
 
 constexpr size_t kEvidenceBytesMax = 32 * 1024;
 constexpr size_t kStackBytesMax = 8 * 1024;
-// Beside the plan: LibTorch, threads, the allocator's rests (model_plan.h, EstimateMemory).
-constexpr int64_t kRuntimeBytes = int64_t{190} << 20;
 
 const char* EventCode(const std::string& kind) {
   if (kind == "HANG") return "RANKS_HUNG";
@@ -50,18 +49,18 @@ void AddMemoryLines(const v1::RankOutcome& exit, const model::MemoryEstimate& pl
                     int64_t reserved, v1::FindingRecord* finding) {
   const int64_t peak = ActualOf(exit);
   finding->add_evidence(Str(
-      "rank ", exit.rank(), ": planned ", model::BytesText(plan.Total()), " and ",
-      model::BytesText(kRuntimeBytes), " for the runtime, reserved ",
-      reserved > 0 ? model::BytesText(reserved) : std::string("without a limit"),
-      peak > 0 ? Str(", highest resident memory seen ", model::BytesText(peak)) : std::string()));
-  for (const auto& [name, bytes] : model::Categories(plan)) {
-    if (bytes > 0) finding->add_evidence(Str("plan: ", name, " ", model::BytesText(bytes)));
+      "rank ", exit.rank(), ": planned ", ApproximateBytes(plan.Total()), " and ",
+      ApproximateBytes(model::kRuntimeBytes), " for the runtime, reserved ",
+      reserved > 0 ? ApproximateBytes(reserved) : std::string("without a limit"),
+      peak > 0 ? Str(", highest resident memory seen ", ApproximateBytes(peak)) : std::string()));
+  for (const model::NamedBytes& one : model::MemoryCategories(plan)) {
+    finding->add_evidence(Str("plan: ", one.name, " ", ApproximateBytes(one.bytes)));
   }
   for (const v1::MemoryUse& use : exit.memory()) {
     if (use.name() == "resident" || !use.has_actual()) continue;
     finding->add_evidence(Str(
-        "measured: ", use.name(), " ", model::BytesText(static_cast<int64_t>(use.actual())),
-        use.has_planned() ? Str(", planned ", model::BytesText(static_cast<int64_t>(use.planned())))
+        "measured: ", use.name(), " ", ApproximateBytes(static_cast<int64_t>(use.actual())),
+        use.has_planned() ? Str(", planned ", ApproximateBytes(static_cast<int64_t>(use.planned())))
                           : std::string()));
   }
 }
@@ -69,18 +68,20 @@ void AddMemoryLines(const v1::RankOutcome& exit, const model::MemoryEstimate& pl
 std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimate& plan,
                          int64_t reserved, int64_t peak) {
   // What the process needs beside the plan is as large as it was.
-  const int64_t beside = std::max(kRuntimeBytes, peak - plan.Total());
+  const int64_t beside = std::max(model::kRuntimeBytes, peak - plan.Total());
   const int64_t limit = reserved > 0 ? reserved : std::max(peak, plan.Total() + beside);
   // A little less than the limit: the plan is right to a few per cent.
   const int64_t room = (limit - beside) / 100 * 95;
   std::string text;
   if (plan.Total() > room) {
-    for (const model::MemoryChange& change : model::ChangesThatFit(config, room)) {
+    // Its bytes count the runtime alone beside the plan.
+    for (const model::Change& change : model::ChangesThatFit(config, room + model::kRuntimeBytes)) {
       std::string settings;
       for (const std::string& one : change.settings)
         settings += Str(settings.empty() ? "" : " ", one);
       text += Str(text.empty() ? "any of these fits: " : "; ", settings, " (",
-                  model::BytesText(change.bytes + beside), " a rank)");
+                  ApproximateBytes(change.bytes - model::kRuntimeBytes + beside), " a rank; ",
+                  change.price, ")");
     }
   }
   if (text.empty()) text = "the plan fits: something beside it took the memory";

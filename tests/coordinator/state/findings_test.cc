@@ -248,7 +248,7 @@ TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
   EXPECT_EQ(finding.kind(), "OOM");
   EXPECT_EQ(finding.rank(), 1u);
   EXPECT_EQ(finding.text(), "rank 1: killed for lack of memory: in backward of block.1 at step 12");
-  EXPECT_NE(finding.evidence(0).find("reserved 450.0 MiB, highest resident memory seen 450.0 MiB"),
+  EXPECT_NE(finding.evidence(0).find("reserved 450MiB, highest resident memory seen 450MiB"),
             std::string::npos)
       << finding.evidence(0);
   std::string lines;
