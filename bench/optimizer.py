@@ -4,13 +4,14 @@
 ns a parameter of AdamW and Lion with fp32 and bf16 moments, with one thread and with all; the peers are at::_fused_adamw_
 and torch::optim::AdamW of the same LibTorch. Bandwidth is the faster of two loops over the same arrays: one array scaled in
 place, and AdamW's four streams with next to no arithmetic.
-usage: optimizer.py [--millions 64] [--rounds 9] [--quick]
+The contenders take turns with chunks of about a millisecond: the figures are medians over the chunks of all rounds.
+usage: optimizer.py [--millions 64] [--rounds 20] [--quick]
 """
 
 import os
 import sys
 
-from figures import BIN, Figures, median, rounded, run_json
+from figures import BIN, Figures, median, quantile, rounded, run_json
 
 QUICK = "--quick" in sys.argv
 CORES = len(os.sched_getaffinity(0))
@@ -23,41 +24,34 @@ def option(name, default):
     return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else default
 
 
-def ratio(slower, faster):
-    """Median over the rounds: a round's contenders ran one after the other."""
-    return median([a / b for a, b in zip(slower["seconds"], faster["seconds"])])
-
-
 def measure(figures, threads):
     out, why = run_json([os.path.join(BIN, "bench_optimizer"), str(threads), option("--millions", "16" if QUICK else "64"),
-                         option("--rounds", "4" if QUICK else "9")])
+                         option("--rounds", "4" if QUICK else "20")])
     if out is None:
         raise SystemExit(f"bench_optimizer: {why}")
-    size = out["parameters"]
+    contenders = {name: value for name, value in out.items() if isinstance(value, dict)}
+    time = {name: median(value["nanoseconds"]) for name, value in contenders.items()}
+    rate = {name: value["bytes"] / time[name] for name, value in contenders.items()}  # bytes a ns: GB/s
     suffix = f"_{threads}_threads" if threads > 1 else "_1_thread"
-
-    def rates(contender):
-        return [contender["bytes"] * size / seconds / 1e9 for seconds in contender["seconds"]]
-
-    memory = {name: out[name] for name in ("memory_scale", "memory_mix")}
-    bandwidth = max(median(rates(contender)) for contender in memory.values())
-    for name, contender in memory.items():
-        figures.add(name + suffix, median(rates(contender)), "GB/s", runs=rounded(rates(contender), 1), threads=threads)
+    memory = ("memory_scale", "memory_mix")
     peers = {"fused_adamw": "at::_fused_adamw_", "torch_adamw": "torch::optim::AdamW"}
-    for name, contender in out.items():
-        if not isinstance(contender, dict) or name in memory:
+    bandwidth = max(rate[name] for name in memory)
+    for name in memory:
+        figures.add(name + suffix, rate[name], "GB/s", threads=threads, bytes_per_parameter=contenders[name]["bytes"])
+    for name, contender in contenders.items():
+        if name in memory:
             continue
-        seconds = [s / size * 1e9 for s in contender["seconds"]]
+        ordered = sorted(contender["nanoseconds"])
         ours = name not in peers and name != "gradient_norm"
         target = TARGETS.get(name)
-        figures.add(name + suffix, median(seconds), "ns/parameter", target=f">= {target}x at::_fused_adamw_" if target else None,
-                    peer=median([s / size * 1e9 for s in out["fused_adamw"]["seconds"]]) if ours else None,
-                    ratio=ratio(out["fused_adamw"], contender) if ours else None,
-                    peer_name=peers["fused_adamw"] if ours else peers.get(name), runs=rounded(seconds, 3), threads=threads,
-                    bytes_per_parameter=contender["bytes"], gigabytes_per_second=round(median(rates(contender)), 2),
-                    against_torch_adamw=round(ratio(out["torch_adamw"], contender), 2) if ours else None)
-        if name in TARGETS:
-            figures.add(f"{name}{suffix}_share_of_bandwidth", median(rates(contender)) / bandwidth, "of 1",
+        figures.add(name + suffix, time[name], "ns/parameter", target=f">= {target}x at::_fused_adamw_" if target else None,
+                    peer=time["fused_adamw"] if ours else None, ratio=time["fused_adamw"] / time[name] if ours else None,
+                    peer_name=peers["fused_adamw"] if ours else peers.get(name), threads=threads, chunks=len(ordered),
+                    quartiles=rounded([quantile(ordered, 0.25), quantile(ordered, 0.75)], 3),
+                    bytes_per_parameter=contender["bytes"], gigabytes_per_second=round(rate[name], 2),
+                    against_torch_adamw=round(time["torch_adamw"] / time[name], 2) if ours else None)
+        if target:
+            figures.add(f"{name}{suffix}_share_of_bandwidth", rate[name] / bandwidth, "of 1",
                         target=f">= {BANDWIDTH_SHARE}" if name == "adamw" else None, threads=threads,
                         bandwidth=round(bandwidth, 2))
 

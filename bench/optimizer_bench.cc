@@ -1,8 +1,10 @@
-// Times one update of flat parameters, ours against LibTorch's, and the memory's bandwidth for
-// reading and writing in place:
+// Times updates of flat parameters, ours against LibTorch's, and the memory's bandwidth for reading
+// and writing in place:
 //   bench_optimizer THREADS [MILLIONS] [ROUNDS]
-// Every round runs every contender once, so that figures of a round may be compared. Prints one
-// JSON line: seconds of every round by contender, and bytes a parameter that each must move.
+// A round walks through the parameters in chunks, and the contenders take turns with the chunks:
+// what disturbs the machine for longer than a millisecond meets all of them alike, and every chunk
+// comes from memory. Prints one JSON line: ns a parameter of every chunk by contender, and
+// the bytes a parameter that each must move.
 #include <ATen/Parallel.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/from_blob.h>
@@ -15,6 +17,7 @@
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -46,18 +49,25 @@ __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3"))) voi
   }
 }
 
+// Larger than a core's caches; an update of it takes about a millisecond.
+constexpr int64_t kChunk = int64_t{1} << 20;
+
+struct Chunk {
+  int64_t first;
+  size_t number;
+};
+
 struct Contender {
   std::string name;
   double bytes;  // read and written, a parameter
-  std::function<void()> run;
-  std::vector<double> seconds;
+  std::function<void(Chunk)> run;
+  std::vector<double> nanoseconds;  // a parameter
 };
 
 class Bench {
  public:
-  explicit Bench(int64_t size)
-      : size_(size), master_(Count()), gradient_(Count()), weights_(Count()), groups_(1) {
-    groups_[0] = {.begin = 0, .end = size, .weight_decay = 0.1};
+  explicit Bench(int64_t chunks)
+      : size_(chunks * kChunk), master_(Count()), gradient_(Count()), weights_(Count()) {
     const Rng rng(1, "bench.optimizer");
     for (size_t i = 0; i < Count(); ++i) {
       const uint64_t bits = rng.At(i / 8) >> (i % 8 * 8);
@@ -71,30 +81,41 @@ class Bench {
             true, 22);
     AddOurs("lion", optim::Algorithm::kLion, optim::Moments::kFp32, false, 20);
     AddOurs("lion_bf16_moments", optim::Algorithm::kLion, optim::Moments::kBf16, false, 16);
-    contenders_.push_back({"gradient_norm", 4, [this] { optim::MeasureGradients(gradient_); }, {}});
+    AddNorm();
     AddFused();
     AddTorch();
     AddMemory();
   }
 
-  void Round() {
-    ++update_;
+  // Every contender once on every chunk, that their buffers are there.
+  void WarmUp() {
     for (Contender& contender : contenders_) {
+      for (size_t number = 0; number < Chunks(); ++number) contender.run(At(number));
+    }
+  }
+
+  void Round(size_t round) {
+    ++update_;
+    for (size_t number = 0; number < Chunks(); ++number) {
+      // Shifted by the round: the number of chunks may be a multiple of that of the contenders.
+      Contender& contender = contenders_[(number + round) % contenders_.size()];
       const auto start = std::chrono::steady_clock::now();
-      contender.run();
-      contender.seconds.push_back(
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      contender.run(At(number));
+      const std::chrono::duration<double, std::nano> spent =
+          std::chrono::steady_clock::now() - start;
+      contender.nanoseconds.push_back(spent.count() / static_cast<double>(kChunk));
     }
   }
 
   void Print(int threads) const {
     std::printf("{\"threads\": %d, \"parameters\": %lld", threads, static_cast<long long>(size_));
     for (const Contender& contender : contenders_) {
-      std::printf(", \"%s\": {\"bytes\": %g, \"seconds\": [", contender.name.c_str(),
+      std::printf(", \"%s\": {\"bytes\": %g, \"nanoseconds\": [", contender.name.c_str(),
                   contender.bytes);
-      // The first round grows buffers.
-      for (size_t i = 1; i < contender.seconds.size(); ++i) {
-        std::printf("%s%.6f", i == 1 ? "" : ", ", contender.seconds[i]);
+      const char* comma = "";
+      for (const double nanoseconds : contender.nanoseconds) {
+        std::printf("%s%.4f", comma, nanoseconds);
+        comma = ", ";
       }
       std::printf("]}");
     }
@@ -103,6 +124,14 @@ class Bench {
 
  private:
   size_t Count() const { return static_cast<size_t>(size_); }
+  size_t Chunks() const { return static_cast<size_t>(size_ / kChunk); }
+  static Chunk At(size_t number) { return {static_cast<int64_t>(number) * kChunk, number}; }
+  static std::span<float> Part(std::vector<float>& values, Chunk chunk) {
+    return std::span(values).subspan(static_cast<size_t>(chunk.first), kChunk);
+  }
+  static at::Tensor TensorOver(float* values) {
+    return at::from_blob(values, {kChunk}, at::kFloat);
+  }
 
   void AddOurs(const std::string& name, optim::Algorithm algorithm, optim::Moments moments,
                bool weights, double bytes) {
@@ -110,88 +139,88 @@ class Bench {
     hyper.algorithm = algorithm;
     hyper.moments = moments;
     hyper.seed = 1;
-    // Both algorithms share the arrays: the wider one makes them.
+    // Both algorithms share the arrays: AdamW, which needs two, comes first.
     optim::MomentArrays& arrays = moments == optim::Moments::kBf16 ? narrow_ : wide_;
     if (!arrays.has_second()) arrays.Allocate(hyper, size_);
-    contenders_.push_back({name,
-                           bytes,
-                           [this, hyper, weights, &arrays] {
-                             optim::Shard shard;
-                             shard.master = master_;
-                             shard.gradient = gradient_;
-                             if (weights) shard.compute_bf16 = weights_;
-                             arrays.Attach(0, &shard);
-                             optim::StepArgs args;
-                             args.update = update_;
-                             args.learning_rate = kLearningRate;
-                             optim::OptimizerStep(hyper, groups_, args, shard);
-                           },
-                           {}});
+    const auto run = [this, hyper, weights, &arrays](Chunk chunk) {
+      optim::Shard shard;
+      shard.flat_offset = chunk.first;
+      shard.master = Part(master_, chunk);
+      shard.gradient = Part(gradient_, chunk);
+      if (weights) {
+        shard.compute_bf16 = std::span(weights_).subspan(static_cast<size_t>(chunk.first), kChunk);
+      }
+      arrays.Attach(chunk.first, &shard);
+      optim::StepArgs args;
+      args.update = update_;
+      args.learning_rate = kLearningRate;
+      const optim::GroupRange all = {.begin = 0, .end = size_, .weight_decay = 0.1};
+      optim::OptimizerStep(hyper, std::span(&all, 1), args, shard);
+    };
+    contenders_.push_back({name, bytes, run, {}});
   }
 
-  at::Tensor Over(float* values) const { return at::from_blob(values, {size_}, at::kFloat); }
+  void AddNorm() {
+    const auto run = [this](Chunk chunk) { optim::MeasureGradients(Part(gradient_, chunk)); };
+    contenders_.push_back({"gradient_norm", 4, run, {}});
+  }
 
   // On our own arrays: the same pages.
   void AddFused() {
-    const at::Tensor p = Over(master_.data());
-    const at::Tensor g = Over(gradient_.data());
-    const at::Tensor m = Over(static_cast<float*>(wide_.At(false, 0)));
-    const at::Tensor v = Over(static_cast<float*>(wide_.At(true, 0)));
-    contenders_.push_back({"fused_adamw",
-                           28,
-                           [this, p, g, m, v] {
-                             const at::Tensor step =
-                                 at::full({}, static_cast<double>(update_), at::kFloat);
-                             at::_fused_adamw_({p}, {g}, {m}, {v}, {}, {step}, kLearningRate, 0.9,
-                                               0.95, 0.1, 1e-8, /*amsgrad=*/false,
-                                               /*maximize=*/false);
-                           },
-                           {}});
+    const auto run = [this](Chunk chunk) {
+      const at::Tensor p = TensorOver(Part(master_, chunk).data());
+      const at::Tensor g = TensorOver(Part(gradient_, chunk).data());
+      const at::Tensor m = TensorOver(static_cast<float*>(wide_.At(false, chunk.first)));
+      const at::Tensor v = TensorOver(static_cast<float*>(wide_.At(true, chunk.first)));
+      const at::Tensor step = at::full({}, static_cast<double>(update_), at::kFloat);
+      at::_fused_adamw_({p}, {g}, {m}, {v}, {}, {step}, kLearningRate, 0.9, 0.95, 0.1, 1e-8,
+                        /*amsgrad=*/false, /*maximize=*/false);
+    };
+    contenders_.push_back({"fused_adamw", 28, run, {}});
   }
 
   void AddTorch() {
-    at::Tensor p = Over(master_.data());
-    p.set_requires_grad(true);
-    p.mutable_grad() = Over(gradient_.data());
-    auto options = torch::optim::AdamWOptions(kLearningRate);
-    options.betas({0.9, 0.95}).weight_decay(0.1);
-    auto optimizer =
-        std::make_shared<torch::optim::AdamW>(std::vector<at::Tensor>{p}, std::move(options));
-    contenders_.push_back({"torch_adamw", 28, [optimizer] { optimizer->step(); }, {}});
+    for (size_t number = 0; number < Chunks(); ++number) {
+      at::Tensor p = TensorOver(Part(master_, At(number)).data());
+      p.set_requires_grad(true);
+      p.mutable_grad() = TensorOver(Part(gradient_, At(number)).data());
+      torch::optim::AdamWOptions options(kLearningRate);
+      options.betas({0.9, 0.95}).weight_decay(0.1);
+      torch_.push_back(std::make_unique<torch::optim::AdamW>(std::vector<at::Tensor>{p}, options));
+    }
+    const auto run = [this](Chunk chunk) { torch_[chunk.number]->step(); };
+    contenders_.push_back({"torch_adamw", 28, run, {}});
   }
 
   void AddMemory() {
-    float* p = master_.data();
-    float* m = static_cast<float*>(wide_.At(false, 0));
-    float* v = static_cast<float*>(wide_.At(true, 0));
-    const float* g = gradient_.data();
-    contenders_.push_back({"memory_scale",
-                           8,
-                           [this, p] {
-                             at::parallel_for(0, size_, kGrain, [&](int64_t from, int64_t to) {
-                               ScaleInPlace(p + from, to - from, 0.999f);
-                             });
-                           },
-                           {}});
-    contenders_.push_back({"memory_mix",
-                           28,
-                           [this, p, m, v, g] {
-                             at::parallel_for(0, size_, kGrain, [&](int64_t from, int64_t to) {
-                               MixInPlace(p + from, m + from, v + from, g + from, to - from);
-                             });
-                           },
-                           {}});
+    const auto scale = [this](Chunk chunk) {
+      float* p = master_.data() + chunk.first;
+      at::parallel_for(0, kChunk, kGrain, [&](int64_t from, int64_t to) {
+        ScaleInPlace(p + from, to - from, 0.999f);
+      });
+    };
+    const auto mix = [this](Chunk chunk) {
+      float* p = master_.data() + chunk.first;
+      float* m = static_cast<float*>(wide_.At(false, chunk.first));
+      float* v = static_cast<float*>(wide_.At(true, chunk.first));
+      const float* g = gradient_.data() + chunk.first;
+      at::parallel_for(0, kChunk, kGrain, [&](int64_t from, int64_t to) {
+        MixInPlace(p + from, m + from, v + from, g + from, to - from);
+      });
+    };
+    contenders_.push_back({"memory_scale", 8, scale, {}});
+    contenders_.push_back({"memory_mix", 28, mix, {}});
   }
 
   const int64_t size_;
   std::vector<float> master_;
   std::vector<float> gradient_;
   std::vector<uint16_t> weights_;
-  std::vector<optim::GroupRange> groups_;
   optim::MomentArrays wide_;
   optim::MomentArrays narrow_;
+  std::vector<std::unique_ptr<torch::optim::AdamW>> torch_;
   std::vector<Contender> contenders_;
-  int64_t update_ = 0;
+  int64_t update_ = 1;
 };
 
 int64_t NumberOf(const char* text) {
@@ -207,14 +236,15 @@ int64_t NumberOf(const char* text) {
 int main(int argc, char** argv) {
   const int64_t threads = argc > 1 ? heddle::NumberOf(argv[1]) : 0;
   const int64_t millions = argc > 2 ? heddle::NumberOf(argv[2]) : 64;
-  const int64_t rounds = argc > 3 ? heddle::NumberOf(argv[3]) : 7;
-  if (threads < 1 || millions < 1 || rounds < 2) {
-    std::fprintf(stderr, "usage: bench_optimizer THREADS [MILLIONS] [ROUNDS >= 2]\n");
+  const int64_t rounds = argc > 3 ? heddle::NumberOf(argv[3]) : 10;
+  if (threads < 1 || millions < 1 || rounds < 1) {
+    std::fprintf(stderr, "usage: bench_optimizer THREADS [MILLIONS] [ROUNDS]\n");
     return 2;
   }
   at::set_num_threads(static_cast<int>(threads));
-  heddle::Bench bench(millions << 20);
-  for (int64_t round = 0; round < rounds; ++round) bench.Round();
+  heddle::Bench bench(millions);
+  bench.WarmUp();
+  for (int64_t round = 0; round < rounds; ++round) bench.Round(static_cast<size_t>(round));
   bench.Print(static_cast<int>(threads));
   return 0;
 }

@@ -23,7 +23,7 @@ target_compile_definitions(heddle_torch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
 # at::parallel_for is a template: in a file that is compiled without OpenMP it is a plain loop, and
 # says nothing. The threads are those of LibTorch's own copy of the runtime, linked below: a process
 # with two copies would have two pools of threads.
-target_compile_options(heddle_torch INTERFACE -fopenmp)
+target_compile_options(heddle_torch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
 # --no-as-needed: LibTorch's back ends register themselves when their library is loaded.
 target_link_libraries(heddle_torch INTERFACE
   -Wl,--push-state,--no-as-needed

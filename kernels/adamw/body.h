@@ -12,6 +12,19 @@
 namespace heddle::kernels::adamw {
 namespace {  // NOLINT: ISA file (architecture.md T12)
 
+// How far ahead the streams are asked for. The processor's own prefetch stops at the end of every
+// page of every stream, which is a tenth of the time of a pass over memory.
+constexpr int64_t kAhead = 384;
+
+template <typename Moment>
+inline void Prefetch(const Params& p, const Moment* m, const Moment* v, int64_t i) {
+  __builtin_prefetch(p.gradient + i + kAhead, 0);
+  __builtin_prefetch(p.master + i + kAhead, 1);
+  __builtin_prefetch(m + i + kAhead, 1);
+  if (v != nullptr) __builtin_prefetch(v + i + kAhead, 1);
+  if (p.weights != nullptr) __builtin_prefetch(p.weights + i + kAhead, 1);
+}
+
 // Moments in fp32 are kept as they are; `random` is for those in bf16.
 inline void Keep(Floats value, float* to, int64_t lanes, const uint16_t* /*random*/) {
   Store(value, to, lanes);
@@ -23,6 +36,7 @@ inline void Keep(Floats value, uint16_t* to, int64_t lanes, const uint16_t* rand
 template <typename Moment>
 [[gnu::always_inline]] inline void AdamWLanes(const Params& p, Moment* m_at, Moment* v_at,
                                               int64_t i, int64_t n, const uint16_t* random) {
+  Prefetch(p, m_at, v_at, i);
   const Floats g = Load(p.gradient + i, n) * p.gradient_factor;
   const Floats m = Load(m_at + i, n) * p.beta1 + g * (1.0f - p.beta1);
   const Floats v = Load(v_at + i, n) * p.beta2 + g * g * (1.0f - p.beta2);
@@ -39,6 +53,7 @@ template <typename Moment>
 template <typename Moment>
 [[gnu::always_inline]] inline void LionLanes(const Params& p, Moment* m_at, Moment* /*v_at*/,
                                              int64_t i, int64_t n, const uint16_t* random) {
+  Prefetch<Moment>(p, m_at, nullptr, i);
   const Floats g = Load(p.gradient + i, n) * p.gradient_factor;
   const Floats m = Load(m_at + i, n);
   const Floats direction = m * p.beta1 + g * (1.0f - p.beta1);
@@ -167,6 +182,7 @@ Stats MeasureRange(const float* values, int64_t elements) {
   Squares squares;
   int64_t i = 0;
   for (; i + Squares::kSums <= elements; i += Squares::kSums) {
+    __builtin_prefetch(values + i + 2 * kAhead);
     squares.Add(values + i, Squares::kSums);
   }
   if (i < elements) squares.Add(values + i, elements - i);

@@ -42,17 +42,13 @@ inline Floats Widened(Halves bf16) {
   return BitsOf<Floats>(__builtin_convertvector(bf16, Words) << 16);
 }
 
-// The upper half of `bits`, with `carry` added to what is dropped. NaN stays NaN.
-inline Halves Narrowed(Words bits, Words carry) {
-  const Words quiet = (bits >> 16) | 0x40u;
-  const Ints is_nan = (bits & 0x7fffffffu) > (Words{} + 0x7f800000u);
-  return __builtin_convertvector(is_nan ? quiet : (bits + carry) >> 16, Halves);
-}
-
-// Round to nearest even.
+// Round to nearest even; NaN stays NaN.
 inline Halves Nearest(Floats value) {
   const Words bits = BitsOf<Words>(value);
-  return Narrowed(bits, ((bits >> 16) & 1u) + 0x7fffu);
+  const Words rounded = (bits + ((bits >> 16) & 1u) + 0x7fffu) >> 16;
+  const Words quiet = (bits >> 16) | 0x40u;
+  const Ints is_nan = (bits & 0x7fffffffu) > (Words{} + 0x7f800000u);
+  return __builtin_convertvector(is_nan ? quiet : rounded, Halves);
 }
 
 // `lanes` elements; others are zero on load and untouched on store.

@@ -84,10 +84,12 @@ class RandomBits {
 };
 
 // Away from zero with the probability of the bits that are dropped, towards it otherwise, so that
-// the expected value is exact. Infinity stays infinity.
+// the expected value is exact. What is not finite stays not finite.
 inline Halves Rounded(Floats value, const uint16_t* random) {
-  const Halves few = LoadVector<Halves>(random, kLanes);
-  return Narrowed(BitsOf<Words>(value), __builtin_convertvector(few, Words));
+  const Words carry = __builtin_convertvector(LoadVector<Halves>(random, kLanes), Words);
+  const Words bits = BitsOf<Words>(value);
+  const Ints finite = (bits & 0x7f800000u) != (Words{} + 0x7f800000u);
+  return __builtin_convertvector((bits + (carry & BitsOf<Words>(finite))) >> 16, Halves);
 }
 
 }  // namespace

@@ -5,6 +5,10 @@
 
 #include <atomic>
 
+#ifndef _OPENMP
+#error "at::parallel_for is a plain loop without OpenMP (cmake/HeddleTorch.cmake)"
+#endif
+
 // LibTorch exports it where it is built with MKL; null elsewhere. Returns the value before; 0: as
 // the process.
 extern "C" __attribute__((weak)) int MKL_Set_Num_Threads_Local(int threads);
