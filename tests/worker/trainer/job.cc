@@ -84,6 +84,7 @@ FakeAttemptOptions Job::Next() {
   options.fence = ++fence_;
   options.attempt = static_cast<uint32_t>(fence_);
   options.ranks = static_cast<uint32_t>(ranks_);
+  options.threads = threads_;
   for (const size_t i : checkpoint::RestoreCandidates(records_)) {
     options.restore.push_back(records_[i]);
   }

@@ -33,6 +33,7 @@ class Job {
   std::string root() const { return folder_.path() + "/ckpt"; }
   heddle::v1::RunConfig& config() { return config_; }
   void set_ranks(int ranks) { ranks_ = ranks; }
+  void set_threads(uint32_t threads) { threads_ = threads; }
   std::vector<heddle::v1::CheckpointRecord>& records() { return records_; }
   const std::map<uint64_t, heddle::v1::MetricPoint>& series() const { return series_; }
   uint64_t saved_step() const { return records_.empty() ? 0 : records_.back().step(); }
@@ -41,6 +42,7 @@ class Job {
   checkpoint::TempDir folder_;
   heddle::v1::RunConfig config_;
   int ranks_;
+  uint32_t threads_ = 1;
   uint64_t fence_ = 0;
   std::vector<heddle::v1::CheckpointRecord> records_;
   std::map<uint64_t, heddle::v1::MetricPoint> series_;

@@ -108,6 +108,31 @@ TEST(Resume, Bf16GoesOnBitForBit) {
   ExpectSameBits(calm.series(), killed.series());
 }
 
+// Work that threads take as they come is summed in one order all the same.
+TEST(Resume, SeveralThreadsGoOnBitForBit) {
+  heddle::v1::RunConfig config = SmallConfig(1, 14);
+  config.mutable_training()->set_precision(heddle::v1::TrainingConfig::PRECISION_BF16);
+  config.mutable_training()->set_moments(heddle::v1::TrainingConfig::MOMENTS_BF16);
+  config.mutable_training()->set_micro_batch_size(8);
+  config.mutable_training()->set_max_seq_len(256);
+  Job calm(config, 1);
+  Job again(config, 1);
+  Job killed(config, 1);
+  for (Job* job : {&calm, &again, &killed}) job->set_threads(2);
+  RunToEnd(&calm);
+  RunToEnd(&again);
+  ExpectSameBits(calm.series(), again.series());
+  {
+    FakeAttempt attempt(killed.Next());
+    ASSERT_TRUE(attempt.WaitForStep(8));
+    attempt.Kill(0, SIGKILL);
+    attempt.Wait();
+    killed.Collect(&attempt);
+  }
+  RunToEnd(&killed);
+  ExpectSameBits(calm.series(), killed.series());
+}
+
 TEST(Resume, OtherWorldSizesReadTheSameDataAndReachTheSameLoss) {
   Job one(SmallConfig(1, 20), 1);
   RunToEnd(&one);
