@@ -319,6 +319,8 @@ TEST_F(Daemon, GivesEachTaskItsOwnGpusAlsoAfterARestart) {
   next.add_gpu_indices(1);
   coordinator_.Assign(next);
   EXPECT_TRUE(coordinator_.WaitFor([&] { return coordinator_.Log(22, 0) == "[" + a + "]\n"; }));
+  // What it printed may come before its end, which gives the GPU back.
+  ASSERT_TRUE(coordinator_.WaitForState(22, v1::TASK_STATE_EXITED));
   next = Command(23, show);
   next.add_gpu_indices(0);
   next.add_gpu_indices(1);
