@@ -258,14 +258,14 @@ TEST(Trainer, NumbersThatAreNotFiniteHaltAllRanksAndAreNeverSaved) {
 
 TEST(Trainer, RefusesSettingsThatThisBuildLacksByName) {
   Job job(SmallConfig(1, 5), 1);
-  job.config().mutable_parallel()->set_backend(heddle::v1::ParallelConfig::BACKEND_MPI);
+  job.config().mutable_model()->set_dropout(0.5);
   job.config().mutable_training()->set_precision(heddle::v1::TrainingConfig::PRECISION_FP8);
   job.config().mutable_training()->set_global_batch_size(7);
   FakeAttempt attempt(job.Next());
   const auto ends = attempt.Wait();
   ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
   ASSERT_TRUE(ends[0].words.has_value());
-  for (const char* key : {"parallel.backend", "training.precision", "training.global_batch_size"}) {
+  for (const char* key : {"model.dropout", "training.precision", "training.global_batch_size"}) {
     EXPECT_NE(ends[0].words->detail().find(key), std::string::npos) << ends[0].words->detail();
   }
 }
