@@ -129,8 +129,16 @@ void AddRanks(const state::Situation& situation, v1::DoctorReply* reply) {
   }
 }
 
-bool IsCurrent(const v1::Finding& finding, const v1::JobRecord& job) {
-  return finding.attempt() == job.attempts() && job.state() != v1::JOB_STATE_DONE;
+uint64_t LastStep(const state::State& state, const v1::AttemptRecord& attempt) {
+  const state::Progress* progress = state.progress(Fence{attempt.fence()});
+  return std::max(attempt.last_step(), progress == nullptr ? uint64_t{0} : progress->step);
+}
+
+// A hang that ended by itself is history.
+bool IsCurrent(const state::State& state, const v1::Finding& finding, const v1::JobRecord& job) {
+  const v1::AttemptRecord* attempt = state.attempt(JobId{job.id()}, finding.attempt());
+  return attempt != nullptr && finding.attempt() == job.attempts() &&
+         (finding.kind() != "HANG" || LastStep(state, *attempt) <= finding.step());
 }
 
 std::string Summary(const Core& core, const v1::JobRecord& job, const v1::DoctorReply& reply) {
@@ -149,7 +157,7 @@ std::string Summary(const Core& core, const v1::JobRecord& job, const v1::Doctor
     if (finding.kind() == "WAITING") return Str("the job waits: ", finding.text());
   }
   for (const v1::Finding& finding : reply.findings()) {
-    if (IsCurrent(finding, job)) return finding.text();
+    if (IsCurrent(core.state(), finding, job)) return finding.text();
   }
   const v1::AttemptRecord* attempt = core.state().attempt(JobId{job.id()}, job.attempts());
   if (attempt == nullptr) return "nothing is wrong: the job has not started yet";
@@ -180,9 +188,7 @@ v1::DoctorReply DoctorView(Core& core, const v1::JobRecord& job) {
         state::SituationOf(state, Fence{attempt->fence()}, core.Now());
     for (const v1::FindingRecord& record : attempt->findings()) {
       v1::Finding finding = Stored(record, attempt->number());
-      const state::Progress* progress = state.progress(Fence{attempt->fence()});
-      const uint64_t last =
-          std::max(attempt->last_step(), progress == nullptr ? uint64_t{0} : progress->step);
+      const uint64_t last = LastStep(state, *attempt);
       if (record.kind() == "HANG" && last > record.step()) {
         finding.add_evidence(Str("the attempt went on later, to step ", last));
       }

@@ -84,7 +84,10 @@ std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimat
                   change.price, ")");
     }
   }
-  if (text.empty()) text = "the plan fits: something beside it took the memory";
+  if (text.empty()) {
+    text = plan.Total() > room ? "no other setting makes it fit"
+                               : "the plan fits: something beside it took the memory";
+  }
   // More than it had, whatever the plan says: it was not enough.
   const int64_t enough =
       std::max((std::max(plan.Total() + beside, peak) / 100 * 110), reserved / 4 * 5);

@@ -150,6 +150,19 @@ TEST_F(Doctor, FindsAHangAsksForStacksAndRemembersThem) {
   }
   EXPECT_NE(evidence().find("stacks of rank 1 on worker-1:"), std::string::npos) << evidence();
 
+  // The rank goes on: the hang is history.
+  v1::WorkerMsg points;
+  points.mutable_points()->set_job(task_.job());
+  points.mutable_points()->set_fence(task_.fence());
+  points.mutable_points()->add_points()->set_step(3);
+  worker_.Send(std::move(points));
+  for (int i = 0; i < 200 && evidence().find("went on later") == std::string::npos; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_NE(evidence().find("the attempt went on later, to step 3"), std::string::npos);
+  EXPECT_EQ(Ask(id).summary().rfind("nothing is wrong: attempt 1 is at step 3 of ", 0), 0u)
+      << Ask(id).summary();
+
   // The attempt ends, the coordinator dies: what was found stays.
   worker_.Exit(task_, 93);
   ASSERT_OK(WaitForState(*jobs_, id, "DONE"));
