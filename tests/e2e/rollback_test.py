@@ -95,7 +95,8 @@ def damaged_rank(cluster, data):
     check((cause["code"], cause["category"]) == ("ROLLED_BACK", "ROLLBACK"), f"cause: {cause}")
     for word in ("not finite", "first in model.", "sequences ", "back to step "):
         check(word in cause["detail"], f"the report lacks '{word}': {cause['detail']}")
-    check(body.get("restarts", 0) == 0, "a rollback burnt the budget of restarts")
+    check(any("restarts used 0" in e["text"] for e in cluster.events(job) if e["code"] == "JOB_BACKOFF"),
+          "a rollback burnt the budget of restarts")
     start = attempts[1]["start_step"]
     check(checkpoint <= start <= left - 3, f"started from {start}, saved {checkpoint}, left at {left}")
     check(any(e["code"] == "JOB_ROLLED_BACK" for e in cluster.events(job)), "no event tells of the rollback")
@@ -126,7 +127,8 @@ def diverges(cluster, data):
     job = cluster.submit(config, "training.nan_policy=rollback", "training.learning_rate=100",
                          "training.weight_decay=100", "training.warmup_steps=0")
     body = cluster.wait_done(job, 240)
-    check((body["state"], body["result"], body["reason"]) == ("DONE", "FAILED", "NO_ROLLBACKS"), f"it ended {body}")
+    check((body["state"], body["result"]) == ("DONE", "FAILED"), f"it ended {body['state']} {body['result']}")
+    check(body["reason"].startswith("NO_ROLLBACKS: more than 3 rollbacks"), f"reason: {body['reason']}")
     check(len(body["attempts"]) == 4, f"{len(body['attempts'])} attempts")
     for checkpoint in cluster.json("ckpt", "ls", job)["checkpoints"]:
         if checkpoint["state"] == "COMMITTED":
