@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <list>
 #include <set>
 
+#include "checkpoint/tensor_io/load.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/trainer/job.h"
 #include "tests/worker/trainer/rank_threads.h"
@@ -135,8 +137,33 @@ LoopEnd OneVerdict(const AttemptResult& result, ExitCode code) {
   return first;
 }
 
+// Every checkpoint is whole, and every value of it is a number.
 void ExpectFinite(const AttemptResult& result, const std::string& root) {
-  for (const CheckpointRecord& record : result.committed) ExpectGood(record, root);
+  for (const CheckpointRecord& record : result.committed) {
+    ExpectGood(record, root);
+    std::vector<checkpoint::WantedRange> wanted;
+    std::list<std::vector<float>> values;
+    for (const heddle::v1::TensorInfo& tensor : record.tensors()) {
+      uint64_t elements = 1;
+      for (const int64_t size : tensor.shape()) elements *= static_cast<uint64_t>(size);
+      for (const int tensor_class : tensor.classes()) {
+        values.emplace_back(elements, kNan);
+        wanted.push_back({.name = tensor.name(),
+                          .shape = {tensor.shape().begin(), tensor.shape().end()},
+                          .tensor_class = static_cast<heddle::v1::TensorClass>(tensor_class),
+                          .first = 0,
+                          .count = elements,
+                          .data = values.back().data()});
+      }
+    }
+    ASSERT_OK(checkpoint::LoadRanges(record, root, wanted));
+    auto range = wanted.begin();
+    for (const std::vector<float>& part : values) {
+      EXPECT_TRUE(std::all_of(part.begin(), part.end(), [](float v) { return std::isfinite(v); }))
+          << range->name << " of step " << record.step();
+      ++range;
+    }
+  }
 }
 
 double FinalEval(const AttemptResult& result) {
