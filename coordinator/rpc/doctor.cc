@@ -56,7 +56,7 @@ bool IsTold(const v1::AttemptRecord& attempt) {
       attempt.findings().begin(), attempt.findings().end(),
       [&category](const v1::FindingRecord& one) {
         return (one.kind() == "OOM" && category.rfind("OOM", 0) == 0) ||
-               (one.kind() == "NUMERIC" && category == "NUMERIC") ||
+               (one.kind() == "NUMERIC" && (category == "NUMERIC" || category == "ROLLBACK")) ||
                ((one.kind() == "HANG" || one.kind() == "MISMATCH") && category == "HUNG");
       });
 }

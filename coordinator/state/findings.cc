@@ -157,13 +157,14 @@ void FindFromExits(Decision& d, AttemptId id, const v1::TaskReport& report) {
   for (const v1::RankOutcome& exit : report.exits()) {
     if (RanOutOfMemory(exit)) {
       AddFinding(d, id, MemoryFinding(config, *d.task(id, report.task()), exit));
-    } else if (exit.category() == "NUMERIC") {
+    } else if (exit.category() == "NUMERIC" || exit.category() == "ROLLBACK") {
       // All ranks agreed on it: it is no one rank's.
       v1::FindingRecord finding;
       finding.set_kind("NUMERIC");
       finding.set_step(exit.step());
       finding.set_text(exit.detail());
-      finding.set_advice(AdviceFor("NUMERIC_HALT", "NUMERIC"));
+      finding.set_advice(AdviceFor(exit.category() == "ROLLBACK" ? "ROLLED_BACK" : "NUMERIC_HALT",
+                                   exit.category()));
       AddFinding(d, id, std::move(finding));
     }
   }

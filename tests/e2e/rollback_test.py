@@ -9,7 +9,6 @@ Prints one JSON line of figures.
 
 import json
 import os
-import re
 import signal
 import struct
 import sys
@@ -23,7 +22,7 @@ MORE = 150       # steps after the rollback
 WIDTH = 64  # d_model of the test's configuration: the length of a norm's gains
 
 # Floats from 0.5 to 2 have this last byte; gains of norms start at 1 and stay near it, other weights are far smaller.
-GAINS = re.compile(b"(?:[\x00-\xff]{3}\x3f){%d,}" % WIDTH)
+GAINS = b"\x3f" * WIDTH
 NAN = struct.pack("<f", float("nan"))
 
 
@@ -41,7 +40,11 @@ def find_gains(pid):
                 data = memory.read(end - begin)
             except OSError:
                 continue
-            hits += [begin + m.start() for m in GAINS.finditer(data) if m.start() % 4 == 0]
+            last_bytes = data[3::4]
+            at = last_bytes.find(GAINS)
+            while at >= 0:
+                hits.append(begin + 4 * at)
+                at = last_bytes.find(GAINS, at + WIDTH)
     return hits
 
 
@@ -92,7 +95,8 @@ def damaged_rank(cluster, data):
     check((cause["code"], cause["category"]) == ("ROLLED_BACK", "ROLLBACK"), f"cause: {cause}")
     for word in ("not finite", "first in model.", "sequences ", "back to step "):
         check(word in cause["detail"], f"the report lacks '{word}': {cause['detail']}")
-    check(body.get("restarts", 0) == 0, "a rollback burnt the budget of restarts")
+    check(any("restarts used 0" in e["text"] for e in cluster.events(job) if e["code"] == "JOB_BACKOFF"),
+          "a rollback burnt the budget of restarts")
     start = attempts[1]["start_step"]
     check(checkpoint <= start <= left - 3, f"started from {start}, saved {checkpoint}, left at {left}")
     check(any(e["code"] == "JOB_ROLLED_BACK" for e in cluster.events(job)), "no event tells of the rollback")
@@ -123,7 +127,8 @@ def diverges(cluster, data):
     job = cluster.submit(config, "training.nan_policy=rollback", "training.learning_rate=100",
                          "training.weight_decay=100", "training.warmup_steps=0")
     body = cluster.wait_done(job, 240)
-    check((body["state"], body["result"], body["reason"]) == ("DONE", "FAILED", "NO_ROLLBACKS"), f"it ended {body}")
+    check((body["state"], body["result"]) == ("DONE", "FAILED"), f"it ended {body['state']} {body['result']}")
+    check(body["reason"].startswith("NO_ROLLBACKS: more than 3 rollbacks"), f"reason: {body['reason']}")
     check(len(body["attempts"]) == 4, f"{len(body['attempts'])} attempts")
     for checkpoint in cluster.json("ckpt", "ls", job)["checkpoints"]:
         if checkpoint["state"] == "COMMITTED":

@@ -1,17 +1,8 @@
 // When a step's loss or gradient norm jumps so far that its update would do harm
 // (training-runtime.md 16.2). A pure function of what it was told, the same on all ranks, and its
-// window is checkpoint state, so a resumed run decides as an undisturbed one.
-//
-// Two rules, over a window of the last kWindow good steps:
-//   jump   the loss, or the logarithm of the norm, lies more than kDeviations standard deviations
-//          above the window's mean. Logarithm: norms are spread by factors, not by amounts. A
-//          deviation counts as at least so much that no jump is smaller than kLossJumpMin and
-//          kNormJumpMin: a batch of unusual text triples the norm of a healthy run once in some
-//          hundred steps, which clipping takes care of; going back for it would cost far more.
-//   level  for kHighSteps steps in a row the loss or the norm is more than twice the mean of the
-//          window before them: a climb in steps too small for the first rule.
-// Only upwards: a loss that falls is what training is for, and leaving such steps out would hold a
-// run for ever at the place where it begins to learn.
+// window is checkpoint state, so a resumed run decides as an undisturbed one. Only upwards: a loss
+// that falls is what training is for, and leaving such steps out would hold a run for ever at the
+// place where it begins to learn.
 #pragma once
 
 #include <cstddef>
@@ -29,6 +20,14 @@ struct Spike {
   std::string what;  // one sentence with both figures
 };
 
+// Two rules, over a window of the last kWindow good steps:
+//   jump   the loss, or the logarithm of the norm, lies more than kDeviations standard deviations
+//          above the window's mean. Logarithm: norms are spread by factors, not by amounts. A
+//          deviation counts as at least so much that no jump is smaller than kLossJumpMin and
+//          kNormJumpMin: a batch of unusual text triples the norm of a healthy run once in some
+//          hundred steps, which clipping takes care of; going back for it would cost far more.
+//   level  for kHighSteps steps in a row the loss or the norm is more than twice the mean of the
+//          window before them: a climb in steps too small for the first rule.
 class SpikeDetector {
  public:
   static constexpr size_t kWindow = 128;

@@ -103,6 +103,8 @@ TEST(Rollback, GoesOnAtOnceFromTheNewestOldEnoughCheckpointWithoutTheData) {
   EXPECT_EQ(c.JobState(job), "QUEUED") << "no delay";
   EXPECT_EQ(c.state.job(job)->restarts(), 0u) << "no budget of restarts is burnt";
   EXPECT_EQ(c.Attempt(job).cause().code(), "ROLLED_BACK");
+  ASSERT_EQ(c.Attempt(job).findings_size(), 1) << "once, not once a rank";
+  EXPECT_EQ(c.Attempt(job).findings(0).kind(), "NUMERIC");
 
   const Outcome placed = c.StartAgain(job);
   EXPECT_EQ(c.Offered(job), (Steps{20, 10}));

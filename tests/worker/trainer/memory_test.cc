@@ -115,7 +115,7 @@ RunConfig Base(int ranks, int64_t length) {
   heddle::v1::ModelConfig* model = config.mutable_model();
   model->set_vocab_size(8192);
   model->set_d_model(512);
-  model->set_n_layers(8);
+  model->set_n_layers(4);
   model->set_n_heads(8);
   model->set_n_kv_heads(2);
   model->set_head_dim(64);
@@ -175,12 +175,10 @@ std::vector<Setting> Settings() {
     moe->set_n_shared(1);
     moe->set_d_expert(344);
   }
-  all.push_back({"x_fp32", Base(1, 2048)});
-  all.back().config.mutable_training()->set_precision(TrainingConfig::PRECISION_FP32);
-  all.push_back({"x_recompute", Base(1, 2048)});
+  all.push_back({"selective_bf16_moments", Base(1, 2048)});
   all.back().config.mutable_training()->set_gradient_checkpointing(
-      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
-  all.push_back({"x_tiny", SmallConfig(1, 4)});
+      TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
+  all.back().config.mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
   return all;
 }
 

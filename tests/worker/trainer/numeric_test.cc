@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <list>
 #include <set>
 
+#include "checkpoint/tensor_io/load.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/trainer/job.h"
 #include "tests/worker/trainer/rank_threads.h"
@@ -135,8 +137,33 @@ LoopEnd OneVerdict(const AttemptResult& result, ExitCode code) {
   return first;
 }
 
+// Every checkpoint is whole, and every value of it is a number.
 void ExpectFinite(const AttemptResult& result, const std::string& root) {
-  for (const CheckpointRecord& record : result.committed) ExpectGood(record, root);
+  for (const CheckpointRecord& record : result.committed) {
+    ExpectGood(record, root);
+    std::vector<checkpoint::WantedRange> wanted;
+    std::list<std::vector<float>> values;
+    for (const heddle::v1::TensorInfo& tensor : record.tensors()) {
+      uint64_t elements = 1;
+      for (const int64_t size : tensor.shape()) elements *= static_cast<uint64_t>(size);
+      for (const int tensor_class : tensor.classes()) {
+        values.emplace_back(elements, kNan);
+        wanted.push_back({.name = tensor.name(),
+                          .shape = {tensor.shape().begin(), tensor.shape().end()},
+                          .tensor_class = static_cast<heddle::v1::TensorClass>(tensor_class),
+                          .first = 0,
+                          .count = elements,
+                          .data = values.back().data()});
+      }
+    }
+    ASSERT_OK(checkpoint::LoadRanges(record, root, wanted));
+    auto range = wanted.begin();
+    for (const std::vector<float>& part : values) {
+      EXPECT_TRUE(std::all_of(part.begin(), part.end(), [](float v) { return std::isfinite(v); }))
+          << range->name << " of step " << record.step();
+      ++range;
+    }
+  }
 }
 
 double FinalEval(const AttemptResult& result) {
@@ -174,76 +201,97 @@ void ExpectNames(const Case& c, const std::string& detail, int64_t steps_done) {
   }
 }
 
-class NotFinite : public testing::TestWithParam<Case> {};
+class NotFinite : public testing::TestWithParam<Case> {
+ protected:
+  NotFinite() : input_{.config = ConfigOf(GetParam()), .root = folder_.path(), .injection = {}} {}
 
-TEST_P(NotFinite, IsHandledAlikeOnAllRanksAsThePolicySays) {
+  // The next attempt, with so many bad steps.
+  AttemptResult Run(int64_t steps) {
+    input_.injection = Break(GetParam(), steps, &weight_);
+    ++input_.fence;
+    const AttemptResult result = RunAttempt(input_);
+    ExpectFinite(result, input_.root);
+    return result;
+  }
+  void Halts();
+  void SkipsTwo();
+  void HaltsAfterThree();
+  void RollsBackAfterThree();
+  // What the coordinator does next (coordinator/state/rollback.h).
+  AttemptInput After(const LoopEnd& end, const AttemptResult& first) const;
+  void ExpectGoesOn(const LoopEnd& end, const AttemptResult& first);
+
+  const checkpoint::TempDir folder_;
+  Weight weight_;
+  AttemptInput input_;
+};
+
+void NotFinite::Halts() {
   const Case c = GetParam();
-  const checkpoint::TempDir folder;
-  Weight weight;
-  AttemptInput input{.config = ConfigOf(c), .root = folder.path(), .injection = {}};
+  const LoopEnd end = OneVerdict(Run(1), ExitCode::kNumeric);
+  EXPECT_EQ(end.category, "NUMERIC");
+  ExpectNames(c, end.detail, c.step + 1);
+}
 
-  if (c.policy == TrainingConfig::NAN_POLICY_HALT) {
-    input.injection = Break(c, 1, &weight);
-    const AttemptResult result = RunAttempt(input);
-    const LoopEnd end = OneVerdict(result, ExitCode::kNumeric);
-    EXPECT_EQ(end.category, "NUMERIC");
-    ExpectNames(c, end.detail, c.step + 1);
-    ExpectFinite(result, input.root);
-    return;
-  }
-  if (c.policy == TrainingConfig::NAN_POLICY_SKIP && c.where != Where::kParameter) {
-    // Two in a row cost two updates.
-    input.injection = Break(c, 2, &weight);
-    const AttemptResult result = RunAttempt(input);
-    OneVerdict(result, ExitCode::kDone);
-    ExpectFinite(result, input.root);
-    EXPECT_TRUE(std::isnan(result.points.at(static_cast<uint64_t>(c.step) + 1).grad_norm()));
-    EXPECT_EQ(result.points.rbegin()->second.skipped_nonfinite(), 2u);
-    EXPECT_EQ(result.committed.back().train_state().updates(), static_cast<uint64_t>(kSteps) - 2);
-    EXPECT_NEAR(FinalEval(result) / CleanEval(c), 1, 0.01);
-  }
-  // Three in a row do not pass.
-  input.fence = 2;
-  input.injection = Break(c, 3, &weight);
-  const AttemptResult first = RunAttempt(input);
-  ExpectFinite(first, input.root);
-  if (c.policy == TrainingConfig::NAN_POLICY_SKIP) {
-    const LoopEnd end = OneVerdict(first, ExitCode::kNumeric);
-    EXPECT_NE(end.detail.find("3 steps in a row"), std::string::npos) << end.detail;
-    ExpectNames(c, end.detail, c.step + 3);
-    return;
-  }
+void NotFinite::SkipsTwo() {
+  const Case c = GetParam();
+  const AttemptResult result = Run(2);
+  OneVerdict(result, ExitCode::kDone);
+  EXPECT_TRUE(std::isnan(result.points.at(static_cast<uint64_t>(c.step) + 1).grad_norm()));
+  EXPECT_EQ(result.points.rbegin()->second.skipped_nonfinite(), 2u);
+  EXPECT_EQ(result.committed.back().train_state().updates(), static_cast<uint64_t>(kSteps) - 2);
+  EXPECT_NEAR(FinalEval(result) / CleanEval(c), 1, 0.01);
+}
+
+void NotFinite::HaltsAfterThree() {
+  const Case c = GetParam();
+  const LoopEnd end = OneVerdict(Run(3), ExitCode::kNumeric);
+  EXPECT_NE(end.detail.find("3 steps in a row"), std::string::npos) << end.detail;
+  ExpectNames(c, end.detail, c.step + 3);
+}
+
+void NotFinite::RollsBackAfterThree() {
+  const Case c = GetParam();
+  const AttemptResult first = Run(3);
   const LoopEnd end = OneVerdict(first, ExitCode::kRollBack);
   EXPECT_EQ(end.category, "ROLLBACK");
   ExpectNames(c, end.detail, c.step + 3);
   EXPECT_EQ(end.rollback_to_step, c.step);
   EXPECT_EQ(end.skip.first, c.step * kBatch);
   EXPECT_EQ(end.skip.count, 3 * kBatch);
+  ExpectGoesOn(end, first);
+}
 
-  // What the coordinator does next (coordinator/state/rollback.h).
-  AttemptInput again = input;
-  again.fence = 3;
+AttemptInput NotFinite::After(const LoopEnd& end, const AttemptResult& first) const {
+  AttemptInput again = input_;
+  ++again.fence;
   for (const CheckpointRecord& record : first.committed) {
     if (static_cast<int64_t>(record.step()) <= end.rollback_to_step) {
       again.restore.insert(again.restore.begin(), record);
     }
   }
-  ASSERT_FALSE(again.restore.empty());
   heddle::v1::DataWindow& window = again.skipped.emplace_back();
   window.set_first(static_cast<uint64_t>(end.skip.first));
   window.set_count(static_cast<uint64_t>(end.skip.count));
   // Bad data are still bad; a fault of the machine has passed.
-  if (c.where != Where::kBatch) again.injection = {};
+  if (GetParam().where != Where::kBatch) again.injection = {};
+  return again;
+}
+
+void NotFinite::ExpectGoesOn(const LoopEnd& end, const AttemptResult& first) {
+  const Case c = GetParam();
+  const AttemptInput again = After(end, first);
+  ASSERT_FALSE(again.restore.empty());
   const AttemptResult second = RunAttempt(again);
   OneVerdict(second, ExitCode::kDone);
-  ExpectFinite(second, input.root);
+  ExpectFinite(second, again.root);
   EXPECT_LE(second.start_step, static_cast<uint64_t>(end.rollback_to_step));
   EXPECT_EQ(second.points.begin()->first, second.start_step + 1) << "steps appear again";
   EXPECT_EQ(second.points.rbegin()->second.skipped_nonfinite(), 0u);
   const heddle::v1::TrainState& last = second.committed.back().train_state();
   EXPECT_EQ(last.data_position(), static_cast<uint64_t>((kSteps + 3) * kBatch));
   ASSERT_EQ(last.skipped_size(), 1);
-  EXPECT_EQ(last.skipped(0).first(), window.first());
+  EXPECT_EQ(last.skipped(0).first(), again.skipped[0].first());
   // The same batches as the first time up to the window, then those after it.
   for (const auto& [step, point] : first.points) {
     const auto repeated = second.points.find(step);
@@ -253,6 +301,20 @@ TEST_P(NotFinite, IsHandledAlikeOnAllRanksAsThePolicySays) {
         << "step " << step;
   }
   EXPECT_NEAR(FinalEval(second) / CleanEval(c), 1, 0.01);
+}
+
+TEST_P(NotFinite, IsHandledAlikeOnAllRanksAsThePolicySays) {
+  const Case c = GetParam();
+  switch (c.policy) {
+    case TrainingConfig::NAN_POLICY_HALT:
+      return Halts();
+    case TrainingConfig::NAN_POLICY_SKIP:
+      // Parameters stay damaged: there are never two bad steps only.
+      if (c.where != Where::kParameter) SkipsTwo();
+      return HaltsAfterThree();
+    case TrainingConfig::NAN_POLICY_ROLLBACK:
+      return RollsBackAfterThree();
+  }
 }
 
 std::vector<Case> Twenty() {
