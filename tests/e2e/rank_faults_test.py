@@ -23,7 +23,8 @@ PHASES = ("forward", "backward", "optimizer", "save", "collective")
 STEP = 12
 HANG_KILL_S = 9
 # From the fault to the end of every rank: a hang is ended by its limit, heartbeats come every 2 s.
-DEADLINE_S = {"stop": HANG_KILL_S + 8}
+# The kernel ends a rank once it has taken its gigabyte.
+DEADLINE_S = {"stop": HANG_KILL_S + 8, "oom_kill": 15}
 DEADLINE_OTHERS_S = 5
 
 
