@@ -53,7 +53,7 @@ def measure(figures, threads):
         if target:
             figures.add(f"{name}{suffix}_share_of_bandwidth", rate[name] / bandwidth, "of 1",
                         target=f">= {BANDWIDTH_SHARE}" if name == "adamw" else None, threads=threads,
-                        bandwidth=round(bandwidth, 2))
+                        bandwidth=round(bandwidth, 2), share_of_its_own_streams=round(rate[name] / rate["memory_mix"], 3))
 
 
 def main():
