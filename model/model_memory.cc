@@ -276,6 +276,27 @@ int64_t GatheredGradients(const ModelPlan& plan, int64_t ranks, bool tied) {
   return pool.total();
 }
 
+// What ranks of MPI and NCCL receive before they add it up: of two reductions in flight, as fp32
+// or, rounded, as bf16 with the sent half beside it; of an all-reduce a bucket and its sum
+// (worker/comm/ordered_group.cc). Ranks of one host need none of it over `auto` and `gloo`.
+int64_t ExchangeBuffers(const ModelPlan& plan, const heddle::v1::ParallelConfig& parallel) {
+  using heddle::v1::ParallelConfig;
+  constexpr int64_t kBucketBytes = int64_t{16} << 20;
+  const bool messages = parallel.backend() == ParallelConfig::BACKEND_MPI ||
+                        parallel.backend() == ParallelConfig::BACKEND_NCCL;
+  const int64_t ranks = std::max(1, parallel.ranks().max());
+  if (!messages) return 0;
+  if (parallel.shard() == ParallelConfig::SHARD_NONE) {
+    const int64_t bucket = std::min(kBucketBytes, 4 * plan.flat_elements);
+    return bucket + bucket / ranks;
+  }
+  int64_t largest = 0;
+  for (const UnitSpec& unit : plan.units) {
+    largest = std::max(largest, 4 * SliceElements(unit, ranks) * ranks);
+  }
+  return 2 * largest;
+}
+
 // Everything that a rank keeps of the parameters.
 void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
                    const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
@@ -285,6 +306,7 @@ void AddParameters(const ModelPlan& plan, const ModelConfig& model, const Traini
   const int64_t moments = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? 1 : 2;
   const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
   const int64_t ranks = std::max(1, parallel.ranks().max());
+  memory->gathered += ExchangeBuffers(plan, parallel);
   if (parallel.shard() == ParallelConfig::SHARD_NONE) {
     const int64_t flat = plan.flat_elements;
     memory->compute_weights = bf16 ? 2 * flat : 0;

@@ -73,7 +73,13 @@ Status ReadGlobals(const Globals& globals, CommandContext* context) {
 void PrintError(const std::string& verb, const Status& status) {
   std::cout.flush();
   // All problems of a config come as lines of one status; each is an error of its own to a reader.
-  std::istringstream lines(Message(status));
+  std::string message = Message(status);
+  if (message.empty()) {  // as gRPC answers for a call that the other end does not know
+    message = status.code() == StatusCode::kUnimplemented
+                  ? "the coordinator does not know this call: it is older than this program"
+                  : Str("failed without a reason: ", status.code());
+  }
+  std::istringstream lines(message);
   for (std::string line; std::getline(lines, line);) {
     std::cerr << "heddle: " << verb << ": " << line << "\n";
   }

@@ -2,6 +2,7 @@
 #include "cli/commands/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <set>
@@ -58,6 +59,7 @@ std::set<std::string> Unknown(const v1::PlanReply& plan) {
   leave_out(plan.storage().has_save_interval_steps(), {"save_interval_steps"});
   leave_out(plan.storage().has_save_interval_seconds(), {"save_interval_seconds"});
   leave_out(plan.has_placement(), {"placement"});
+  leave_out(plan.memory().has_fits(), {"fits"});
   return names;
 }
 
@@ -72,7 +74,7 @@ void PrintMemory(const v1::PlanReply& plan) {
   rows.push_back({"a rank takes", Bytes(memory.bytes_per_rank())});
   rows.push_back({"reserved for it", Bytes(memory.reserved_per_rank())});
   PrintText(FormatTable({"MEMORY PER RANK", ""}, rows));
-  if (memory.fits()) return;
+  if (memory.fits() || !memory.has_fits()) return;
   PrintText("it does not fit\n");
   for (const std::string& change : memory.changes()) {
     PrintText(Str("  fits with ", change, "\n"));
@@ -138,6 +140,7 @@ StatusOr<v1::PlanReply> PlanAlone(const v1::RunConfig& config, const Status& why
     plan.mutable_config()->mutable_parallel()->set_memory_per_rank(
         static_cast<int64_t>(plan.memory().reserved_per_rank()));
   }
+  plan.mutable_memory()->clear_fits();
   plan.add_warnings(Str("without a coordinator nothing is known about nodes: ", Message(why)));
   return plan;
 }
@@ -154,8 +157,11 @@ StatusOr<v1::PlanReply> Ask(const v1::RunConfig& config, const CommandContext& c
 }
 
 StatusOr<int> Plan(const PlanState& state, const CommandContext& context) {
-  if (state.matmul_tflops < 0 || state.link_gbs < 0) {
-    return InvalidArgument("--matmul-tflops, --link-gbs: must not be negative");
+  for (const double figure : {state.matmul_tflops, state.link_gbs}) {
+    if (!std::isfinite(figure) || figure < 0) {
+      return InvalidArgument(
+          Str("--matmul-tflops, --link-gbs: must be numbers of at least 0, not ", figure));
+    }
   }
   const model::HostFigures host{.matmul_flops = state.matmul_tflops * 1e12,
                                 .link_bytes = state.link_gbs * 1e9};
@@ -196,7 +202,7 @@ void Warn(const settings::ResolvedConfig& config) {
 }
 
 int PrintPlan(const v1::PlanReply& plan, const CommandContext& context) {
-  const bool refused = plan.has_memory() && !plan.memory().fits();
+  const bool refused = plan.memory().has_fits() && !plan.memory().fits();
   if (context.json()) {
     PrintJson(plan, Unknown(plan));
     return refused ? 1 : 0;

@@ -58,6 +58,11 @@ class Communicator {
                                                                    std::span<float> sum, Wire wire,
                                                                    int unit) = 0;
 
+  // A hash of all collectives that were launched so far, in their order and with their units: equal
+  // on ranks that did the same. Back ends cannot tell messages of one size apart; ranks that agree
+  // on this number can. 0: nobody counts.
+  virtual uint64_t Launched() const { return 0; }
+
   // From now on waits end by this deadline; the default is the one given at creation.
   virtual void SetTimeout(std::chrono::milliseconds timeout) = 0;
   // Any thread: later calls fail at once and, where the back end can, the one that waits ends.

@@ -32,9 +32,12 @@ class Buffers {
     return buffer;
   }
   void Give(std::vector<std::byte> buffer) { spare_.push_back(std::move(buffer)); }
+  // Lives as long as the group and is not used again.
+  void Bury(std::vector<std::byte> buffer) { buried_.push_back(std::move(buffer)); }
 
  private:
   std::vector<std::vector<std::byte>> spare_;
+  std::vector<std::vector<std::byte>> buried_;
 };
 
 // An all-to-all whose slices are summed when it is waited for.
@@ -54,7 +57,13 @@ class PendingSum : public Pending {
         wire_(wire) {}
 
   Status Wait() override {
-    RETURN_IF_ERROR(exchange_->Wait());
+    const Status exchanged = exchange_->Wait();
+    if (!exchanged.ok()) {
+      // A back end that failed may still write to them.
+      spare_->Bury(std::move(slices_.received));
+      spare_->Bury(std::move(slices_.sent));
+      return exchanged;
+    }
     const void* rows = slices_.received.data();
     if (wire_ == Wire::kFp32) {
       OrderedSum(static_cast<const float*>(rows), world_, sum_.size(), sum_.data());
@@ -137,10 +146,18 @@ class OrderedGroup : public Communicator {
     if (values.empty()) {
       return OkStatus();
     }
-    std::vector<T> rows(values.size() * world_);
-    const std::vector<T> mine(values.begin(), values.end());
-    RETURN_IF_ERROR(AllGather(mine.data(), mine.size(), rows.data()));
-    OrderedSum(rows.data(), world_, values.size(), values.data());
+    // This rank's part and, behind it, everybody's.
+    std::vector<std::byte> buffer = spare_.Take(values.size_bytes() * (world_ + 1));
+    T* mine = reinterpret_cast<T*>(buffer.data());
+    T* rows = mine + values.size();
+    std::copy(values.begin(), values.end(), mine);
+    const Status gathered = AllGather(mine, values.size(), rows);
+    if (!gathered.ok()) {
+      spare_.Bury(std::move(buffer));
+      return gathered;
+    }
+    OrderedSum(rows, world_, values.size(), values.data());
+    spare_.Give(std::move(buffer));
     return OkStatus();
   }
 

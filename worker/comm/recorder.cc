@@ -13,11 +13,17 @@ namespace {
   static_assert(static_cast<int>(CollectiveOp::name) == (number), text);
 #include "base/rank_words/words.def"
 
-// Equal on two ranks iff they launch the same operation on the same number of elements.
-uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count) {
+uint64_t Mix(uint64_t mixed, uint64_t part) {
+  mixed = (mixed ^ part) * 0x100000001B3u;
+  return mixed ^ (mixed >> 29);
+}
+
+// Equal on two ranks iff they launch the same operation on as many elements of the same unit.
+uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count, int unit) {
   uint64_t mixed = 0xCBF29CE484222325u;
-  for (const uint64_t part : {uint64_t{group}, static_cast<uint64_t>(op), count}) {
-    mixed = (mixed ^ part) * 0x100000001B3u;
+  for (const uint64_t part : {uint64_t{group}, static_cast<uint64_t>(op), count,
+                              static_cast<uint64_t>(static_cast<uint32_t>(unit))}) {
+    mixed = Mix(mixed, part);
   }
   return mixed;
 }
@@ -79,6 +85,7 @@ class Recorded : public Communicator {
   std::string backend() const override { return group_->backend(); }
   void SetTimeout(std::chrono::milliseconds timeout) override { group_->SetTimeout(timeout); }
   void Abort() override { group_->Abort(); }
+  uint64_t Launched() const override { return launched_; }
 
   Status AllReduceSum(std::span<float> values) override {
     control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceFloat, values.size());
@@ -110,13 +117,15 @@ class Recorded : public Communicator {
     const uint64_t seq = ++seq_;
     control::CollectiveEntry* entry = &page_->ring()[seq % control::kRingEntries];
     const int64_t now = control::BootTimeNs();
+    const uint64_t fingerprint = Fingerprint(group_id_, op, count, unit);
+    launched_ = Mix(launched_, fingerprint);
     *entry = {.seq = seq,
               .group = group_id_,
               .op = static_cast<uint16_t>(op),
               .dtype = ElementBytes(op),
               .count = count,
               .unit = static_cast<uint32_t>(unit),
-              .fingerprint = Fingerprint(group_id_, op, count),
+              .fingerprint = fingerprint,
               .launched_ns = now,
               .started_ns = now,
               .ended_ns = 0};
@@ -124,8 +133,7 @@ class Recorded : public Communicator {
     return entry;
   }
 
-  std::unique_ptr<Pending> Wrap(std::unique_ptr<Pending> pending,
-                                control::CollectiveEntry* entry) {
+  std::unique_ptr<Pending> Wrap(std::unique_ptr<Pending> pending, control::CollectiveEntry* entry) {
     return std::make_unique<RecordedPending>(std::move(pending), page_, entry);
   }
 
@@ -133,6 +141,7 @@ class Recorded : public Communicator {
   const uint32_t group_id_;
   control::RankPage* const page_;
   uint64_t seq_ = 0;
+  uint64_t launched_ = 0;
 };
 
 }  // namespace

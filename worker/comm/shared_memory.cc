@@ -33,24 +33,30 @@ class Operation {
   virtual void Read(size_t round, const std::vector<const std::byte*>& slots) = 0;
 };
 
-// Kind in the low bits, elements above.
-constexpr uint64_t Tag(uint64_t kind, size_t elements) { return elements * 8 + kind; }
+// Kind in the low bits, elements above, the unit in the highest 16.
+constexpr int kUnitShift = 48;
+constexpr uint64_t Tag(uint64_t kind, size_t elements, int unit = 0) {
+  return (static_cast<uint64_t>(unit) << kUnitShift) + elements * 8 + kind;
+}
 
 std::string TagText(uint64_t tag) {
   constexpr const char* kKinds[] = {"no collective",  "all-gather", "reduce-scatter",
                                     "reduce-scatter", "agreement",  "all-reduce",
                                     "unknown",        "unknown"};
-  return Str(kKinds[tag % 8], " of ", tag / 8, " elements", tag % 8 == 3 ? " in bf16" : "");
+  const uint64_t elements = (tag & ((uint64_t{1} << kUnitShift) - 1)) / 8;
+  const bool of_unit = tag % 8 >= 1 && tag % 8 <= 3;
+  return Str(kKinds[tag % 8], " of ", elements, " elements", tag % 8 == 3 ? " in bf16" : "",
+             of_unit ? Str(" of unit ", tag >> kUnitShift) : "");
 }
 
 size_t Rounds(size_t total, size_t part) { return (total + part - 1) / part; }
 
 class AllGather : public Operation {
  public:
-  AllGather(std::span<const std::byte> mine, std::span<std::byte> all, size_t slot_bytes)
-      : mine_(mine), all_(all), part_(slot_bytes) {}
+  AllGather(std::span<const std::byte> mine, std::span<std::byte> all, int unit, size_t slot_bytes)
+      : mine_(mine), all_(all), unit_(unit), part_(slot_bytes) {}
   size_t rounds() const override { return Rounds(mine_.size(), part_); }
-  uint64_t tag() const override { return Tag(1, all_.size()); }
+  uint64_t tag() const override { return Tag(1, all_.size(), unit_); }
   void Fill(size_t round, std::byte* slot) override {
     const std::span<const std::byte> part = PartOf(round);
     std::memcpy(slot, part.data(), part.size());
@@ -68,6 +74,7 @@ class AllGather : public Operation {
   }
   const std::span<const std::byte> mine_;
   const std::span<std::byte> all_;
+  const int unit_;
   const size_t part_;
 };
 
@@ -75,15 +82,18 @@ class AllGather : public Operation {
 template <typename T>
 class ReduceScatter : public Operation {
  public:
-  ReduceScatter(std::span<const float> all, std::span<float> sum, int rank, size_t world,
+  ReduceScatter(std::span<const float> all, std::span<float> sum, int unit, int rank, size_t world,
                 size_t slot_bytes)
       : all_(all),
         sum_(sum),
+        unit_(unit),
         rank_(static_cast<size_t>(rank)),
         world_(world),
         piece_(slot_bytes / (world * sizeof(T)) / 64 * 64) {}
   size_t rounds() const override { return Rounds(sum_.size(), piece_); }
-  uint64_t tag() const override { return Tag(sizeof(T) == sizeof(float) ? 2 : 3, all_.size()); }
+  uint64_t tag() const override {
+    return Tag(sizeof(T) == sizeof(float) ? 2 : 3, all_.size(), unit_);
+  }
   void Fill(size_t round, std::byte* slot) override {
     const size_t count = CountOf(round);
     for (size_t r = 0; r < world_; ++r) {
@@ -108,6 +118,7 @@ class ReduceScatter : public Operation {
   size_t CountOf(size_t round) const { return std::min(piece_, sum_.size() - round * piece_); }
   const std::span<const float> all_;
   const std::span<float> sum_;
+  const int unit_;
   const size_t rank_;
   const size_t world_;
   const size_t piece_;
@@ -207,17 +218,17 @@ class SharedMemory : public Communicator {
     return RunNow(std::make_unique<SmallSum>(values));
   }
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
-                                                    std::span<std::byte> all, int) override {
-    return Start(std::make_unique<AllGather>(mine, all, segment_->slot_bytes()));
+                                                    std::span<std::byte> all, int unit) override {
+    return Start(std::make_unique<AllGather>(mine, all, unit, segment_->slot_bytes()));
   }
   StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
                                                            std::span<float> sum, Wire wire,
-                                                           int) override {
+                                                           int unit) override {
     if (wire == Wire::kFp32) {
-      return Start(std::make_unique<ReduceScatter<float>>(all, sum, rank(), World(),
+      return Start(std::make_unique<ReduceScatter<float>>(all, sum, unit, rank(), World(),
                                                           segment_->slot_bytes()));
     }
-    return Start(std::make_unique<ReduceScatter<uint16_t>>(all, sum, rank(), World(),
+    return Start(std::make_unique<ReduceScatter<uint16_t>>(all, sum, unit, rank(), World(),
                                                            segment_->slot_bytes()));
   }
 

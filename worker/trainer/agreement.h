@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "base/status/status.h"
@@ -33,6 +34,8 @@ enum class Slot : size_t {
   kSaveApproved,   // rank 0: the coordinator admits the pending save
   kSaveFailed,     // this rank cannot finish its part
   kFenced,         // a newer attempt exists
+  kLaunchedLow,    // halves of Communicator::Launched()
+  kLaunchedHigh,
   kCount
 };
 
@@ -42,9 +45,21 @@ class Agreement {
   double operator[](Slot slot) const { return values_[static_cast<size_t>(slot)]; }
   bool Any(Slot slot) const { return (*this)[slot] > 0; }
 
-  // This rank's values become the sums over all ranks.
+  // This rank's values become the sums over all ranks. INTERNAL: the ranks have launched different
+  // collectives, so that what they hold may be of other units than they take it for.
   Status Reach(comm::Communicator* group) {
-    return group->AllReduceSum(std::span<double>(values_));
+    const uint64_t launched = group->Launched();
+    const double low = static_cast<double>(launched & 0xFFFFFFFFu);
+    const double high = static_cast<double>(launched >> 32);
+    (*this)[Slot::kLaunchedLow] = low;
+    (*this)[Slot::kLaunchedHigh] = high;
+    RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(values_)));
+    const double world = group->world_size();
+    if ((*this)[Slot::kLaunchedLow] != world * low ||
+        (*this)[Slot::kLaunchedHigh] != world * high) {
+      return Internal("the ranks launched different collectives; nothing of this step is kept");
+    }
+    return OkStatus();
   }
 
  private:

@@ -17,6 +17,7 @@
 #include "worker/comm/recorder.h"
 #include "worker/comm/shared_memory.h"
 #include "worker/control/rank_page.h"
+#include "worker/trainer/agreement.h"
 
 namespace heddle::comm {
 namespace {
@@ -111,6 +112,62 @@ TEST(Mismatch, IsNamedFromThePagesWhileTheRanksStillWait) {
   EXPECT_NE(finding->text().find("rank 1 launched #2 reduce-scatter block.2 of 8192 elements"),
             std::string::npos)
       << finding->text();
+}
+
+// Blocks are of one size: messages alone do not tell which one they are of.
+TEST(Mismatch, OfUnitsOfOneSizeIsFoundByTheNextAgreement) {
+  const test::TempDir dir;
+  for (const bool apart : {false, true}) {
+    FakeRendezvous server;
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < 2; ++rank) {
+      ranks.emplace_back([&, rank] {
+        const auto page = control::RankPage::Create(Str(dir.path(), "/", apart, "-", rank));
+        StatusOr<std::unique_ptr<Communicator>> group = GroupOf(&server, rank, 2);
+        ASSERT_OK(group.status());
+        const auto recorded = MakeRecorded(*std::move(group), 0, page.get());
+        std::vector<float> part(512);
+        std::vector<float> all(1024);
+        auto gather = recorded->StartAllGather(std::as_bytes(std::span<const float>(part)),
+                                               std::as_writable_bytes(std::span<float>(all)),
+                                               apart && rank == 1 ? 7 : 3);
+        ASSERT_OK(gather.status());
+        ASSERT_OK((*gather)->Wait()) << "the back end cannot know";
+        trainer::Agreement agreement;
+        const Status reached = agreement.Reach(recorded.get());
+        EXPECT_EQ(reached.code(), apart ? StatusCode::kInternal : StatusCode::kOk) << reached;
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+  }
+}
+
+TEST(Mismatch, SharedMemoryTellsUnitsApart) {
+  FakeRendezvous server;
+  std::vector<Status> ends(2);
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    ranks.emplace_back([&, rank] {
+      StatusOr<std::unique_ptr<Communicator>> group = GroupOf(&server, rank, 2);
+      ASSERT_OK(group.status());
+      std::string why_not;
+      group = OverSharedMemory(*std::move(group), &why_not);
+      ASSERT_OK(group.status());
+      std::vector<float> part(512);
+      std::vector<float> all(1024);
+      auto gather =
+          (*group)->StartAllGather(std::as_bytes(std::span<const float>(part)),
+                                   std::as_writable_bytes(std::span<float>(all)), 3 + rank);
+      ends[static_cast<size_t>(rank)] = gather.ok() ? (*gather)->Wait() : gather.status();
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+  int named = 0;
+  for (const Status& end : ends) {
+    EXPECT_FALSE(end.ok());
+    named += Message(end).find("of unit 3") != std::string::npos ? 1 : 0;
+  }
+  EXPECT_GE(named, 1) << ends[0] << " / " << ends[1];
 }
 
 // What a rank waits for others is told apart from its own time (17.4).

@@ -135,6 +135,11 @@ class Group {
   int world() const { return world_; }
 
  private:
+  bool Failed() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return !failure_.empty();
+  }
+
   // REQUIRES: mutex_ held.
   void Fail(const std::string& why) {
     if (failure_.empty()) failure_ = why;
@@ -206,6 +211,7 @@ class Group {
   bool Advance(const std::vector<Operation*>& open) {
     bool any = false;
     for (Operation* operation : open) {
+      if (Failed()) return any;  // buffers may be gone
       if (!operation->posted) {
         Post(operation);
         any = true;
