@@ -175,8 +175,8 @@ struct MemoryEstimate {
            activations + workspace;
   }
 };
-// Measured peaks lie 20 to 75 MiB above the sum, plus 115 MiB of LibTorch itself. All zero for a
-// model that PlanModel refuses.
+// With the runtime's own (training_plan.h) within 5 % of measured peaks. All zero for a model that
+// PlanModel refuses.
 MemoryEstimate EstimateMemory(const heddle::v1::ModelConfig& model,
                               const heddle::v1::TrainingConfig& training,
                               const heddle::v1::ParallelConfig& parallel);
