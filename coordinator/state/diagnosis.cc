@@ -177,6 +177,15 @@ double MedianOfOthers(const std::map<uint32_t, double>& values, uint32_t rank) {
   return others.empty() ? values.at(rank) : others[(others.size() - 1) / 2];
 }
 
+// What stays when a record is full; a hang with steps after it is the first to go.
+int WeightOf(const v1::FindingRecord& finding, uint64_t step) {
+  const std::string& kind = finding.kind();
+  if (kind == "HANG") return finding.step() < step ? 0 : 2;
+  if (kind == "STRAGGLER") return 1;
+  if (kind == "OOM") return 3;
+  return kind == "NUMERIC" ? 4 : 5;
+}
+
 struct Part {
   const char* verb;  // of the sentence
   const char* advice;
@@ -380,7 +389,6 @@ std::optional<Situation> SituationOf(const State& state, Fence fence, Time now) 
 }
 
 bool IsKnown(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding) {
-  if (attempt.findings_size() >= kFindingsMax) return true;
   return std::any_of(
       attempt.findings().begin(), attempt.findings().end(), [&](const v1::FindingRecord& known) {
         if (known.kind() != finding.kind()) return false;
@@ -389,6 +397,21 @@ bool IsKnown(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding)
         if (finding.kind() == "MISMATCH") return true;
         return known.has_rank() == finding.has_rank() && known.rank() == finding.rank();
       });
+}
+
+std::optional<int> PlaceFor(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding) {
+  if (attempt.findings_size() < kFindingsMax) return attempt.findings_size();
+  int least = 0;
+  for (int i = 1; i < attempt.findings_size(); ++i) {
+    if (WeightOf(attempt.findings(i), finding.step()) <
+        WeightOf(attempt.findings(least), finding.step())) {
+      least = i;
+    }
+  }
+  if (WeightOf(attempt.findings(least), finding.step()) >= WeightOf(finding, finding.step())) {
+    return std::nullopt;
+  }
+  return least;
 }
 
 std::optional<event::RanksDiagnosed> Diagnose(const State& state, Fence fence, Time now) {
@@ -413,7 +436,9 @@ std::optional<event::RanksDiagnosed> Diagnose(const State& state, Fence fence, T
     }
     for (v1::FindingRecord& one : FindStragglers(*situation)) found.push_back(std::move(one));
   }
-  std::erase_if(found, [&](const v1::FindingRecord& one) { return IsKnown(*attempt, one); });
+  std::erase_if(found, [&](const v1::FindingRecord& one) {
+    return IsKnown(*attempt, one) || !PlaceFor(*attempt, one).has_value();
+  });
   if (found.empty()) return std::nullopt;
   return event::RanksDiagnosed{fence, std::move(found)};
 }

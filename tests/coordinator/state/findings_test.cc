@@ -199,6 +199,50 @@ TEST(Findings, AreAtMostEight) {
   EXPECT_EQ(c.attempt().findings_size(), 8);
 }
 
+// A full record hides nothing that is graver than what it holds.
+TEST(Findings, EightStragglersHideNoMismatch) {
+  Found c;
+  for (uint32_t rank = 0; rank < 8; ++rank) {
+    event::RanksDiagnosed found{c.fence(), {}};
+    v1::FindingRecord& one = found.findings.emplace_back();
+    one.set_kind("STRAGGLER");
+    one.set_rank(rank);
+    c.Do(found);
+  }
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  c.Beat(100, /*other_fingerprint=*/8);
+  ASSERT_TRUE(c.Look().has_value());
+  EXPECT_EQ(Name(c.attempt().state()), "STOPPING");
+  EXPECT_EQ(c.attempt().cause().code(), "COLLECTIVE_MISMATCH");
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).kind(), "MISMATCH");
+  EXPECT_EQ(c.attempt().findings(0).rank(), 1u) << "the oldest straggler gave way";
+}
+
+TEST(Findings, HangsThatAreOverGiveWayToTheNewOneAndToMemory) {
+  Found c;
+  for (uint64_t step = 1; step <= 20; ++step) {
+    event::RanksDiagnosed found{c.fence(), {}};
+    v1::FindingRecord& one = found.findings.emplace_back();
+    one.set_kind("HANG");
+    one.set_step(step);
+    EXPECT_EQ(Count<effect::CollectStacks>(c.Do(found)), 2) << step;
+  }
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).step(), 20u);
+  v1::TaskReport report = c.Report(c.job, 1, v1::TASK_STATE_EXITED);
+  v1::RankOutcome& exit = *report.add_exits();
+  exit.set_rank(1);
+  exit.set_at(c.now_ms);
+  exit.set_step(20);
+  exit.set_exit_code(86);
+  exit.set_category("OOM_HOST");
+  c.Tell(c.job, report);
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).kind(), "OOM");
+  EXPECT_EQ(c.attempt().findings(6).step(), 20u);
+}
+
 // ---- ends of ranks ----
 
 v1::RunConfig Trained() {
