@@ -20,6 +20,7 @@ using PbMessage = google::protobuf::Message;
 
 constexpr size_t kTextBytesMax = 4096;
 constexpr size_t kNameBytesMax = 128;
+constexpr int64_t kHangKillMsMin = 5'000;
 // As model/model_plan: a model must not have more names than this.
 constexpr double kTensorsMax = 262'144;
 
@@ -359,6 +360,11 @@ class FieldChecker {
 
   void Schedule() {
     const v1::ScheduleConfig& schedule = config_.schedule();
+    // Heartbeats come every 2 s, and a hang is told after 5 s at the earliest.
+    Refuse(schedule.hang_kill_after() > 0 && schedule.hang_kill_after() < kHangKillMsMin,
+           "schedule.hang_kill_after",
+           Str("must be 0 (never) or at least 5s: a rank may well do nothing for less (is ",
+               schedule.hang_kill_after(), " ms)"));
     for (int i = 0; i < schedule.after_size(); ++i) {
       const std::string& after = schedule.after(i);
       const size_t colon = after.find(':');

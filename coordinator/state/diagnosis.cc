@@ -25,9 +25,6 @@ constexpr int64_t kSaveMs = 60'000;
 constexpr double kSlowRatio = 1.3;
 constexpr double kSlowShare = 0.05;  // of a step; less is noise
 
-constexpr uint32_t kSavePhase = 6;
-constexpr uint32_t kEvaluatePhase = 7;
-
 std::string Seconds(int64_t ms) {
   return ms < 10'000 ? Str(ms / 1000, ".", ms % 1000 / 100, " s") : Str(ms / 1000, " s");
 }
@@ -48,13 +45,6 @@ std::string RanksText(const std::vector<uint32_t>& ranks) {
     text += Str(i == 0 ? "" : last ? " and " : ", ", ranks[i]);
   }
   return shown == ranks.size() ? text : Str(text, " and ", ranks.size() - shown, " more");
-}
-
-bool IsStopped(const v1::RankHead& head) {
-  return head.process_state() == "T" || head.process_state() == "t";
-}
-bool IsDead(const v1::RankHead& head) {
-  return head.process_state().empty() || head.process_state() == "Z" || head.process_state() == "X";
 }
 
 int64_t AgeNow(const RankSeen& seen, int64_t age_ms, int64_t now_ms) {
@@ -96,6 +86,7 @@ void AddEvidence(const Situation& s, v1::FindingRecord* finding) {
 
 // Who keeps the others waiting, by the surest sign that some ranks show and others do not.
 std::vector<uint32_t> Culprits(const Situation& s) {
+  if (s.ranks->ranks().size() == 1) return {s.ranks->ranks().begin()->first};
   std::vector<uint32_t> halted;
   std::vector<uint32_t> busy;
   std::vector<uint32_t> behind;
@@ -110,6 +101,25 @@ std::vector<uint32_t> Culprits(const Situation& s) {
     if (!ranks->empty() && ranks->size() < s.ranks->ranks().size()) return *ranks;
   }
   return halted;  // all of them, or none
+}
+
+template <typename Is>
+bool AllRanks(const Situation& s, Is is) {
+  return std::all_of(s.ranks->ranks().begin(), s.ranks->ranks().end(),
+                     [&is](const auto& one) { return is(one.second.head); });
+}
+
+bool AllWait(const Situation& s) {
+  return AllRanks(s, [](const v1::RankHead& head) { return head.waiting(); });
+}
+
+// "all ranks are in save", of ranks of which none holds the others up.
+std::string AllText(const Situation& s) {
+  if (AllWait(s)) return "all ranks wait";
+  const uint32_t phase = s.ranks->ranks().begin()->second.head.phase();
+  return AllRanks(s, [phase](const v1::RankHead& head) { return head.phase() == phase; })
+             ? Str("all ranks are in ", PhaseText(phase))
+             : "all ranks are busy, in different phases";
 }
 
 // "#1813 reduce-scatter block.7", or the span of several places.
@@ -142,17 +152,23 @@ std::string Condition(const Situation& s, uint32_t rank) {
 }
 
 std::string HangAdvice(const Situation& s, const std::vector<uint32_t>& culprits) {
+  constexpr char kDisks[] = "it sleeps in the kernel: check the disks and file servers of its node";
+  constexpr char kStacks[] =
+      "the stacks below say what it does; the attempt ends and another starts after "
+      "schedule.hang_kill_after";
+  const bool disks =
+      AllRanks(s, [](const v1::RankHead& head) { return head.process_state() == "D"; });
+  if (disks && s.world > 1) {
+    return "all ranks sleep in the kernel: check the disks and the file server that they share";
+  }
   if (culprits.empty()) {
-    return "every rank waits: look at the network between the nodes";
+    return AllWait(s) ? "every rank waits: look at the network between the nodes" : kStacks;
   }
   const v1::RankHead& head = s.ranks->ranks().at(culprits.front()).head;
   if (IsStopped(head))
     return "a signal or a debugger stopped it: kill -CONT its process, or look who stops processes "
            "on its node";
-  if (head.process_state() == "D")
-    return "it sleeps in the kernel: check the disks and file servers of its node";
-  return "its stack below says what it does; the attempt ends and another starts after "
-         "schedule.hang_kill_after";
+  return head.process_state() == "D" ? kDisks : kStacks;
 }
 
 int64_t HangLimit(const Situation& s) {
@@ -175,6 +191,15 @@ double MedianOfOthers(const std::map<uint32_t, double>& values, uint32_t rank) {
   }
   std::sort(others.begin(), others.end());
   return others.empty() ? values.at(rank) : others[(others.size() - 1) / 2];
+}
+
+// What stays when a record is full; a hang with steps after it is the first to go.
+int WeightOf(const v1::FindingRecord& finding, uint64_t step) {
+  const std::string& kind = finding.kind();
+  if (kind == "HANG") return finding.step() < step ? 0 : 2;
+  if (kind == "STRAGGLER") return 1;
+  if (kind == "OOM") return 3;
+  return kind == "NUMERIC" ? 4 : 5;
 }
 
 struct Part {
@@ -285,7 +310,8 @@ v1::FindingRecord DescribeStandstill(const Situation& s) {
     if (std::find(culprits.begin(), culprits.end(), rank) == culprits.end()) others.push_back(rank);
   }
   if (culprits.empty()) {
-    finding.set_text(Str("all ranks wait, at ", PlacesOf(s, others)));
+    finding.set_text(
+        Str(AllText(s), AllWait(s) ? ", at " : ", last launched ", PlacesOf(s, others)));
   } else {
     NameRank(s, culprits.front(), &finding);
     const bool one = culprits.size() == 1;
@@ -360,8 +386,8 @@ std::optional<Situation> SituationOf(const State& state, Fence fence, Time now) 
   s.now_ms = now.ms;
   s.wall_ms = now.wall_ms;
   s.step = attempt->start_step();
-  int64_t from =
-      std::max({attempt->running_ms(), attempt->hang_from_ms(), state.meta().started_ms()});
+  // Not hang_from_ms: a long evaluation is given more time, and is told of all the same.
+  int64_t from = std::max(attempt->running_ms(), state.meta().started_ms());
   if (progress != nullptr) {
     s.step = std::max(s.step, progress->step);
     from = std::max(from, progress->at_ms);
@@ -380,7 +406,6 @@ std::optional<Situation> SituationOf(const State& state, Fence fence, Time now) 
 }
 
 bool IsKnown(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding) {
-  if (attempt.findings_size() >= kFindingsMax) return true;
   return std::any_of(
       attempt.findings().begin(), attempt.findings().end(), [&](const v1::FindingRecord& known) {
         if (known.kind() != finding.kind()) return false;
@@ -389,6 +414,21 @@ bool IsKnown(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding)
         if (finding.kind() == "MISMATCH") return true;
         return known.has_rank() == finding.has_rank() && known.rank() == finding.rank();
       });
+}
+
+std::optional<int> PlaceFor(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding) {
+  if (attempt.findings_size() < kFindingsMax) return attempt.findings_size();
+  int least = 0;
+  for (int i = 1; i < attempt.findings_size(); ++i) {
+    if (WeightOf(attempt.findings(i), finding.step()) <
+        WeightOf(attempt.findings(least), finding.step())) {
+      least = i;
+    }
+  }
+  if (WeightOf(attempt.findings(least), finding.step()) >= WeightOf(finding, finding.step())) {
+    return std::nullopt;
+  }
+  return least;
 }
 
 std::optional<event::RanksDiagnosed> Diagnose(const State& state, Fence fence, Time now) {
@@ -413,7 +453,9 @@ std::optional<event::RanksDiagnosed> Diagnose(const State& state, Fence fence, T
     }
     for (v1::FindingRecord& one : FindStragglers(*situation)) found.push_back(std::move(one));
   }
-  std::erase_if(found, [&](const v1::FindingRecord& one) { return IsKnown(*attempt, one); });
+  std::erase_if(found, [&](const v1::FindingRecord& one) {
+    return IsKnown(*attempt, one) || !PlaceFor(*attempt, one).has_value();
+  });
   if (found.empty()) return std::nullopt;
   return event::RanksDiagnosed{fence, std::move(found)};
 }

@@ -55,7 +55,13 @@ std::optional<Situation> SituationOf(const State& state, Fence fence, Time now);
 // have yet. Nothing if there are none.
 std::optional<event::RanksDiagnosed> Diagnose(const State& state, Fence fence, Time now);
 
-// The record has this finding already, or has no room for another one.
+// The record has this finding already.
 bool IsKnown(const heddle::v1::AttemptRecord& attempt, const heddle::v1::FindingRecord& finding);
+// Where it goes in the record, which holds eight: behind the others, or in place of the oldest of
+// those that weigh least and less than it (a hang that is over, a straggler, a hang, memory,
+// numbers, a mismatch). Nothing if all that is there weighs as much: eight stragglers leave no room
+// for a ninth, but for everything graver.
+std::optional<int> PlaceFor(const heddle::v1::AttemptRecord& attempt,
+                            const heddle::v1::FindingRecord& finding);
 
 }  // namespace heddle::state

@@ -30,6 +30,10 @@ bool IsStandstill(const v1::FindingRecord& finding) {
   return finding.kind() == "HANG" || finding.kind() == "MISMATCH";
 }
 
+bool IsNew(const v1::AttemptRecord& attempt, const v1::FindingRecord& finding) {
+  return !IsKnown(attempt, finding) && PlaceFor(attempt, finding).has_value();
+}
+
 size_t EvidenceBytes(const v1::FindingRecord& finding) {
   size_t bytes = 0;
   for (const std::string& line : finding.evidence()) bytes += line.size();
@@ -94,23 +98,39 @@ std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimat
   return Str(text, "; or parallel.memory_per_rank=", (enough >> 20) + 1, "MiB");
 }
 
-v1::FindingRecord MemoryFinding(const v1::RunConfig& config, const v1::TaskRecord& task,
-                                const v1::RankOutcome& exit) {
+// What all ranks of a report share: their plan is the same, and the advice is of the highest peak.
+// The first that needs it fills it in.
+struct MemoryReport {
+  int64_t peak = 0;
+  model::MemoryEstimate plan;
+  std::string advice;
+};
+
+// Who and when, which tells whether it is known: the rest costs a search for what would fit.
+v1::FindingRecord MemoryStub(const v1::TaskRecord& task, const v1::RankOutcome& exit) {
   v1::FindingRecord finding;
   finding.set_kind("OOM");
   finding.set_rank(exit.rank());
   finding.set_node(task.worker());
   finding.set_step(exit.step());
+  return finding;
+}
+
+v1::FindingRecord MemoryFinding(const v1::RunConfig& config, const v1::TaskRecord& task,
+                                const v1::RankOutcome& exit, MemoryReport& report) {
+  v1::FindingRecord finding = MemoryStub(task, exit);
   finding.set_text(CauseOfExit(exit, task.worker()).detail());
   if (exit.category() == "OOM_GPU" || config.kind() != v1::RunConfig::KIND_TRAIN) {
     finding.set_advice(AdviceFor("OOM_KILLED", "OOM_HOST"));
     return finding;
   }
-  const model::MemoryEstimate plan =
-      model::EstimateMemory(config.model(), config.training(), config.parallel());
   const auto reserved = static_cast<int64_t>(task.memory_per_rank());
-  AddMemoryLines(exit, plan, reserved, &finding);
-  finding.set_advice(MemoryAdvice(config, plan, reserved, ActualOf(exit)));
+  if (report.advice.empty()) {
+    report.plan = model::EstimateMemory(config.model(), config.training(), config.parallel());
+    report.advice = MemoryAdvice(config, report.plan, reserved, report.peak);
+  }
+  AddMemoryLines(exit, report.plan, reserved, &finding);
+  finding.set_advice(report.advice);
   return finding;
 }
 
@@ -141,22 +161,33 @@ const v1::FindingRecord* NewestStandstill(const v1::AttemptRecord& attempt) {
 }
 
 bool AddFinding(Decision& d, AttemptId id, v1::FindingRecord finding) {
-  if (IsKnown(*d.attempt(id), finding)) {
+  if (!IsNew(*d.attempt(id), finding)) {
     return false;
   }
   if (finding.at() == 0) {
     finding.set_at(d.now().wall_ms);
   }
   d.Note(id, EventCode(finding.kind()), finding.text());
-  *d.Edit(id).add_findings() = std::move(finding);
+  const int place = *PlaceFor(*d.attempt(id), finding);
+  auto& findings = *d.Edit(id).mutable_findings();
+  if (place < findings.size()) {
+    findings.DeleteSubrange(place, 1);  // the newest stays the last
+  }
+  *findings.Add() = std::move(finding);
   return true;
 }
 
 void FindFromExits(Decision& d, AttemptId id, const v1::TaskReport& report) {
   const v1::RunConfig& config = d.job(id.job)->config();
+  MemoryReport memory;
+  for (const v1::RankOutcome& exit : report.exits()) {
+    if (RanOutOfMemory(exit)) memory.peak = std::max(memory.peak, ActualOf(exit));
+  }
   for (const v1::RankOutcome& exit : report.exits()) {
     if (RanOutOfMemory(exit)) {
-      AddFinding(d, id, MemoryFinding(config, *d.task(id, report.task()), exit));
+      const v1::TaskRecord& task = *d.task(id, report.task());
+      if (!IsNew(*d.attempt(id), MemoryStub(task, exit))) continue;
+      AddFinding(d, id, MemoryFinding(config, task, exit, memory));
     } else if (exit.category() == "NUMERIC" || exit.category() == "ROLLBACK") {
       // All ranks agreed on it: it is no one rank's.
       v1::FindingRecord finding;
@@ -180,13 +211,12 @@ Status On(Decision& d, const event::RanksDiagnosed& e) {
       attempt->state() != v1::ATTEMPT_STATE_STOPPING) {
     return FailedPrecondition(Str("attempt ", id, " is ", Name(attempt->state())));
   }
-  bool mismatch = false;
+  // Whether or not it is written down.
+  const bool mismatch =
+      std::any_of(e.findings.begin(), e.findings.end(),
+                  [](const v1::FindingRecord& finding) { return finding.kind() == "MISMATCH"; });
   for (const v1::FindingRecord& finding : e.findings) {
-    if (!AddFinding(d, id, finding)) {
-      continue;
-    }
-    mismatch = mismatch || finding.kind() == "MISMATCH";
-    if (IsStandstill(finding)) {
+    if (AddFinding(d, id, finding) && IsStandstill(finding)) {
       SendCollectStacks(d, id);
     }
   }

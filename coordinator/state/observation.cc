@@ -38,11 +38,26 @@ RankTimes TimesBetween(const v1::RankHead& from, const v1::RankHead& to) {
   return times;
 }
 
+// Who waits for others there saves nothing himself.
+bool IsBusyInSlowPhase(const v1::RankHead& head) {
+  if (head.waiting() || IsStopped(head) || IsDead(head)) return false;
+  return (head.phase() == kSavePhase && head.phase_age_ms() < kSaveKillMs) ||
+         (head.phase() == kEvaluatePhase && head.phase_age_ms() < kEvaluateKillMs);
+}
+
 }  // namespace
+
+bool IsStopped(const v1::RankHead& head) {
+  return head.process_state() == "T" || head.process_state() == "t";
+}
+bool IsDead(const v1::RankHead& head) {
+  return head.process_state().empty() || head.process_state() == "Z" || head.process_state() == "X";
+}
 
 void Observation::Add(const v1::RankHead& head, uint32_t world, int64_t now_ms) {
   if (head.rank() >= world) return;
   ranks_[head.rank()] = {head, now_ms};
+  if (IsBusyInSlowPhase(head)) slow_phase_ms_ = now_ms;
   CloseWindow(world);
 }
 

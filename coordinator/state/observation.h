@@ -23,6 +23,17 @@ struct RankTimes {
   double waited = 0;  // in collectives
 };
 
+inline constexpr uint32_t kSavePhase = 6;
+inline constexpr uint32_t kEvaluatePhase = 7;
+// How long a rank may be in one of them before schedule.hang_kill_after counts all the same: a dead
+// file server shows as a save without end, but the coordinator does not know how much is evaluated.
+inline constexpr int64_t kSaveKillMs = 600'000;
+inline constexpr int64_t kEvaluateKillMs = 3'600'000;
+
+// The letter of /proc/PID/stat: by a signal or a debugger; gone.
+bool IsStopped(const heddle::v1::RankHead& head);
+bool IsDead(const heddle::v1::RankHead& head);
+
 // Steps over which ranks are compared (training-runtime.md 17.4).
 inline constexpr uint64_t kWindowSteps = 20;
 
@@ -33,6 +44,9 @@ class Observation {
   const std::map<uint32_t, RankSeen>& ranks() const { return ranks_; }
   // Of the newest whole window, at least kWindowSteps of every rank; empty before the first.
   const std::map<uint32_t, RankTimes>& times() const { return times_; }
+  // Time::ms at which a rank was last seen busy with an evaluation or a save that may still take as
+  // long as it does; 0: never. No steps come meanwhile, and that is no hang.
+  int64_t slow_phase_ms() const { return slow_phase_ms_; }
 
  private:
   void CloseWindow(uint32_t world);
@@ -40,6 +54,7 @@ class Observation {
   std::map<uint32_t, RankSeen> ranks_;
   std::map<uint32_t, heddle::v1::RankHead> window_;  // heads at its begin
   std::map<uint32_t, RankTimes> times_;
+  int64_t slow_phase_ms_ = 0;
 };
 
 }  // namespace heddle::state

@@ -113,8 +113,10 @@ Status Hang(Decision& d, const v1::AttemptRecord& attempt, const Timer& timer) {
   }
   const AttemptId id = IdOf(attempt);
   const Progress* known = d.state().progress(Fence{attempt.fence()});
-  const int64_t from =
-      std::max({attempt.running_ms(), attempt.hang_from_ms(), known == nullptr ? 0 : known->at_ms});
+  const Observation* seen = d.state().observed(Fence{attempt.fence()});
+  const int64_t slow = seen == nullptr ? 0 : seen->slow_phase_ms();
+  const int64_t from = std::max(
+      {attempt.running_ms(), attempt.hang_from_ms(), slow, known == nullptr ? 0 : known->at_ms});
   const std::vector<const v1::TaskRecord*> tasks = d.Tasks(id);
   const bool heard = std::all_of(tasks.begin(), tasks.end(), [&d](const v1::TaskRecord* task) {
     const v1::WorkerRecord* worker = d.worker(task->worker());
@@ -126,6 +128,12 @@ Status Hang(Decision& d, const v1::AttemptRecord& attempt, const Timer& timer) {
     step.input = AttemptInput::kHang;
     step.text = Str("no step for ", attempt.hang_kill_ms() / 1000, " s");
     StepAttempt(d, step);
+    return OkStatus();
+  }
+  if (heard && slow == from) {
+    // An evaluation or a save has no steps: count from when a rank was last seen at it.
+    d.Edit(id).set_hang_from_ms(slow);
+    d.Note(id, "ATTEMPT_HANG_WATCH", "no step, but a rank evaluates or saves");
     return OkStatus();
   }
   // Silence of a worker is no hang (P2): count anew.

@@ -64,6 +64,7 @@ TEST(Checks, RulesBetweenFields) {
       {{"kind=command", "command.argv=[x]", "command.env.CUDA_VISIBLE_DEVICES='0'"},
        "is set by heddle from the GPUs"},
       {{"kind=command", "command.argv=[x]", "command.env={1a: 1}"}, "is no name"},
+      {{"schedule.hang_kill_after=4s"}, "must be 0 (never) or at least 5s"},
       {{"schedule.after=[later:j-1]"}, "needs [ok:|any:|failed:]JOB"},
       {{"checkpoint.resume_from=j-1"}, "needs JOB@STEP"},
       {{"schedule.account=a/b"}, "schedule.account: needs 1 to 128 letters"},

@@ -110,6 +110,30 @@ TEST_F(Hang, NamesNobodyWhenAllWaitForTheSame) {
   EXPECT_NE(finding->advice().find("network"), std::string::npos);
 }
 
+TEST_F(Hang, SaysThatAllAreBusyWhereNobodyWaits) {
+  const Seen busy{.waiting = false, .phase = 5};
+  std::optional<v1::FindingRecord> finding = FindHang(Of({busy, busy}));
+  ASSERT_TRUE(finding.has_value());
+  EXPECT_EQ(
+      finding->text(),
+      "no step for 8.0 s: all ranks are in optimizer, last launched #1812 all-gather block.7");
+  EXPECT_EQ(finding->advice().find("network"), std::string::npos) << finding->advice();
+  Seen other = busy;
+  other.phase = 2;
+  EXPECT_NE(FindHang(Of({busy, other}))->text().find("all ranks are busy, in different phases"),
+            std::string::npos);
+  Seen asleep = busy;
+  asleep.process = "D";
+  finding = FindHang(Of({asleep, asleep}));
+  EXPECT_NE(finding->advice().find("disks"), std::string::npos) << finding->advice();
+  // Alone it can only be this one.
+  finding = FindHang(Of({busy}));
+  EXPECT_EQ(finding->rank(), 0u);
+  EXPECT_TRUE(finding->has_rank());
+  EXPECT_NE(finding->text().find("rank 0 has been in optimizer for 8.0 s"), std::string::npos)
+      << finding->text();
+}
+
 TEST_F(Hang, IsCountedFromThreeStepsOrFiveSeconds) {
   Situation s = Of({{}, {.process = "T"}});
   s.quiet_ms = 4'999;

@@ -128,6 +128,75 @@ TEST(Findings, TheEndOfAHangNamesRankAndOperation) {
             "block.0; rank 1 is stopped (T) in backward");
 }
 
+// Evaluations and saves have no steps, however short schedule.hang_kill_after is.
+TEST(Findings, AnEvaluationOrASaveIsNoHangWhileARankIsBusyWithIt) {
+  for (const uint32_t phase : {6u, 7u}) {
+    Found c;
+    const auto beat = [&c](uint32_t at_phase, int64_t age_ms, const char* process) {
+      v1::Heartbeat::TaskBeat beat;
+      for (uint32_t rank = 0; rank < 2; ++rank) {
+        v1::RankHead& head = *beat.add_heads();
+        head.set_rank(rank);
+        head.set_step(11);
+        head.set_phase(at_phase);
+        head.set_phase_age_ms(age_ms);
+        head.set_waiting(rank == 0);
+        head.set_process_state(process);
+      }
+      c.state.NoteHeads(c.fence(), beat.heads(), {c.now_ms, c.now_ms});
+    };
+    for (int64_t age_ms = 2'000; age_ms <= 120'000; age_ms += 2'000) {
+      c.now_ms += 2'000;
+      beat(phase, age_ms, "R");
+      c.Pass(0);
+      ASSERT_EQ(Name(c.attempt().state()), "RUNNING") << phase << " for " << age_ms;
+    }
+    c.now_ms += 19'000;  // it is over; the next step takes its time too
+    beat(3, 5'000, "R");
+    c.Pass(0);
+    EXPECT_EQ(Name(c.attempt().state()), "RUNNING");
+    c.now_ms += 2'000;
+    c.Pass(0);
+    EXPECT_EQ(Name(c.attempt().state()), "STOPPING") << "no step for 20 s after it";
+
+    Found stopped;
+    stopped.now_ms += 21'000;
+    v1::Heartbeat::TaskBeat heads;
+    for (uint32_t rank = 0; rank < 2; ++rank) {
+      v1::RankHead& head = *heads.add_heads();
+      head.set_rank(rank);
+      head.set_phase(phase);
+      head.set_phase_age_ms(20'000);
+      head.set_waiting(rank == 0);
+      head.set_process_state(rank == 0 ? "S" : "T");
+    }
+    stopped.state.NoteHeads(stopped.fence(), heads.heads(), {stopped.now_ms, stopped.now_ms});
+    stopped.Pass(0);
+    EXPECT_EQ(Name(stopped.attempt().state()), "STOPPING") << "a stopped rank saves nothing";
+  }
+}
+
+// But not for ever.
+TEST(Findings, ASaveWithoutEndIsAHang) {
+  Found c;
+  int64_t age_ms = 0;
+  for (; age_ms < 700'000 && Name(c.attempt().state()) == std::string("RUNNING"); age_ms += 2'000) {
+    c.now_ms += 2'000;
+    v1::Heartbeat::TaskBeat beat;
+    for (uint32_t rank = 0; rank < 2; ++rank) {
+      v1::RankHead& head = *beat.add_heads();
+      head.set_rank(rank);
+      head.set_phase(6);
+      head.set_phase_age_ms(age_ms);
+      head.set_process_state("D");
+    }
+    c.state.NoteHeads(c.fence(), beat.heads(), {c.now_ms, c.now_ms});
+    c.Pass(0);
+  }
+  EXPECT_EQ(Name(c.attempt().state()), "STOPPING");
+  EXPECT_GE(age_ms, 600'000);
+}
+
 TEST(Findings, ZeroNeverEndsAHang) {
   Found c;
   event::JobSubmitted submit = c.Submission();
@@ -197,6 +266,50 @@ TEST(Findings, AreAtMostEight) {
     EXPECT_TRUE(c.Do(found).status.ok());
   }
   EXPECT_EQ(c.attempt().findings_size(), 8);
+}
+
+// A full record hides nothing that is graver than what it holds.
+TEST(Findings, EightStragglersHideNoMismatch) {
+  Found c;
+  for (uint32_t rank = 0; rank < 8; ++rank) {
+    event::RanksDiagnosed found{c.fence(), {}};
+    v1::FindingRecord& one = found.findings.emplace_back();
+    one.set_kind("STRAGGLER");
+    one.set_rank(rank);
+    c.Do(found);
+  }
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  c.Beat(100, /*other_fingerprint=*/8);
+  ASSERT_TRUE(c.Look().has_value());
+  EXPECT_EQ(Name(c.attempt().state()), "STOPPING");
+  EXPECT_EQ(c.attempt().cause().code(), "COLLECTIVE_MISMATCH");
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).kind(), "MISMATCH");
+  EXPECT_EQ(c.attempt().findings(0).rank(), 1u) << "the oldest straggler gave way";
+}
+
+TEST(Findings, HangsThatAreOverGiveWayToTheNewOneAndToMemory) {
+  Found c;
+  for (uint64_t step = 1; step <= 20; ++step) {
+    event::RanksDiagnosed found{c.fence(), {}};
+    v1::FindingRecord& one = found.findings.emplace_back();
+    one.set_kind("HANG");
+    one.set_step(step);
+    EXPECT_EQ(Count<effect::CollectStacks>(c.Do(found)), 2) << step;
+  }
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).step(), 20u);
+  v1::TaskReport report = c.Report(c.job, 1, v1::TASK_STATE_EXITED);
+  v1::RankOutcome& exit = *report.add_exits();
+  exit.set_rank(1);
+  exit.set_at(c.now_ms);
+  exit.set_step(20);
+  exit.set_exit_code(86);
+  exit.set_category("OOM_HOST");
+  c.Tell(c.job, report);
+  ASSERT_EQ(c.attempt().findings_size(), 8);
+  EXPECT_EQ(c.attempt().findings(7).kind(), "OOM");
+  EXPECT_EQ(c.attempt().findings(6).step(), 20u);
 }
 
 // ---- ends of ranks ----
