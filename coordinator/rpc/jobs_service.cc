@@ -8,8 +8,10 @@
 #include "coordinator/rpc/feeds.h"
 #include "coordinator/rpc/plan.h"
 #include "coordinator/rpc/request.h"
+#include "coordinator/rpc/resume_fit.h"
 #include "coordinator/rpc/services.h"
 #include "coordinator/rpc/views.h"
+#include "coordinator/state/rollback.h"
 #include "heddle/v1/jobs.grpc.pb.h"
 #include "model/model_plan.h"
 #include "model/training_plan.h"
@@ -295,6 +297,9 @@ class JobsService final : public v1::Jobs::CallbackService {
                                   : request.resume_from();
     if (!from.empty()) {
       ASSIGN_OR_RETURN(const v1::CheckpointRecord* record, FindCheckpoint(core_->state(), from));
+      // A run that its ranks would refuse is refused here, with plan and dry run.
+      RETURN_IF_ERROR(state::CheckResumeFrom(core_->state(), *record));
+      RETURN_IF_ERROR(CheckFits(*record, event->config));
       event->resume_from = {JobId{record->job()}, Fence{record->fence()}, record->step()};
     }
     return OkStatus();

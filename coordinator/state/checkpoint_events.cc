@@ -119,6 +119,19 @@ std::set<checkpoint::CheckpointKey> InUse(const Decision& d, JobId of) {
   return keys;
 }
 
+// A rollback may be asked for steps before the newest checkpoint: the newest one that is old enough
+// for it must stay, and those after it, each of which will be that one in its turn.
+void KeepForRollback(const std::vector<v1::CheckpointRecord>& records,
+                     checkpoint::RetentionPolicy* policy) {
+  const std::vector<size_t> good = checkpoint::RestoreCandidates(records, records.size());
+  for (const size_t i : good) {
+    policy->in_use.insert(checkpoint::KeyOf(records[i]));
+    if (records[i].step() + kRollbackReachSteps <= records[good.front()].step()) {
+      return;
+    }
+  }
+}
+
 void Retain(Decision& d, JobId job_id) {
   const v1::CheckpointConfig config = d.job(job_id)->config().checkpoint();
   const std::vector<RollbackLimit> limits = RollbackLimits(d.state(), job_id);
@@ -143,6 +156,9 @@ void Retain(Decision& d, JobId job_id) {
     return;
   }
   policy.in_use = InUse(d, job_id);
+  if (d.job(job_id)->config().training().nan_policy() == v1::TrainingConfig::NAN_POLICY_ROLLBACK) {
+    KeepForRollback(records, &policy);
+  }
   for (const size_t i : checkpoint::Expirable(records, policy)) {
     v1::CheckpointRecord& record = d.Edit(KeyOf(records[i]));
     record.set_state(v1::CHECKPOINT_STATE_EXPIRED);

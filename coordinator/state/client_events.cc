@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <set>
 
-#include "checkpoint/catalog/lineage.h"
 #include "coordinator/state/actions.h"
 #include "coordinator/state/names.h"
+#include "coordinator/state/rollback.h"
 
 namespace heddle::state {
 
@@ -83,10 +83,7 @@ Status CheckSubmit(const Decision& d, const event::JobSubmitted& e) {
     if (source == nullptr) {
       return NotFound(Str("no checkpoint ", ToText(*e.resume_from)));
     }
-    if (!checkpoint::IsGood(*source)) {
-      return FailedPrecondition(Str("checkpoint ", ToText(*e.resume_from), " is ",
-                                    source->damaged() ? "damaged" : Name(source->state())));
-    }
+    RETURN_IF_ERROR(CheckResumeFrom(d.state(), *source));
   }
   return OkStatus();
 }
@@ -150,6 +147,8 @@ Status On(Decision& d, const event::JobSubmitted& e) {
     job.mutable_resume_from()->set_job(e.resume_from->job.value);
     job.mutable_resume_from()->set_fence(e.resume_from->fence.value);
     job.mutable_resume_from()->set_step(e.resume_from->step);
+    // What the parent left out of the data stays out on any way that goes on from it.
+    *job.mutable_skipped() = d.job(e.resume_from->job)->skipped();
   }
   job.set_current_fence(d.NextFence().value);
   d.Note(e.id, "JOB_SUBMITTED", Str(job.name(), ", ", RanksOf(job.config()), " ranks"));

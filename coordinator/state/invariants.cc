@@ -133,7 +133,7 @@ void CheckRollbacks(const State& state, Problems& problems) {
       std::erase_if(earlier, [newest](const RollbackLimit& limit) {
         return limit.fence.value >= newest->fence();
       });
-      if (record != nullptr && record->job() == id && IsLeftBehind(earlier, *record)) {
+      if (record != nullptr && IsLeftBehind(earlier, *record)) {
         problems.push_back(Str("attempt ", IdOf(*newest), " is offered step ", record->step(),
                                ", which a rollback left behind"));
       }

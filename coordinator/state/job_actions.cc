@@ -2,7 +2,6 @@
 // set and the attempt's outcome recorded.
 #include <algorithm>
 
-#include "checkpoint/catalog/lineage.h"
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/names.h"
@@ -236,25 +235,11 @@ void AddTasks(Decision& d, AttemptId id, Fence fence, const event::AttemptPlaced
 
 std::vector<CheckpointKey> RestoreFor(const Decision& d, const v1::JobRecord& job) {
   std::vector<CheckpointKey> keys;
-  const std::vector<RollbackLimit> limits = RollbackLimits(d.state(), JobId{job.id()});
-  const auto add = [&](JobId from, std::optional<uint64_t> at_most) {
-    std::vector<v1::CheckpointRecord> records;
-    for (const v1::CheckpointRecord* one : d.Checkpoints(from)) {
-      if (one->state() == v1::CHECKPOINT_STATE_COMMITTED &&
-          (!at_most.has_value() || one->step() <= *at_most) &&
-          (from.value != job.id() || !IsLeftBehind(limits, *one))) {
-        records.push_back(*one);
-      }
+  for (const v1::CheckpointRecord* one :
+       Restorable(d, job, RollbackLimits(d.state(), JobId{job.id()}))) {
+    if (keys.size() < d.policy().restore_candidates) {
+      keys.push_back(KeyOf(*one));
     }
-    for (const size_t i : checkpoint::RestoreCandidates(records)) {
-      if (keys.size() < d.policy().restore_candidates) {
-        keys.push_back(KeyOf(records[i]));
-      }
-    }
-  };
-  add(JobId{job.id()}, std::nullopt);
-  if (job.has_resume_from()) {
-    add(JobId{job.resume_from().job()}, job.resume_from().step());
   }
   return keys;
 }

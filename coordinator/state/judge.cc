@@ -121,6 +121,13 @@ Verdict Judge(const Decision& d, const v1::JobRecord& job, const v1::AttemptReco
                        " steps; last: ", cause.detail());
     return verdict;
   }
+  if (cause.category() == "ROLLBACK") {
+    if (std::string text = NothingToRollBackTo(d, job, attempt); !text.empty()) {
+      verdict.code = "NO_CHECKPOINT";
+      verdict.text = std::move(text);
+      return verdict;
+    }
+  }
   if (!rule.burns_budget) {
     verdict.retry = true;
     return verdict;

@@ -76,13 +76,41 @@ struct Two : Cluster {
     }
   }
 
-  Outcome StartAgain(JobId job) {
+  // `from` > 0: the ranks say that they went on from the checkpoint of that step.
+  Outcome StartAgain(JobId job, uint64_t from = 0) {
     const Outcome placed = Place(job, {"a", "b"});
     EXPECT_TRUE(placed.status.ok()) << placed.status;
     TellAll(job, v1::TASK_STATE_PREPARING);
     TellAll(job, v1::TASK_STATE_READY);
-    TellAll(job, v1::TASK_STATE_RUNNING, true);
+    for (const uint32_t task : {0u, 1u}) {
+      v1::TaskReport report = Report(job, task, v1::TASK_STATE_RUNNING);
+      report.add_joined_ranks(task);
+      if (from > 0) report.set_start_step(from);
+      Tell(job, report);
+    }
     return placed;
+  }
+
+  JobId RunningWithRollback() {
+    event::JobSubmitted submit = Submission(2);
+    submit.config.mutable_training()->set_nan_policy(v1::TrainingConfig::NAN_POLICY_ROLLBACK);
+    const JobId job = Do(submit).job;
+    StartAgain(job);
+    return job;
+  }
+
+  void SaveVerified(JobId job, uint64_t step) {
+    Save(job, step);
+    Do(event::CheckpointVerified{{job, Fence{Attempt(job).fence()}, step}, true, ""});
+  }
+
+  Outcome SubmitFrom(JobId parent, uint64_t step) {
+    event::JobSubmitted submit = Submission(2);
+    for (const CheckpointPtr& one : state.CheckpointsOf(parent)) {
+      if (one->step() == step) submit.resume_from = KeyOf(*one);
+    }
+    EXPECT_TRUE(submit.resume_from.has_value()) << step;
+    return Do(submit);
   }
 
   // Steps that the newest attempt was offered, best first.
@@ -223,6 +251,113 @@ TEST(Rollback, WithoutWordsItStillCounts) {
   }
   EXPECT_EQ(c.JobState(job), "DONE");
   EXPECT_EQ(c.state.job(job)->reason(), "NO_ROLLBACKS");
+}
+
+// An update that ruins the weights with finite numbers may come just before a save.
+TEST(Rollback, ACheckpointThatIsBadFromItsFirstStepIsLeftBehindToo) {
+  Two c;
+  const JobId job = c.Running();
+  for (const uint64_t step : {10, 20, 30}) c.Save(job, step);
+  c.RollBack(job, 33, 30);
+  c.StartAgain(job, 30);
+  EXPECT_EQ(c.Offered(job), (Steps{30, 20, 10}));
+  c.RollBack(job, 33, 30);
+  EXPECT_EQ(c.JobState(job), "QUEUED");
+  c.StartAgain(job, 20);
+  EXPECT_EQ(c.Offered(job), (Steps{20, 10}));
+  // One that has made good steps since says nothing against what it came from.
+  c.RollBack(job, 26, 25);
+  c.StartAgain(job, 20);
+  EXPECT_EQ(c.Offered(job), (Steps{20, 10}));
+}
+
+TEST(Rollback, WhatIsAskedForCountsWhereItGoesFurtherBackThanTheStart) {
+  Two c;
+  const JobId job = c.Running();
+  for (const uint64_t step : {10, 17, 20}) c.Save(job, step);
+  c.RollBack(job, 22, 20);
+  c.StartAgain(job, 20);
+  c.RollBack(job, 21, 16);  // two of the steps that were bad are older than the checkpoint
+  c.StartAgain(job, 10);
+  EXPECT_EQ(c.Offered(job), (Steps{10}));
+}
+
+TEST(Rollback, RetentionKeepsOneThatIsOldEnough) {
+  Two c;
+  const JobId job = c.RunningWithRollback();
+  for (uint64_t step = 1; step <= 20; ++step) c.SaveVerified(job, step);
+  c.RollBack(job, 21, 17);  // a loss that has been high for four steps
+  c.StartAgain(job);
+  const Steps offered = c.Offered(job);
+  ASSERT_FALSE(offered.empty()) << c.state.job(job)->text();
+  EXPECT_EQ(offered.front(), 17u);
+  // Not more than it takes: 16 to 20, and the newest three are among them.
+  size_t kept = 0;
+  for (const CheckpointPtr& one : c.state.CheckpointsOf(job)) {
+    kept += one->state() == v1::CHECKPOINT_STATE_COMMITTED ? 1 : 0;
+  }
+  EXPECT_EQ(kept, 5u);
+}
+
+TEST(Rollback, WhereAllThatIsOldEnoughIsGoneTheJobFailsAndSaysSo) {
+  Two c;
+  const JobId job = c.Running();
+  for (const uint64_t step : {10, 20, 30, 40, 50}) c.SaveVerified(job, step);
+  c.RollBack(job, 52, 15);
+  EXPECT_EQ(c.JobState(job), "DONE");
+  EXPECT_EQ(c.state.job(job)->reason(), "NO_CHECKPOINT");
+  const std::string text = c.state.job(job)->text();
+  for (const char* part : {"step 15", "@10", "EXPIRED", "heddle resume", "12 deviations"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << ": " << text;
+  }
+  // Who resumes it chose to.
+  EXPECT_TRUE(c.Do(event::JobResumed{{"me", "", "", 0}, job, {}}).status.ok());
+  c.StartAgain(job);
+  EXPECT_TRUE(c.Offered(job).empty());
+}
+
+TEST(Rollback, AJobResumedFromARolledBackOneGoesItsWay) {
+  Two c;
+  const JobId parent = c.Running();
+  for (const uint64_t step : {10, 20, 30}) c.Save(parent, step);
+  c.RollBack(parent, 32, 25);
+  const Outcome refused = c.SubmitFrom(parent, 30);
+  EXPECT_EQ(refused.status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_NE(Message(refused.status).find("left behind"), std::string::npos) << refused.status;
+  const Outcome taken = c.SubmitFrom(parent, 20);
+  ASSERT_TRUE(taken.status.ok()) << taken.status;
+  ASSERT_EQ(c.state.job(taken.job)->skipped_size(), 1);
+  EXPECT_EQ(c.state.job(taken.job)->skipped(0).first(), 25u * 8);
+  c.StartAgain(taken.job, 20);
+  EXPECT_EQ(c.Offered(taken.job), (Steps{20, 10}));
+}
+
+// The parent goes back after the child was submitted; the child itself goes back behind its start.
+TEST(Rollback, LimitsOfBothJobsHoldForWhatTheParentMade) {
+  Two c;
+  const JobId parent = c.Running();
+  for (const uint64_t step : {10, 20, 30, 40}) c.Save(parent, step);
+  const JobId child = c.SubmitFrom(parent, 40).job;
+  c.RollBack(parent, 42, 35);
+  c.StartAgain(child, 30);
+  EXPECT_EQ(c.Offered(child), (Steps{30, 20, 10}));
+  c.RollBack(child, 33, 30);
+  EXPECT_EQ(c.JobState(child), "QUEUED");
+  c.StartAgain(child, 20);
+  EXPECT_EQ(c.Offered(child), (Steps{20, 10}));
+}
+
+TEST(Rollback, AResumedJobNeverFallsBackToNothing) {
+  Two c;
+  const JobId parent = c.Running();
+  c.Save(parent, 40);
+  const JobId child = c.SubmitFrom(parent, 40).job;
+  c.StartAgain(child, 40);
+  c.RollBack(child, 43, 40);
+  EXPECT_EQ(c.JobState(child), "DONE");
+  EXPECT_EQ(c.state.job(child)->reason(), "NO_CHECKPOINT");
+  EXPECT_NE(c.state.job(child)->text().find("@40, is newer"), std::string::npos)
+      << c.state.job(child)->text();
 }
 
 }  // namespace
