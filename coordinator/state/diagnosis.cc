@@ -228,6 +228,35 @@ std::vector<Part> PartsOf(const std::map<uint32_t, RankTimes>& times) {
   return {std::move(compute), std::move(data), std::move(disk), std::move(exchange)};
 }
 
+struct Slow {
+  size_t part = 0;  // of PartsOf, in which it is behind most
+  double others = 0;
+};
+
+// By rank, in one window.
+std::map<uint32_t, Slow> SlowRanks(const std::map<uint32_t, RankTimes>& times) {
+  std::map<uint32_t, Slow> found;
+  if (times.size() < 2) return found;
+  double step_ms = 0;
+  for (const auto& [rank, t] : times) {
+    step_ms = std::max(step_ms, t.compute + t.data + t.disk + t.waited);
+  }
+  const std::vector<Part> parts = PartsOf(times);
+  for (const auto& [rank, t] : times) {
+    double most = 0;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const double own = parts[i].ms.at(rank);
+      const double others = MedianOfOthers(parts[i].ms, rank);
+      const bool slow = own > kSlowRatio * others && own - others > kSlowShare * step_ms;
+      if (slow && own - others > most) {
+        most = own - others;
+        found[rank] = {i, others};
+      }
+    }
+  }
+  return found;
+}
+
 v1::FindingRecord StragglerFinding(const Situation& s, uint32_t rank, const Part& part,
                                    double others) {
   const double own = part.ms.at(rank);
@@ -344,28 +373,18 @@ std::optional<v1::FindingRecord> FindHang(const Situation& s) {
 
 std::vector<v1::FindingRecord> FindStragglers(const Situation& s) {
   std::vector<v1::FindingRecord> findings;
-  const std::map<uint32_t, RankTimes>& times = s.ranks->times();
-  if (times.size() < 2) return findings;
-  double step_ms = 0;
-  for (const auto& [rank, t] : times) {
-    step_ms = std::max(step_ms, t.compute + t.data + t.disk + t.waited);
+  if (!s.ranks->confirms()) return findings;
+  std::map<uint32_t, Slow> slow = SlowRanks(s.ranks->times());
+  for (const Window& window : s.ranks->windows()) {
+    const std::map<uint32_t, Slow> then = SlowRanks(window.times);
+    std::erase_if(slow, [&then](const auto& one) {
+      const auto it = then.find(one.first);
+      return it == then.end() || it->second.part != one.second.part;
+    });
   }
-  const std::vector<Part> parts = PartsOf(times);
-  for (const auto& [rank, t] : times) {
-    const Part* worst = nullptr;
-    double most = 0;
-    for (const Part& part : parts) {
-      const double others = MedianOfOthers(part.ms, rank);
-      const double excess = part.ms.at(rank) - others;
-      const bool slow = part.ms.at(rank) > kSlowRatio * others && excess > kSlowShare * step_ms;
-      if (slow && excess > most) {
-        worst = &part;
-        most = excess;
-      }
-    }
-    if (worst != nullptr) {
-      findings.push_back(StragglerFinding(s, rank, *worst, MedianOfOthers(worst->ms, rank)));
-    }
+  const std::vector<Part> parts = PartsOf(s.ranks->times());
+  for (const auto& [rank, one] : slow) {
+    findings.push_back(StragglerFinding(s, rank, parts[one.part], one.others));
   }
   return findings;
 }

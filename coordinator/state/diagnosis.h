@@ -40,8 +40,9 @@ std::optional<heddle::v1::FindingRecord> FindHang(const Situation& situation);
 // Where the ranks stand, without a judgement of time: the same sentence and evidence.
 heddle::v1::FindingRecord DescribeStandstill(const Situation& situation);
 // Ranks whose time for one part of the step is more than 1.3 times that of the others (their
-// median) over a window, by at least a twentieth of the step. Waiting in a collective is the time
-// of who arrives last: what a rank waits for others is not counted against it.
+// median) over windows in a row that cover 10 s, by at least a twentieth of the step. Waiting in a
+// collective is the time of who arrives last: what a rank waits for others is not counted against
+// it.
 std::vector<heddle::v1::FindingRecord> FindStragglers(const Situation& situation);
 
 // "#1812 all-gather block.7"; "no collective yet".

@@ -58,10 +58,16 @@ void Observation::Add(const v1::RankHead& head, uint32_t world, int64_t now_ms) 
   if (head.rank() >= world) return;
   ranks_[head.rank()] = {head, now_ms};
   if (IsBusyInSlowPhase(head)) slow_phase_ms_ = now_ms;
-  CloseWindow(world);
+  CloseWindow(world, now_ms);
 }
 
-void Observation::CloseWindow(uint32_t world) {
+int64_t Observation::CoveredMs(size_t from) const {
+  int64_t ms = 0;
+  for (size_t i = from; i < windows_.size(); ++i) ms += windows_[i].ms;
+  return ms;
+}
+
+void Observation::CloseWindow(uint32_t world, int64_t now_ms) {
   if (ranks_.size() < world) return;
   const bool open = window_.size() == world;
   for (const auto& [rank, seen] : ranks_) {
@@ -73,7 +79,10 @@ void Observation::CloseWindow(uint32_t world) {
     for (const auto& [rank, seen] : ranks_) {
       times_[rank] = TimesBetween(window_[rank], seen.head);
     }
+    windows_.push_back({times_, now_ms - window_from_ms_});
+    while (windows_.size() > 2 && CoveredMs(1) >= kConfirmMs) windows_.erase(windows_.begin());
   }
+  window_from_ms_ = now_ms;
   for (const auto& [rank, seen] : ranks_) window_[rank] = seen.head;
 }
 

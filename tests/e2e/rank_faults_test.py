@@ -84,6 +84,8 @@ def check_doctor(cluster, job, kind, rank):
     found = [f for f in doctor["findings"] if f["kind"] == wanted and f["attempt"] == 1]
     check(len(found) == 1 and found[0].get("rank") == rank, f"doctor finds no {wanted} of rank {rank}: {doctor}")
     check(found[0]["advice"], f"no next step: {found[0]}")
+    slow = [f["text"] for f in doctor["findings"] if f["kind"] == "STRAGGLER"]
+    check(not slow, f"no rank was slow, doctor finds {slow}")
     check("succeeded" in doctor["summary"], f"the job succeeded, doctor says: {doctor['summary']}")
     evidence = "\n".join(found[0].get("evidence", []))
     if kind == "stop":

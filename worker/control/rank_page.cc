@@ -18,6 +18,24 @@ constexpr char kContactMagic[8] = {'H', 'D', 'L', 'C', 'N', 'T', 'C', '1'};
 // A writer that died inside a write leaves an odd version; readers then give up.
 constexpr int kReadAttempts = 4096;
 
+enum class Part { kNone, kCompute, kData, kDisk };
+constexpr struct {
+  uint32_t number;
+  Part part;
+} kPhases[] = {
+#define HEDDLE_PHASE(number, name, text, part) {number, Part::part},
+#include "base/rank_words/words.def"
+};
+
+// What a rank waits in these is taken off the time that it computes (training-runtime.md 17.4); the
+// waits of an evaluation or a save were never counted in it.
+bool CountsWaits(uint32_t phase) {
+  for (const auto& one : kPhases) {
+    if (one.number == phase) return one.part == Part::kCompute;
+  }
+  return false;
+}
+
 // Values guarded by a version: odd while they change. One writer, any readers.
 struct SeqLock {
   std::atomic<uint64_t> version;
@@ -204,6 +222,7 @@ void RankPage::BeginWait() {
 void RankPage::EndWait() {
   if (!has_tail_) return;
   const int64_t since = layout_->tail.waiting_since_ns.exchange(0, std::memory_order_relaxed);
+  if (!CountsWaits(layout_->progress.phase.load(std::memory_order_relaxed))) return;
   layout_->tail.waited_ns.fetch_add(static_cast<uint64_t>(BootTimeNs() - since),
                                     std::memory_order_relaxed);
 }
@@ -227,7 +246,8 @@ Activity RankPage::ReadActivity() const {
   activity.waited_ns = tail.waited_ns.load(std::memory_order_relaxed);
   const int64_t since = tail.waiting_since_ns.load(std::memory_order_relaxed);
   activity.waiting = since != 0;
-  if (activity.waiting && since < now) activity.waited_ns += static_cast<uint64_t>(now - since);
+  if (activity.waiting && since < now && CountsWaits(progress.phase))
+    activity.waited_ns += static_cast<uint64_t>(now - since);
   activity.unit = tail.unit.load(std::memory_order_relaxed) - 1;
   return activity;
 }

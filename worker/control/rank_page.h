@@ -35,9 +35,9 @@ inline constexpr uint32_t kPhaseSlots = 16;
 // Where a rank's time went since its start, and what it waits for now (17.1, 17.4).
 struct Activity {
   std::array<uint64_t, kPhaseSlots> phase_ns = {};  // the phase of now counts up to now
-  uint64_t waited_ns = 0;                           // of them inside waits for collectives
-  bool waiting = false;                             // in such a wait now
-  int32_t unit = -1;                                // of the model, in the passes; -1 none
+  uint64_t waited_ns = 0;  // waiting for collectives in phases that compute
+  bool waiting = false;    // in such a wait now
+  int32_t unit = -1;       // of the model, in the passes; -1 none
 };
 
 // One collective; written by the trainer, read for hang reports.
@@ -98,7 +98,8 @@ class RankPage {
   Activity ReadActivity() const;
 
   // ---- stacks; as above ----
-  // The rank answers SIGUSR2 from here on (stack_dump.h); without this word the signal would end it.
+  // The rank answers SIGUSR2 from here on (stack_dump.h); without this word the signal would end
+  // it.
   void AllowStackSignal();
   bool StackSignalAllowed() const;
   // Daemon: throws earlier stacks away; then each thread that gets the signal adds its own.

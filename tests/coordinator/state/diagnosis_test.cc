@@ -222,12 +222,14 @@ v1::RankHead HeadAt(uint32_t rank, uint64_t step, const Spent& per_step) {
   return head;
 }
 
-std::vector<v1::FindingRecord> StragglersOf(const std::vector<Spent>& ranks, uint64_t steps = 20) {
+std::vector<v1::FindingRecord> StragglersOf(const std::vector<Spent>& ranks, uint64_t steps = 20,
+                                            uint64_t windows = 2, int64_t window_ms = 5'000) {
   const auto world = static_cast<uint32_t>(ranks.size());
   Observation observation;
-  for (const uint64_t step : {uint64_t{5}, 5 + steps}) {
+  for (uint64_t window = 0; window <= windows; ++window) {
     for (uint32_t rank = 0; rank < world; ++rank) {
-      observation.Add(HeadAt(rank, step, ranks[rank]), world, 1000);
+      observation.Add(HeadAt(rank, 5 + window * steps, ranks[rank]), world,
+                      1000 + static_cast<int64_t>(window) * window_ms);
     }
   }
   Situation s;
@@ -264,6 +266,44 @@ TEST(Straggler, SmallDifferencesAndShortWindowsAreNoise) {
   EXPECT_TRUE(StragglersOf({{}, {.compute = 400}}, 19).empty()) << "19 steps";
   EXPECT_EQ(StragglersOf({{}, {.compute = 400, .waited = 0}}, 20).size(), 1u);
   EXPECT_TRUE(StragglersOf({{.compute = 400}}).empty()) << "alone";
+}
+
+TEST(Straggler, IsSlowInWindowsInARowThatCoverTenSeconds) {
+  const std::vector<Spent> ranks = {{}, {.compute = 400, .waited = 0}};
+  EXPECT_TRUE(StragglersOf(ranks, 20, 1, 60'000).empty()) << "one window";
+  EXPECT_TRUE(StragglersOf(ranks, 20, 4, 2'000).empty()) << "8 s";
+  EXPECT_EQ(StragglersOf(ranks, 20, 5, 2'000).size(), 1u);
+  // Slow in the first and the last window, not between them.
+  Observation observation;
+  double spent = 0;
+  for (uint64_t window = 0; window < 4; ++window) {
+    spent += window == 2 ? 80 : 400;
+    v1::RankHead slow = HeadAt(1, 20 * (window + 1), {});
+    slow.set_phase_ns(3, static_cast<uint64_t>(spent * 20e6));
+    observation.Add(HeadAt(0, 20 * (window + 1), {}), 2, static_cast<int64_t>(window) * 4'000);
+    observation.Add(slow, 2, static_cast<int64_t>(window) * 4'000);
+  }
+  Situation s;
+  s.ranks = &observation;
+  s.world = 2;
+  EXPECT_TRUE(FindStragglers(s).empty());
+}
+
+// What ranks do in an evaluation is no part of a step, and they wait for each other there.
+TEST(Straggler, AnEvaluatingJobHasNone) {
+  Observation observation;
+  for (uint64_t window = 0; window < 5; ++window) {
+    for (uint32_t rank = 0; rank < 2; ++rank) {
+      v1::RankHead head = HeadAt(rank, 5 + window * 20, {});
+      head.set_phase_ns(7, window * (rank == 0 ? 9'000'000'000 : 4'000'000'000));
+      observation.Add(head, 2, static_cast<int64_t>(window) * 8'000);
+    }
+  }
+  Situation s;
+  s.ranks = &observation;
+  s.world = 2;
+  EXPECT_TRUE(observation.confirms());
+  EXPECT_TRUE(FindStragglers(s).empty());
 }
 
 // A page may hold anything: older trainers send no times, numbers may go back.

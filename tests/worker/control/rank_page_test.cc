@@ -55,6 +55,7 @@ TEST(RankPage, TimeIsCountedByPhaseAndWaitsApart) {
   EXPECT_EQ(activity.phase_ns[9], 1000u);
   EXPECT_GE(activity.phase_ns[2], 1000u) << "the phase of now counts on";
   EXPECT_EQ(activity.unit, 4);
+  trainer->PublishProgress({.step = 1, .phase = 9, .at_ns = BootTimeNs()});
   trainer->BeginWait();
   EXPECT_TRUE(daemon->ReadActivity().waiting);
   const int64_t until = BootTimeNs() + 2'000'000;
@@ -65,6 +66,24 @@ TEST(RankPage, TimeIsCountedByPhaseAndWaitsApart) {
   activity = daemon->ReadActivity();
   EXPECT_FALSE(activity.waiting);
   EXPECT_GE(activity.waited_ns, 2'000'000u);
+}
+
+// Else an evaluation's waits would be taken off the time that its rank computes.
+TEST(RankPage, OnlyWaitsOfPhasesThatComputeAreCounted) {
+  const test::TempDir dir;
+  const auto page = RankPage::Create(dir.path() + "/page-0");
+  ASSERT_NE(page, nullptr);
+  for (const uint32_t phase : {2u, 6u, 7u}) {
+    page->PublishProgress({.step = 1, .phase = phase, .at_ns = BootTimeNs()});
+    page->BeginWait();
+    const int64_t until = BootTimeNs() + 1'000'000;
+    while (BootTimeNs() < until) {
+    }
+    EXPECT_TRUE(page->ReadActivity().waiting);
+    EXPECT_EQ(page->ReadActivity().waited_ns, 0u) << phase;
+    page->EndWait();
+    EXPECT_EQ(page->ReadActivity().waited_ns, 0u) << phase;
+  }
 }
 
 // A rank that an older daemon started goes on under this one.
