@@ -134,15 +134,32 @@ uint64_t LastStep(const state::State& state, const v1::AttemptRecord& attempt) {
   return std::max(attempt.last_step(), progress == nullptr ? uint64_t{0} : progress->step);
 }
 
-// A hang that ended by itself is history.
-bool IsCurrent(const state::State& state, const v1::Finding& finding, const v1::JobRecord& job) {
+// A hang that ended by itself is history, and so is a rank that is slow no more.
+bool Holds(const Core& core, const v1::Finding& finding, const v1::JobRecord& job) {
+  const state::State& state = core.state();
   const v1::AttemptRecord* attempt = state.attempt(JobId{job.id()}, finding.attempt());
-  return attempt != nullptr && finding.attempt() == job.attempts() &&
-         (finding.kind() != "HANG" || LastStep(state, *attempt) <= finding.step());
+  if (attempt == nullptr) return true;  // of the job itself
+  if (finding.kind() == "HANG") return LastStep(state, *attempt) <= finding.step();
+  if (finding.kind() != "STRAGGLER") return true;
+  const std::optional<state::Situation> now =
+      state::SituationOf(state, Fence{attempt->fence()}, core.Now());
+  if (!now.has_value()) return false;
+  const std::vector<v1::FindingRecord> slow = state::FindStragglers(*now);
+  return std::any_of(slow.begin(), slow.end(), [&finding](const v1::FindingRecord& one) {
+    return one.rank() == finding.rank();
+  });
+}
+
+bool IsCurrent(const Core& core, const v1::Finding& finding, const v1::JobRecord& job) {
+  return finding.attempt() == job.attempts() &&
+         core.state().attempt(JobId{job.id()}, finding.attempt()) != nullptr &&
+         Holds(core, finding, job);
 }
 
 std::string Summary(const Core& core, const v1::JobRecord& job, const v1::DoctorReply& reply) {
-  const v1::Finding* first = reply.findings().empty() ? nullptr : &reply.findings(0);
+  const auto gravest = std::find_if(reply.findings().begin(), reply.findings().end(),
+                                    [&](const v1::Finding& one) { return Holds(core, one, job); });
+  const v1::Finding* first = gravest == reply.findings().end() ? nullptr : &*gravest;
   if (job.state() == v1::JOB_STATE_DONE) {
     const bool good = job.result() == v1::JOB_RESULT_SUCCEEDED;
     if (good && first == nullptr) return "nothing is wrong: the job succeeded";
@@ -157,7 +174,7 @@ std::string Summary(const Core& core, const v1::JobRecord& job, const v1::Doctor
     if (finding.kind() == "WAITING") return Str("the job waits: ", finding.text());
   }
   for (const v1::Finding& finding : reply.findings()) {
-    if (IsCurrent(core.state(), finding, job)) return finding.text();
+    if (IsCurrent(core, finding, job)) return finding.text();
   }
   const v1::AttemptRecord* attempt = core.state().attempt(JobId{job.id()}, job.attempts());
   if (attempt == nullptr) return "nothing is wrong: the job has not started yet";
