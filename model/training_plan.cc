@@ -172,13 +172,17 @@ int64_t BytesPerRank(const RunConfig& config) {
          kRuntimeBytes;
 }
 
-std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit) {
+std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit,
+                                   const std::string& without) {
   const int64_t now = BytesPerRank(config);
+  const auto is_left_out = [&without](const std::string& setting) {
+    return setting.empty() || (!without.empty() && setting.rfind(without + "=", 0) == 0);
+  };
   std::vector<Change> fits;
   for (const Step& step : Steps()) {
     RunConfig changed = config;
     std::string setting = step.apply(&changed);
-    if (setting.empty()) continue;
+    if (is_left_out(setting)) continue;
     const int64_t bytes = BytesPerRank(changed);
     if (bytes <= limit && bytes < now) fits.push_back({{std::move(setting)}, bytes, step.price});
   }
@@ -191,7 +195,7 @@ std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit) {
     for (bool again = true; again;) {
       RunConfig next = changed;
       const std::string setting = step.apply(&next);
-      const int64_t bytes = setting.empty() ? row.bytes : BytesPerRank(next);
+      const int64_t bytes = is_left_out(setting) ? row.bytes : BytesPerRank(next);
       again = bytes < row.bytes;
       if (!again) break;
       // A second halving replaces the first.

@@ -47,8 +47,9 @@ struct Change {
 };
 // Every single change that fits, cheapest first; if none does, the shortest row of cheapest ones
 // that does; if that does not either, nothing. All leave the global batch and the mathematics of
-// the run alone, but for rounding.
-std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit);
+// the run alone, but for rounding. `without`: a key that is not to change ("training.moments").
+std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit,
+                                   const std::string& without = "");
 
 // ---- time ----
 

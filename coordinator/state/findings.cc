@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/units/units.h"
+#include "checkpoint/catalog/lineage.h"
 #include "coordinator/state/actions.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/diagnosis.h"
@@ -69,38 +70,53 @@ void AddMemoryLines(const v1::RankOutcome& exit, const model::MemoryEstimate& pl
   }
 }
 
+// How the job goes on with other settings: `heddle resume` takes none of these.
+std::string SubmitLine(JobId job, bool saved) {
+  return saved ? Str("heddle submit CONFIG --resume-from ", ToText(job), "@latest KEY=VALUE")
+               : "heddle submit CONFIG KEY=VALUE";
+}
+
 std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimate& plan,
-                         int64_t reserved, int64_t peak) {
+                         int64_t reserved, int64_t peak, JobId job, bool saved) {
   // What the process needs beside the plan is as large as it was.
   const int64_t beside = std::max(model::kRuntimeBytes, peak - plan.Total());
   const int64_t limit = reserved > 0 ? reserved : std::max(peak, plan.Total() + beside);
   // A little less than the limit: the plan is right to a few per cent.
   const int64_t room = (limit - beside) / 100 * 95;
-  std::string text;
-  if (plan.Total() > room) {
-    // Its bytes count the runtime alone beside the plan.
-    for (const model::Change& change : model::ChangesThatFit(config, room + model::kRuntimeBytes)) {
-      std::string settings;
-      for (const std::string& one : change.settings)
-        settings += Str(settings.empty() ? "" : " ", one);
-      text += Str(text.empty() ? "any of these fits: " : "; ", settings, " (",
-                  ApproximateBytes(change.bytes - model::kRuntimeBytes + beside), " a rank; ",
-                  change.price, ")");
-    }
-  }
-  if (text.empty()) {
-    text = plan.Total() > room ? "no other setting makes it fit"
-                               : "the plan fits: something beside it took the memory";
-  }
   // More than it had, whatever the plan says: it was not enough.
   const int64_t enough =
       std::max((std::max(plan.Total() + beside, peak) / 100 * 110), reserved / 4 * 5);
-  return Str(text, "; or parallel.memory_per_rank=", (enough >> 20) + 1, "MiB");
+  const std::string more = Str("parallel.memory_per_rank=", (enough >> 20) + 1, "MiB");
+  const std::string how = Str(" (", SubmitLine(job, saved), ")");
+  if (plan.Total() <= room) {
+    return Str("the plan fits: something beside it took the memory; or ", more, how);
+  }
+  // A checkpoint with moments in fp32 does not go on with others.
+  const bool fixed = saved && config.training().moments() != v1::TrainingConfig::MOMENTS_BF16;
+  std::string text;
+  // Its bytes count the runtime alone beside the plan.
+  for (const model::Change& change : model::ChangesThatFit(config, room + model::kRuntimeBytes,
+                                                           fixed ? "training.moments" : "")) {
+    std::string settings;
+    for (const std::string& one : change.settings)
+      settings += Str(settings.empty() ? "" : " ", one);
+    text += Str(text.empty() ? "any of these fits: " : "; ", settings, " (",
+                ApproximateBytes(change.bytes - model::kRuntimeBytes + beside), " a rank; ",
+                change.price, ")");
+  }
+  if (text.empty()) {
+    text = Str("no other setting makes it fit: the plan needs ", ApproximateBytes(plan.Total()),
+               " and the process ", ApproximateBytes(beside), " beside it, of ",
+               ApproximateBytes(limit));
+  }
+  return Str(text, "; or ", more, how);
 }
 
 // What all ranks of a report share: their plan is the same, and the advice is of the highest peak.
 // The first that needs it fills it in.
 struct MemoryReport {
+  JobId job;
+  bool saved = false;  // the job has a checkpoint to go on from
   int64_t peak = 0;
   model::MemoryEstimate plan;
   std::string advice;
@@ -127,7 +143,8 @@ v1::FindingRecord MemoryFinding(const v1::RunConfig& config, const v1::TaskRecor
   const auto reserved = static_cast<int64_t>(task.memory_per_rank());
   if (report.advice.empty()) {
     report.plan = model::EstimateMemory(config.model(), config.training(), config.parallel());
-    report.advice = MemoryAdvice(config, report.plan, reserved, report.peak);
+    report.advice =
+        MemoryAdvice(config, report.plan, reserved, report.peak, report.job, report.saved);
   }
   AddMemoryLines(exit, report.plan, reserved, &finding);
   finding.set_advice(report.advice);
@@ -180,6 +197,10 @@ bool AddFinding(Decision& d, AttemptId id, v1::FindingRecord finding) {
 void FindFromExits(Decision& d, AttemptId id, const v1::TaskReport& report) {
   const v1::RunConfig& config = d.job(id.job)->config();
   MemoryReport memory;
+  memory.job = id.job;
+  const std::vector<CheckpointPtr> checkpoints = d.state().CheckpointsOf(id.job);
+  memory.saved = std::any_of(checkpoints.begin(), checkpoints.end(),
+                             [](const CheckpointPtr& one) { return checkpoint::IsGood(*one); });
   for (const v1::RankOutcome& exit : report.exits()) {
     if (RanOutOfMemory(exit)) memory.peak = std::max(memory.peak, ActualOf(exit));
   }

@@ -50,6 +50,17 @@ std::string KernelStack(const std::string& path) {
   return stack;
 }
 
+// A line "VmHWM:   1234 kB" of /proc/PID/status; 0: there is none.
+uint64_t BytesOf(const std::string& status, std::string_view key) {
+  size_t at = status.find(key);
+  if (at == std::string::npos) return 0;
+  at = status.find_first_of("0123456789", at + key.size());
+  if (at == std::string::npos) return 0;
+  uint64_t kib = 0;
+  std::from_chars(status.data() + at, status.data() + status.size(), kib);
+  return kib * 1024;
+}
+
 }  // namespace
 
 std::string ProcessState(int pid) {
@@ -59,14 +70,8 @@ std::string ProcessState(int pid) {
 uint64_t PeakResidentBytes(int pid) {
   std::string text;
   if (pid <= 0 || !control::ReadWholeFile(Str("/proc/", pid, "/status"), &text)) return 0;
-  constexpr std::string_view kKey = "VmHWM:";
-  size_t at = text.find(kKey);
-  if (at == std::string::npos) return 0;
-  at = text.find_first_of("0123456789", at + kKey.size());
-  if (at == std::string::npos) return 0;
-  uint64_t kib = 0;
-  std::from_chars(text.data() + at, text.data() + text.size(), kib);
-  return kib * 1024;
+  const uint64_t peak = BytesOf(text, "VmHWM:");
+  return peak - std::min(peak, BytesOf(text, "RssFile:"));
 }
 
 std::vector<ThreadState> ThreadsOf(int pid, size_t limit) {

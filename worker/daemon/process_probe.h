@@ -12,7 +12,8 @@ namespace heddle::worker {
 // Letter of /proc/PID/stat: R running, S sleeping, D in the kernel, T stopped, t traced, Z dead;
 // empty: no such process.
 std::string ProcessState(int pid);
-// Highest resident memory so far, bytes; 0: unknown.
+// Highest resident memory so far, bytes; 0: unknown. Without the pages of files that are mapped
+// now, of libraries above all: the memory plan does not count them, and they are given back.
 uint64_t PeakResidentBytes(int pid);
 
 struct ThreadState {

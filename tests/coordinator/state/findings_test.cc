@@ -371,6 +371,10 @@ TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
   EXPECT_NE(finding.advice().find("training.micro_batch_size="), std::string::npos)
       << finding.advice();
   EXPECT_NE(finding.advice().find("parallel.memory_per_rank="), std::string::npos);
+  // What `heddle resume` would refuse is not advised.
+  EXPECT_NE(finding.advice().find("heddle submit CONFIG KEY=VALUE"), std::string::npos)
+      << finding.advice();
+  EXPECT_EQ(finding.advice().find("the plan fits"), std::string::npos) << finding.advice();
   EXPECT_EQ(attempt.cause().category(), "OOM_HOST");
 }
 
