@@ -1,9 +1,12 @@
 // Looking at ranks without their help: real child processes, running and stopped.
 #include "worker/daemon/rank_watch.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -129,6 +132,21 @@ TEST(ProcessProbe, TellsStateMemoryAndIdentity) {
   EXPECT_EQ(PeakResidentBytes(gone), 0u);
   EXPECT_TRUE(ThreadsOf(gone, 8).empty());
   EXPECT_EQ(ProcessState(0), "");
+}
+
+// The memory plan does not count them.
+TEST(ProcessProbe, PagesOfFilesAreNoMemoryOfTheProcess) {
+  const int file = open("/proc/self/exe", O_RDONLY);
+  ASSERT_GE(file, 0);
+  struct stat info = {};
+  ASSERT_EQ(fstat(file, &info), 0);
+  const auto size = static_cast<size_t>(info.st_size);
+  const uint64_t before = PeakResidentBytes(getpid());
+  void* mapped = mmap(nullptr, size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, file, 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  EXPECT_LT(PeakResidentBytes(getpid()), before + size / 2);
+  munmap(mapped, size);
+  close(file);
 }
 
 TEST(Symbols, ParsesLinesOfMapsAndRefusesOthers) {
