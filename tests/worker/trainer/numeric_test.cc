@@ -238,7 +238,14 @@ void NotFinite::SkipsTwo() {
   const AttemptResult result = Run(2);
   OneVerdict(result, ExitCode::kDone);
   EXPECT_TRUE(std::isnan(result.points.at(static_cast<uint64_t>(c.step) + 1).grad_norm()));
-  EXPECT_EQ(result.points.rbegin()->second.skipped_nonfinite(), 2u);
+  for (const auto& [at, point] : result.points) {  // of this step, as skipped_spikes
+    const int64_t before = static_cast<int64_t>(at) - 1;
+    EXPECT_EQ(point.skipped_nonfinite(), before == c.step || before == c.step + 1 ? 1u : 0u) << at;
+  }
+  for (const CheckpointRecord& record : result.committed) {
+    EXPECT_EQ(record.train_state().consecutive_nonfinite(), 0u)
+        << "saved amid steps that were not finite: step " << record.step();
+  }
   EXPECT_EQ(result.committed.back().train_state().updates(), static_cast<uint64_t>(kSteps) - 2);
   EXPECT_NEAR(FinalEval(result) / CleanEval(c), 1, 0.01);
 }
@@ -371,6 +378,7 @@ TEST(Spike, IsSkippedOrRolledBackAndHaltDoesNotLook) {
   OneVerdict(skip, ExitCode::kDone);
   for (const auto& [at, point] : skip.points) {
     EXPECT_EQ(point.skipped_spikes(), static_cast<int64_t>(at) == step + 1 ? 1u : 0u) << at;
+    EXPECT_EQ(point.skipped_nonfinite(), 0u) << at << ": a spike is finite";
   }
   EXPECT_EQ(skip.committed.back().train_state().updates(), static_cast<uint64_t>(kSteps) - 1);
   EXPECT_NEAR(FinalEval(skip) / CleanEval(c), 1, 0.01);
