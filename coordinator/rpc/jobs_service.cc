@@ -108,7 +108,7 @@ class JobsService final : public v1::Jobs::CallbackService {
     return Read(context, [this, request, reply]() -> heddle::Status {
       state::event::JobSubmitted unused;  // names of other jobs and checkpoints must be right
       unused.config = request->config();
-      RETURN_IF_ERROR(Resolve(*request, &unused));
+      RETURN_IF_ERROR(Resolve(*request, true, &unused));
       PlanJob(*core_, request->config(), reply);
       return OkStatus();
     });
@@ -279,11 +279,13 @@ class JobsService final : public v1::Jobs::CallbackService {
           "its log, tell which); submit again when it is LEADER");
     }
     event->id = core_->NewJobId();
-    return Resolve(request, event);
+    return Resolve(request, request.dry_run(), event);
   }
 
-  // Jobs and checkpoints that the request names.
-  heddle::Status Resolve(const v1::SubmitRequest& request, state::event::JobSubmitted* event) {
+  // Jobs and checkpoints that the request names. `only_asks`: no event will follow to judge what
+  // may have changed since the request was first sent.
+  heddle::Status Resolve(const v1::SubmitRequest& request, bool only_asks,
+                         state::event::JobSubmitted* event) {
     for (const std::string& after : request.after()) {
       ASSIGN_OR_RETURN(v1::DependencyRecord record, ParseAfter(core_->state(), after));
       event->after.push_back(std::move(record));
@@ -297,8 +299,8 @@ class JobsService final : public v1::Jobs::CallbackService {
                                   : request.resume_from();
     if (!from.empty()) {
       ASSIGN_OR_RETURN(const v1::CheckpointRecord* record, FindCheckpoint(core_->state(), from));
-      // A run that its ranks would refuse is refused here, with plan and dry run.
-      RETURN_IF_ERROR(state::CheckResumeFrom(core_->state(), *record));
+      if (only_asks) RETURN_IF_ERROR(state::CheckResumeFrom(core_->state(), *record));
+      // A run that its ranks would refuse is refused before any of them starts.
       RETURN_IF_ERROR(CheckFits(*record, event->config));
       event->resume_from = {JobId{record->job()}, Fence{record->fence()}, record->step()};
     }

@@ -91,7 +91,7 @@ StatusOr<bool> TrainLoop::Step() {
   Report(point);
   stop_now_ = agreement.Any(Slot::kStopNow);
   stop_after_save_ = agreement.Any(Slot::kStopAfterSave);
-  RETURN_IF_ERROR(SaveIfDue(agreement));
+  RETURN_IF_ERROR(SaveIfDue(agreement, verdict));
   TuneTimeout(SecondsSince(times_.begin));
   return true;
 }
@@ -402,7 +402,7 @@ heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums,
   if (parts_.plan->selects_keys) {
     point.set_nan_rows(static_cast<uint64_t>(sums[Slot::kNanRows]));
   }
-  point.set_skipped_nonfinite(static_cast<uint64_t>(counters.step - counters.updates));
+  point.set_skipped_nonfinite(verdict.finite ? 0 : 1);
   if (verdict.spike) point.set_skipped_spikes(1);
   return point;
 }
@@ -477,8 +477,10 @@ bool TrainLoop::SaveIsDue() {
   return SecondsSince(last_save_at_) >= interval;
 }
 
-Status TrainLoop::SaveIfDue(const Agreement& sums) {
-  if (!sums.Any(Slot::kSaveDue) || stop_now_ || stop_after_save_) {
+// After a step that is not finite the weights themselves may be what is bad: a save would push a
+// sound checkpoint out of those that are kept. It stays owed.
+Status TrainLoop::SaveIfDue(const Agreement& sums, const StepVerdict& verdict) {
+  if (!sums.Any(Slot::kSaveDue) || stop_now_ || stop_after_save_ || !verdict.finite) {
     return OkStatus();
   }
   if (sums.Any(Slot::kSaveBusy)) {

@@ -82,7 +82,7 @@ class TrainLoop {
   heddle::v1::MetricPoint Describe(const Agreement& sums, const StepVerdict& verdict) const;
   Status Evaluate(heddle::v1::MetricPoint* point);
   void Report(const heddle::v1::MetricPoint& point);
-  Status SaveIfDue(const Agreement& sums);
+  Status SaveIfDue(const Agreement& sums, const StepVerdict& verdict);
   // false: end_ says why the ranks end here.
   StatusOr<bool> CheckNumbers(const Agreement& sums, const StepVerdict& verdict);
   // "loss or gradient is not finite, first in TENSOR, on rank 1, sequences 8 to 9", as far as it is

@@ -142,5 +142,41 @@ TEST(ResumeFit, SubmitDryRunAndPlanRefuseAlikeAndNothingStarts) {
   EXPECT_EQ(listed.jobs_size(), 1);
 }
 
+TEST(ResumeFit, DryRunAndPlanRefuseWhatARollbackLeftBehind) {
+  CoordinatorProcess process;
+  ASSERT_OK(process.Start());
+  const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
+  FakeWorker worker(process.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const StatusOr<std::string> id = Submit(*jobs, TrainJob("parent", 1));
+  ASSERT_OK(id.status());
+  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+  ASSERT_OK(task.status());
+  ASSERT_OK(worker.Save(*task, 5).status());
+  v1::TaskReport report;
+  report.set_fence(task->fence());
+  report.set_task(task->task());
+  report.set_seq(1000);
+  report.set_state(v1::TASK_STATE_EXITED);
+  report.set_acknowledged(true);
+  v1::RankOutcome& exit = *report.add_exits();
+  exit.set_exit_code(90);
+  exit.set_category("ROLLBACK");
+  exit.set_rollback_to_step(3);
+  exit.mutable_skip()->set_count(4);
+  worker.Report(report);
+  ASSERT_OK(worker.RunAssigned().status());  // the next attempt: the rollback is known
+
+  v1::SubmitRequest request = TrainJob("child", 1);
+  request.set_resume_from(*id + "@5");
+  grpc::ClientContext context;
+  v1::PlanReply plan;
+  EXPECT_STATUS(net::FromGrpc(jobs->Plan(&context, request, &plan)),
+                StatusCode::kFailedPrecondition, "left behind by a rollback");
+  request.set_dry_run(true);
+  EXPECT_STATUS(Submit(*jobs, request), StatusCode::kFailedPrecondition,
+                "left behind by a rollback");
+}
+
 }  // namespace
 }  // namespace heddle::test

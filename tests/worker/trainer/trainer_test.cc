@@ -246,9 +246,12 @@ TEST(Trainer, NumbersThatAreNotFiniteHaltAllRanksAndAreNeverSaved) {
               policy == TrainingConfig::NAN_POLICY_SKIP);
     for (const CheckpointRecord& record : attempt.committed()) {
       ExpectGood(record, job.root());
+      EXPECT_EQ(record.train_state().consecutive_nonfinite(), 0u)
+          << "saved at step " << record.step() << " amid steps that were not finite";
     }
     const auto points = attempt.points();
-    const uint64_t skipped = points.empty() ? 0 : points.rbegin()->second.skipped_nonfinite();
+    uint64_t skipped = 0;
+    for (const auto& [step, point] : points) skipped += point.skipped_nonfinite();
     EXPECT_EQ(skipped, policy == TrainingConfig::NAN_POLICY_SKIP ? 2u : 0u);
     if (skipped > 0) {
       EXPECT_TRUE(std::isnan(points.rbegin()->second.grad_norm()));
