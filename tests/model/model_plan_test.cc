@@ -625,6 +625,23 @@ TEST(ModelPlan, EstimatesNothingForAModelItRefuses) {
   EXPECT_EQ(EstimateMemory(config, heddle::v1::TrainingConfig(), {}).Total(), 0);
 }
 
+// Two units on their way through messages; ranks of one host need none.
+TEST(ModelPlan, WhatMpiReceivesIsPlanned) {
+  heddle::v1::TrainingConfig training;
+  heddle::v1::ParallelConfig parallel;
+  parallel.mutable_ranks()->set_max(2);
+  parallel.set_shard(heddle::v1::ParallelConfig::SHARD_FULL);
+  const int64_t shared = EstimateMemory(SmallDense(), training, parallel).gathered;
+  parallel.set_backend(heddle::v1::ParallelConfig::BACKEND_MPI);
+  int64_t largest = 0;
+  for (const UnitSpec& unit : PlanModel(SmallDense())->units) {
+    largest = std::max(largest, 2 * SliceElements(unit, 2));
+  }
+  EXPECT_EQ(EstimateMemory(SmallDense(), training, parallel).gathered - shared, 2 * 4 * largest);
+  parallel.set_shard(heddle::v1::ParallelConfig::SHARD_NONE);
+  EXPECT_EQ(EstimateMemory(SmallDense(), training, parallel).gathered, (16 << 20) * 3 / 2);
+}
+
 TEST(ModelPlan, StateOfARankShrinksWithTheRanks) {
   heddle::v1::TrainingConfig training;
   heddle::v1::ParallelConfig parallel;
