@@ -84,7 +84,7 @@ class YamlPrinter {
     }
     Line(level, field.name(), "", "");
     for (const auto& [name, value] : sorted) {
-      Line(level + 1, Quoted(name), value, key + "." + name);
+      Line(level + 1, Quoted(name), value, Str(key, ".", name));
     }
   }
 

@@ -110,7 +110,9 @@ class Printer {
     Open('{');
     for (const auto& [name, text] : entries) {
       Separate();
-      out_ += name + (options_.indent > 0 ? ": " : ":") + text;
+      out_ += name;
+      out_ += options_.indent > 0 ? ": " : ":";
+      out_ += text;
     }
     Close('}');
   }

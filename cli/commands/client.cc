@@ -166,7 +166,7 @@ class GrpcClient : public Client {
   }
 
   Status Explain(const grpc::Status& status) const {
-    const Status ours = net::FromGrpc(status);
+    Status ours = net::FromGrpc(status);
     if (ours.code() == StatusCode::kUnavailable || ours.code() == StatusCode::kDeadlineExceeded) {
       return Annotate(ours, Str("coordinator ", address_, " does not answer"));
     }

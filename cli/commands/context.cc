@@ -23,7 +23,7 @@ std::string Environment(const char* name) {
 }  // namespace
 
 std::string HomeFolder() {
-  if (const std::string home = Environment("HEDDLE_HOME"); !home.empty()) {
+  if (std::string home = Environment("HEDDLE_HOME"); !home.empty()) {
     return home;
   }
   if (const std::string home = Environment("HOME"); !home.empty()) {

@@ -10,7 +10,7 @@ Status FollowStream(const std::function<Status(bool* alive)>& stream) {
   bool told = false;
   while (true) {
     bool alive = false;
-    const Status status = stream(&alive);
+    Status status = stream(&alive);
     if (status.ok() || status.code() != StatusCode::kUnavailable) {
       return status;
     }

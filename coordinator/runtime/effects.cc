@@ -14,6 +14,8 @@ template <typename... Handlers>
 struct Overloaded : Handlers... {
   using Handlers::operator()...;
 };
+template <typename... Handlers>  // for compilers that do not deduce aggregates
+Overloaded(Handlers...)->Overloaded<Handlers...>;
 
 // A copy for `heddle ckpt import`; resume never reads it, so an error is only logged.
 void WriteManifestFile(const std::string& folder, const v1::CheckpointRecord& record) {

@@ -196,7 +196,7 @@ Status Encoder::Encode(std::string_view text, const EncodeOptions& options,
   if (options.add_special_tokens) {
     ids->insert(ids->end(), impl.prefix_ids.begin(), impl.prefix_ids.end());
   }
-  const Status status =
+  Status status =
       state_->EncodeGroup(text, {0, text.size()}, options.parse_special_tokens ? 1 : 0, 0, ids);
   if (!status.ok()) {
     ids->resize(before);

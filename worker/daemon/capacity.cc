@@ -54,7 +54,7 @@ std::string OwnCgroup(const std::string& controller) {
 uint64_t LeastUpwards(std::string folder, const std::string& file) {
   uint64_t least = kNoLimit;
   while (folder.size() > 1) {
-    least = std::min(least, LeadingNumber(ReadText(folder + "/" + file), kNoLimit));
+    least = std::min(least, LeadingNumber(ReadText(Str(folder, "/", file)), kNoLimit));
     const size_t slash = folder.rfind('/');
     if (slash == std::string::npos) break;
     folder.resize(slash);

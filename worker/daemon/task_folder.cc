@@ -50,7 +50,7 @@ Status SyncPath(const std::string& path) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return FromErrno("open", path);
   const bool ok = fsync(fd) == 0;
-  const Status status = ok ? OkStatus() : FromErrno("sync", path);
+  Status status = ok ? OkStatus() : FromErrno("sync", path);
   close(fd);
   return status;
 }

@@ -18,6 +18,7 @@
 #include "worker/comm/shared_memory.h"
 #include "worker/control/rank_page.h"
 #include "worker/trainer/agreement.h"
+#include "worker/trainer/rank_control.h"
 
 namespace heddle::comm {
 namespace {
@@ -176,6 +177,11 @@ TEST(Recorder, CountsTheWaitOfWhoCameFirst) {
   std::vector<std::unique_ptr<control::RankPage>> pages;
   for (const char* name : {"/page-0", "/page-1"}) {
     pages.push_back(control::RankPage::Create(dir.path() + name));
+  }
+  for (const auto& page : pages) {  // waits count in phases that compute
+    page->PublishProgress({.step = 1,
+                           .phase = static_cast<uint32_t>(trainer::Phase::kReduce),
+                           .at_ns = control::BootTimeNs()});
   }
   FakeRendezvous server;
   std::vector<std::thread> ranks;

@@ -119,7 +119,7 @@ TEST(FindGpus, TheFlagTakesSomeOrNoneAndIsBelievedWhereNothingIsSeen) {
 struct Machine {
   test::TempDir dir;
   std::string Task(const std::string& name) {
-    const std::string path = dir.path() + "/" + name;
+    std::string path = dir.path() + "/" + name;
     mkdir(path.c_str(), 0700);
     return path;
   }

@@ -28,7 +28,6 @@ using control::RankExitedPod;
 using control::StopTaskMode;
 using std::chrono::milliseconds;
 using test::FakeDaemonEnd;
-using test::IsAlive;
 using test::ProcessesWith;
 using test::WaitUntil;
 
