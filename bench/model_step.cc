@@ -68,9 +68,9 @@ Status Run(const Options& options) {
   ASSIGN_OR_RETURN(std::unique_ptr<model::ParameterStore> store,
                    model::ParameterStore::Create(plan, options.precision));
   model::InitParameters(1, store.get());
-  ASSIGN_OR_RETURN(std::unique_ptr<model::LanguageModel> model,
-                   model::LanguageModel::Create(config.model(), store.get(),
-                                                {.recompute = options.recompute}));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<model::LanguageModel> model,
+      model::LanguageModel::Create(config.model(), store.get(), {.recompute = options.recompute}));
   RngCursor random(Rng(1, "bench.tokens"));
   std::vector<int64_t> ids(static_cast<size_t>(options.length));
   for (int64_t& id : ids) {

@@ -172,6 +172,12 @@ int64_t BytesPerRank(const RunConfig& config) {
          kRuntimeBytes;
 }
 
+std::string SettingsText(const Change& change) {
+  std::string text;
+  for (const std::string& setting : change.settings) text += Str(text.empty() ? "" : " ", setting);
+  return text;
+}
+
 std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit,
                                    const std::string& without) {
   const int64_t now = BytesPerRank(config);
@@ -295,10 +301,8 @@ int64_t ReservedFor(const RunConfig& config) {
 std::vector<std::string> ChangeLines(const RunConfig& config, int64_t limit) {
   std::vector<std::string> lines;
   for (const Change& change : ChangesThatFit(config, limit)) {
-    std::string line;
-    for (const std::string& setting : change.settings)
-      line += Str(line.empty() ? "" : " ", setting);
-    lines.push_back(Str(line, ": ", ApproximateBytes(change.bytes), " (", change.price, ")"));
+    lines.push_back(
+        Str(SettingsText(change), ": ", ApproximateBytes(change.bytes), " (", change.price, ")"));
   }
   return lines;
 }

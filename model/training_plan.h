@@ -45,6 +45,8 @@ struct Change {
   int64_t bytes = 0;
   std::string price;  // "about a third more computation"
 };
+// "training.moments=bf16 parallel.shard=full".
+std::string SettingsText(const Change& change);
 // Every single change that fits, cheapest first; if none does, the shortest row of cheapest ones
 // that does; if that does not either, nothing. All leave the global batch and the mathematics of
 // the run alone, but for rounding. `without`: a key that is not to change ("training.moments").

@@ -140,7 +140,7 @@ StatusOr<v1::PlanReply> PlanAlone(const v1::RunConfig& config, const Status& why
     plan.mutable_config()->mutable_parallel()->set_memory_per_rank(
         static_cast<int64_t>(plan.memory().reserved_per_rank()));
   }
-  plan.mutable_memory()->clear_fits();
+  if (plan.has_memory()) plan.mutable_memory()->clear_fits();
   plan.add_warnings(Str("without a coordinator nothing is known about nodes: ", Message(why)));
   return plan;
 }

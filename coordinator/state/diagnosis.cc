@@ -389,8 +389,7 @@ std::vector<v1::FindingRecord> FindStragglers(const Situation& s) {
   return findings;
 }
 
-// ---- an attempt's
-// --------------------------------------------------------------------------------
+// ---- of an attempt ----
 
 std::optional<Situation> SituationOf(const State& state, Fence fence, Time now) {
   const v1::AttemptRecord* attempt = state.attempt_of(fence);

@@ -97,10 +97,7 @@ std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimat
   // Its bytes count the runtime alone beside the plan.
   for (const model::Change& change : model::ChangesThatFit(config, room + model::kRuntimeBytes,
                                                            fixed ? "training.moments" : "")) {
-    std::string settings;
-    for (const std::string& one : change.settings)
-      settings += Str(settings.empty() ? "" : " ", one);
-    text += Str(text.empty() ? "any of these fits: " : "; ", settings, " (",
+    text += Str(text.empty() ? "any of these fits: " : "; ", model::SettingsText(change), " (",
                 ApproximateBytes(change.bytes - model::kRuntimeBytes + beside), " a rank; ",
                 change.price, ")");
   }

@@ -33,9 +33,10 @@ const v1::RankOutcome* WordsOf(const Tasks& tasks) {
 
 RollbackLimit LimitOf(const v1::AttemptRecord& attempt, const v1::RankOutcome& words) {
   const uint64_t start = attempt.start_step();
-  const uint64_t asked = words.rollback_to_step();
-  return {Fence{attempt.fence()},
-          start > 0 ? std::min(asked, asked <= start ? start - 1 : asked) : asked};
+  uint64_t step = words.rollback_to_step();
+  // Not one good step since the restore: what it restored is bad itself.
+  if (start > 0 && step <= start) step = std::min(step, start - 1);
+  return {Fence{attempt.fence()}, step};
 }
 
 // Committed once, with its files or without.

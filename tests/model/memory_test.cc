@@ -55,11 +55,7 @@ TEST_P(MemoryOf, K5AStepGrowsLinearlyWithTheLength) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, MemoryOf, testing::ValuesIn(inference_test::EveryKind()),
-                         [](const auto& info) {
-                           std::string name = info.param.name;
-                           for (char& c : name) c = std::isalnum(c) != 0 ? c : '_';
-                           return name;
-                         });
+                         inference_test::TestName);
 
 }  // namespace
 }  // namespace heddle::model

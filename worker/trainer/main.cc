@@ -25,8 +25,7 @@ using heddle::trainer::RankControl;
 
 // By default glibc moves its threshold for memory of its own up to 32 MiB as large blocks come and
 // go. Large temporaries then lie between buffers that stay, and what they leave are holes: 10 % of
-// the peak, which no plan knows. Fixed, freed blocks of 4 MiB and more are the kernel's again; the
-// steps take as long within 2 %.
+// the peak, which no plan knows. Fixed, freed blocks of 4 MiB and more are the kernel's again.
 void BoundFragmentation() {
   mallopt(M_MMAP_THRESHOLD, 4 << 20);
   mallopt(M_TRIM_THRESHOLD, 8 << 20);

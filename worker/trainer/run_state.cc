@@ -14,6 +14,7 @@
 #include "model/hf/model_dir.h"
 #include "model/model_plan.h"
 #include "model/parameter_store.h"
+#include "model/saved_tensors.h"
 
 namespace heddle::trainer {
 
@@ -21,15 +22,6 @@ namespace {
 
 using heddle::v1::TensorClass;
 using heddle::v1::TensorInfo;
-
-std::vector<TensorClass> ClassesOf(bool second_moment) {
-  std::vector<TensorClass> classes = {heddle::v1::TENSOR_CLASS_MASTER,
-                                      heddle::v1::TENSOR_CLASS_MOMENT1};
-  if (second_moment) {
-    classes.push_back(heddle::v1::TENSOR_CLASS_MOMENT2);
-  }
-  return classes;
-}
 
 // What decides how a model computes, with "auto" resolved: not how it was or will be trained.
 heddle::v1::ModelConfig Computed(heddle::v1::ModelConfig model) {
@@ -92,34 +84,6 @@ bool IsMoment(int tensor_class) {
          tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2;
 }
 
-TensorInfo InfoOf(const model::TensorSpec& spec) {
-  TensorInfo info;
-  info.set_name(spec.name);
-  for (const int64_t size : spec.shape) {
-    info.add_shape(size);
-  }
-  info.set_master_type(heddle::v1::ELEMENT_TYPE_F32);
-  info.set_moment_type(heddle::v1::ELEMENT_TYPE_F32);
-  return info;
-}
-
-std::vector<TensorInfo> ListTensors(const model::ModelPlan& plan,
-                                    const optim::MomentArrays& moments) {
-  std::vector<TensorInfo> tensors;
-  for (const model::TensorSpec& spec : plan.tensors) {
-    tensors.push_back(InfoOf(spec));
-    tensors.back().set_moment_type(ElementTypeOf(moments.type()));
-    for (const TensorClass tensor_class : ClassesOf(moments.has_second())) {
-      tensors.back().add_classes(tensor_class);
-    }
-  }
-  for (const model::TensorSpec& spec : plan.buffers) {
-    tensors.push_back(InfoOf(spec));
-    tensors.back().add_classes(heddle::v1::TENSOR_CLASS_BUFFER);
-  }
-  return tensors;
-}
-
 }  // namespace
 
 StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConfig& model,
@@ -149,7 +113,9 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   if (plan.freeze_during_warmup) {
     for (optim::GroupRange& group : state->warmup_groups_) group.frozen = !group.indexer;
   }
-  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(ListTensors(kept, state->moments_)));
+  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(model::SavedTensors(
+                                        kept, {.second = state->moments_.has_second(),
+                                               .type = ElementTypeOf(state->moments_.type())})));
   for (const TensorInfo& info : state->tensors_) {
     const model::TensorSpec* spec = kept.Find(info.name());
     state->specs_.push_back(spec != nullptr ? spec : kept.FindBuffer(info.name()));

@@ -104,25 +104,35 @@ TEST(ResumeFit, MomentsAreWidenedButNeverRounded) {
   EXPECT_OK(rpc::CheckFits(SavedBy(narrow), narrow));
 }
 
-TEST(ResumeFit, SubmitDryRunAndPlanRefuseAlikeAndNothingStarts) {
+// A real coordinator whose one worker runs a job, `id`, of which `task` is the task.
+class ResumeFrom : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_OK(process.Start());
+    jobs = process.Jobs();
+    worker = std::make_unique<FakeWorker>(process.Channel(), FakeWorkerOptions());
+    ASSERT_OK(worker->Connect());
+    ASSERT_OK_AND_ASSIGN(id, Submit(*jobs, TrainJob("parent", 1)));
+    ASSERT_OK_AND_ASSIGN(task, worker->RunAssigned());
+  }
+
   CoordinatorProcess process;
-  ASSERT_OK(process.Start());
-  const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
-  FakeWorker worker(process.Channel(), {});
-  ASSERT_OK(worker.Connect());
-  const StatusOr<std::string> id = Submit(*jobs, TrainJob("parent", 1));
-  ASSERT_OK(id.status());
-  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
-  ASSERT_OK(task.status());
-  ASSERT_OK(worker.Save(*task, 1).status());  // one small tensor: a model of its own
-  worker.Exit(*task, 0);
-  ASSERT_OK(WaitForState(*jobs, *id, "DONE"));
+  std::unique_ptr<v1::Jobs::Stub> jobs;
+  std::unique_ptr<FakeWorker> worker;
+  std::string id;
+  v1::TaskAssignment task;
+};
+
+TEST_F(ResumeFrom, SubmitDryRunAndPlanRefuseAlikeAndNothingStarts) {
+  ASSERT_OK(worker->Save(task, 1).status());  // one small tensor: a model of its own
+  worker->Exit(task, 0);
+  ASSERT_OK(WaitForState(*jobs, id, "DONE"));
 
   v1::SubmitRequest request = TrainJob("child", 1);
-  request.set_resume_from(*id + "@latest");
+  request.set_resume_from(id + "@latest");
   const StatusOr<std::string> refused = Submit(*jobs, request);
   EXPECT_STATUS(refused, StatusCode::kInvalidArgument, "checkpoint.resume_from: checkpoint ");
-  EXPECT_STATUS(refused, StatusCode::kInvalidArgument, *id + "@1 does not fit this run: tensor ");
+  EXPECT_STATUS(refused, StatusCode::kInvalidArgument, id + "@1 does not fit this run: tensor ");
   grpc::ClientContext context;
   v1::PlanReply plan;
   const Status planned = net::FromGrpc(jobs->Plan(&context, request, &plan));
@@ -131,7 +141,7 @@ TEST(ResumeFit, SubmitDryRunAndPlanRefuseAlikeAndNothingStarts) {
   EXPECT_EQ(Message(Submit(*jobs, request).status()), Message(refused.status()));
   request.set_dry_run(false);
   request.clear_resume_from();
-  request.mutable_config()->mutable_checkpoint()->set_resume_from(*id + "@1");
+  request.mutable_config()->mutable_checkpoint()->set_resume_from(id + "@1");
   EXPECT_EQ(Message(Submit(*jobs, request).status()), Message(refused.status()));
 
   grpc::ClientContext list_context;
@@ -142,20 +152,11 @@ TEST(ResumeFit, SubmitDryRunAndPlanRefuseAlikeAndNothingStarts) {
   EXPECT_EQ(listed.jobs_size(), 1);
 }
 
-TEST(ResumeFit, DryRunAndPlanRefuseWhatARollbackLeftBehind) {
-  CoordinatorProcess process;
-  ASSERT_OK(process.Start());
-  const std::unique_ptr<v1::Jobs::Stub> jobs = process.Jobs();
-  FakeWorker worker(process.Channel(), {});
-  ASSERT_OK(worker.Connect());
-  const StatusOr<std::string> id = Submit(*jobs, TrainJob("parent", 1));
-  ASSERT_OK(id.status());
-  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
-  ASSERT_OK(task.status());
-  ASSERT_OK(worker.Save(*task, 5).status());
+TEST_F(ResumeFrom, DryRunAndPlanRefuseWhatARollbackLeftBehind) {
+  ASSERT_OK(worker->Save(task, 5).status());
   v1::TaskReport report;
-  report.set_fence(task->fence());
-  report.set_task(task->task());
+  report.set_fence(task.fence());
+  report.set_task(task.task());
   report.set_seq(1000);
   report.set_state(v1::TASK_STATE_EXITED);
   report.set_acknowledged(true);
@@ -164,11 +165,11 @@ TEST(ResumeFit, DryRunAndPlanRefuseWhatARollbackLeftBehind) {
   exit.set_category("ROLLBACK");
   exit.set_rollback_to_step(3);
   exit.mutable_skip()->set_count(4);
-  worker.Report(report);
-  ASSERT_OK(worker.RunAssigned().status());  // the next attempt: the rollback is known
+  worker->Report(report);
+  ASSERT_OK(worker->RunAssigned().status());  // the next attempt: the rollback is known
 
   v1::SubmitRequest request = TrainJob("child", 1);
-  request.set_resume_from(*id + "@5");
+  request.set_resume_from(id + "@5");
   grpc::ClientContext context;
   v1::PlanReply plan;
   EXPECT_STATUS(net::FromGrpc(jobs->Plan(&context, request, &plan)),

@@ -7,45 +7,6 @@ namespace {
 
 namespace v1 = heddle::v1;
 
-v1::RankSealShard SealOf(const Cluster& c, JobId job, uint32_t rank, uint64_t step) {
-  v1::RankSealShard message;
-  message.set_job(job.value);
-  message.set_fence(c.Attempt(job).fence());
-  message.set_rank(rank);
-  v1::SealShard& seal = *message.mutable_seal();
-  seal.set_request(rank + 1);
-  seal.set_step(step);
-  seal.set_rank(rank);
-  v1::ShardFile& file = *seal.add_files();
-  file.set_name(Str("rank-", rank, "-0.sst"));
-  file.set_bytes(10);
-  file.set_entries(1);
-  file.set_digest(std::string(16, 'd'));
-  v1::ElementRange& range = *file.add_ranges();
-  range.set_tensor(1);
-  range.set_tensor_class(v1::TENSOR_CLASS_MASTER);
-  range.set_first(5 * rank);
-  range.set_count(5);
-  if (rank == 0) {
-    v1::TensorInfo& tensor = *seal.add_tensors();
-    tensor.set_id(1);
-    tensor.set_name("w");
-    tensor.add_shape(10);
-    tensor.add_classes(v1::TENSOR_CLASS_MASTER);
-    seal.mutable_train_state()->set_step(step);
-  }
-  return message;
-}
-
-Outcome Open(Cluster& c, JobId job, uint64_t step) {
-  v1::RankOpenCheckpoint open;
-  open.set_job(job.value);
-  open.set_fence(c.Attempt(job).fence());
-  open.mutable_open()->set_request(7);
-  open.mutable_open()->set_step(step);
-  return c.Do(event::CheckpointOpened{"a", c.SessionOf("a"), open, true});
-}
-
 v1::CheckpointVerdict VerdictOf(const Outcome& outcome) {
   for (const Effect& effect : outcome.effects) {
     if (const auto* reply = std::get_if<effect::SendCheckpointReply>(&effect)) {
@@ -55,13 +16,6 @@ v1::CheckpointVerdict VerdictOf(const Outcome& outcome) {
   ADD_FAILURE() << "no verdict";
   return v1::CHECKPOINT_VERDICT_UNAVAILABLE;
 }
-
-struct Two : Cluster {
-  Two() {
-    Join("a");
-    Join("b");
-  }
-};
 
 TEST(Apply, RepeatedRequestGivesTheSameJobAndNoNewEvent) {
   Two c;

@@ -162,4 +162,53 @@ int Count(const Outcome& outcome) {
   return count;
 }
 
+// Two workers, a and b.
+struct Two : Cluster {
+  Two() {
+    Join("a");
+    Join("b");
+  }
+};
+
+// A rank's part of a checkpoint of one tensor; `request` is the first rank's number.
+inline heddle::v1::RankSealShard SealOf(const Cluster& c, JobId job, uint32_t rank, uint64_t step,
+                                        uint64_t request = 1) {
+  heddle::v1::RankSealShard message;
+  message.set_job(job.value);
+  message.set_fence(c.Attempt(job).fence());
+  message.set_rank(rank);
+  heddle::v1::SealShard& seal = *message.mutable_seal();
+  seal.set_request(request + rank);
+  seal.set_step(step);
+  seal.set_rank(rank);
+  heddle::v1::ShardFile& file = *seal.add_files();
+  file.set_name(Str("rank-", rank, "-0.sst"));
+  file.set_bytes(10);
+  file.set_entries(1);
+  file.set_digest(std::string(16, 'd'));
+  heddle::v1::ElementRange& range = *file.add_ranges();
+  range.set_tensor(1);
+  range.set_tensor_class(heddle::v1::TENSOR_CLASS_MASTER);
+  range.set_first(5 * rank);
+  range.set_count(5);
+  if (rank == 0) {
+    heddle::v1::TensorInfo& tensor = *seal.add_tensors();
+    tensor.set_id(1);
+    tensor.set_name("w");
+    tensor.add_shape(10);
+    tensor.add_classes(heddle::v1::TENSOR_CLASS_MASTER);
+    seal.mutable_train_state()->set_step(step);
+  }
+  return message;
+}
+
+inline Outcome Open(Cluster& c, JobId job, uint64_t step, uint64_t request = 7) {
+  heddle::v1::RankOpenCheckpoint open;
+  open.set_job(job.value);
+  open.set_fence(c.Attempt(job).fence());
+  open.mutable_open()->set_request(request);
+  open.mutable_open()->set_step(step);
+  return c.Do(event::CheckpointOpened{"a", c.SessionOf("a"), open, true});
+}
+
 }  // namespace heddle::state

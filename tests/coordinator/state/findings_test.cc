@@ -330,18 +330,21 @@ v1::RunConfig Trained() {
   return config;
 }
 
-TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
-  Cluster c;
-  c.Join("a");
-  c.Join("b");
+// A job whose rank 1 takes all of the `mib` that are reserved for it; `saved`: after a checkpoint.
+JobId RunOutOfMemory(Cluster& c, int64_t mib, bool saved) {
   event::JobSubmitted submit = c.Submission();
   submit.config = Trained();
-  submit.config.mutable_parallel()->set_memory_per_rank(int64_t{450} << 20);
+  submit.config.mutable_parallel()->set_memory_per_rank(mib << 20);
   const JobId job = c.Do(submit).job;
   c.Place(job, {"a", "b"});
   c.TellAll(job, v1::TASK_STATE_PREPARING);
   c.TellAll(job, v1::TASK_STATE_READY);
   c.TellAll(job, v1::TASK_STATE_RUNNING, true);
+  if (saved) {
+    Open(c, job, 10);
+    c.Do(event::ShardSealed{"a", c.SessionOf("a"), SealOf(c, job, 0, 10)});
+    c.Do(event::ShardSealed{"b", c.SessionOf("b"), SealOf(c, job, 1, 10)});
+  }
   v1::TaskReport report = c.Report(job, 1, v1::TASK_STATE_EXITED);
   v1::RankOutcome& exit = *report.add_exits();
   exit.set_rank(1);
@@ -352,9 +355,15 @@ TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
   exit.set_detail("in backward of block.1 at step 12");
   v1::MemoryUse& use = *exit.add_memory();
   use.set_name("resident");
-  use.set_actual(uint64_t{450} << 20);
-  use.set_planned(uint64_t{450} << 20);
+  use.set_actual(static_cast<uint64_t>(mib) << 20);
+  use.set_planned(static_cast<uint64_t>(mib) << 20);
   c.Tell(job, report);
+  return job;
+}
+
+TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
+  Two c;
+  const JobId job = RunOutOfMemory(c, 450, /*saved=*/false);
   const v1::AttemptRecord& attempt = *c.state.attempt(job, 1);
   ASSERT_EQ(attempt.findings_size(), 1);
   const v1::FindingRecord& finding = attempt.findings(0);
@@ -376,6 +385,27 @@ TEST(Findings, MemoryThatRanOutShowsPlanAndActualAndWhatWouldFit) {
       << finding.advice();
   EXPECT_EQ(finding.advice().find("the plan fits"), std::string::npos) << finding.advice();
   EXPECT_EQ(attempt.cause().category(), "OOM_HOST");
+}
+
+// A job with a checkpoint goes on from it, which fixes the type of its moments.
+TEST(Findings, AdviceAfterACheckpointGoesOnFromIt) {
+  Two c;
+  const JobId job = RunOutOfMemory(c, 450, /*saved=*/true);
+  ASSERT_EQ(c.state.job(job)->last_checkpoint().step(), 10u);
+  const std::string advice = c.state.attempt(job, 1)->findings(0).advice();
+  EXPECT_NE(advice.find(Str("heddle submit CONFIG --resume-from ", ToText(job), "@latest")),
+            std::string::npos)
+      << advice;
+  EXPECT_NE(advice.find("training.micro_batch_size="), std::string::npos) << advice;
+  EXPECT_EQ(advice.find("training.moments"), std::string::npos) << advice;
+}
+
+TEST(Findings, SaysThatNothingFitsWhereNothingDoes) {
+  Two c;
+  const JobId job = RunOutOfMemory(c, 90, /*saved=*/false);
+  const std::string advice = c.state.attempt(job, 1)->findings(0).advice();
+  EXPECT_EQ(advice.rfind("no other setting makes it fit: the plan needs ", 0), 0u) << advice;
+  EXPECT_NE(advice.find("of 90MiB; or parallel.memory_per_rank="), std::string::npos) << advice;
 }
 
 TEST(Findings, NumbersThatAreNotFiniteAreNoOneRanks) {

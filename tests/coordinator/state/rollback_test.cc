@@ -11,49 +11,14 @@ namespace {
 
 namespace v1 = heddle::v1;
 
-struct Two : Cluster {
-  Two() {
-    Join("a");
-    Join("b");
-  }
-
+struct Saving : Two {
   // A committed checkpoint of the running attempt.
   void Save(JobId job, uint64_t step) {
-    v1::RankOpenCheckpoint open;
-    open.set_job(job.value);
-    open.set_fence(Attempt(job).fence());
-    open.mutable_open()->set_request(step);
-    open.mutable_open()->set_step(step);
-    Do(event::CheckpointOpened{"a", SessionOf("a"), open, true});
+    Open(*this, job, step, /*request=*/step);
     for (const uint32_t rank : {0u, 1u}) {
-      v1::RankSealShard message;
-      message.set_job(job.value);
-      message.set_fence(Attempt(job).fence());
-      message.set_rank(rank);
-      v1::SealShard& seal = *message.mutable_seal();
-      seal.set_request(step + rank + 1);
-      seal.set_step(step);
-      seal.set_rank(rank);
-      v1::ShardFile& file = *seal.add_files();
-      file.set_name(Str("rank-", rank, "-0.sst"));
-      file.set_bytes(10);
-      file.set_entries(1);
-      file.set_digest(std::string(16, 'd'));
-      v1::ElementRange& range = *file.add_ranges();
-      range.set_tensor(1);
-      range.set_tensor_class(v1::TENSOR_CLASS_MASTER);
-      range.set_first(5 * rank);
-      range.set_count(5);
-      if (rank == 0) {
-        v1::TensorInfo& tensor = *seal.add_tensors();
-        tensor.set_id(1);
-        tensor.set_name("w");
-        tensor.add_shape(10);
-        tensor.add_classes(v1::TENSOR_CLASS_MASTER);
-        seal.mutable_train_state()->set_step(step);
-      }
       const std::string worker = rank == 0 ? "a" : "b";
-      Do(event::ShardSealed{worker, SessionOf(worker), message});
+      Do(event::ShardSealed{worker, SessionOf(worker),
+                            SealOf(*this, job, rank, step, /*request=*/step + 1)});
     }
     EXPECT_EQ(state.job(job)->last_checkpoint().step(), step);
   }
@@ -124,7 +89,7 @@ struct Two : Cluster {
 using Steps = std::vector<uint64_t>;
 
 TEST(Rollback, GoesOnAtOnceFromTheNewestOldEnoughCheckpointWithoutTheData) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 20, 30}) c.Save(job, step);
   c.RollBack(job, 32, 29);
@@ -149,7 +114,7 @@ TEST(Rollback, GoesOnAtOnceFromTheNewestOldEnoughCheckpointWithoutTheData) {
 }
 
 TEST(Rollback, WhatItLeftBehindIsNeverOfferedAgain) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 20, 30}) c.Save(job, step);
   c.RollBack(job, 32, 29);
@@ -172,7 +137,7 @@ TEST(Rollback, WhatItLeftBehindIsNeverOfferedAgain) {
 
 // Retention keeps the newest: those that nobody may use must not push out the ones in use.
 TEST(Rollback, WhatItLeftBehindDoesNotCountAsKept) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 28, 29, 30}) c.Save(job, step);
   c.RollBack(job, 31, 12);
@@ -196,7 +161,7 @@ TEST(Rollback, WhatItLeftBehindDoesNotCountAsKept) {
 }
 
 TEST(Rollback, WithoutAnOldEnoughCheckpointItStartsAnewWithoutTheData) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   c.Save(job, 10);
   c.RollBack(job, 9, 6);
@@ -206,7 +171,7 @@ TEST(Rollback, WithoutAnOldEnoughCheckpointItStartsAnewWithoutTheData) {
 }
 
 TEST(Rollback, ThreeInAThousandStepsThenTheJobFailsWithTheCause) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {100, 200, 300}) {
     c.RollBack(job, step, step - 3);
@@ -228,7 +193,7 @@ TEST(Rollback, ThreeInAThousandStepsThenTheJobFailsWithTheCause) {
 }
 
 TEST(Rollback, OnesThatAreLongPastDoNotCount) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {100, 600, 1050, 1101, 1601, 2051, 2102}) {
     c.RollBack(job, step, step - 1);
@@ -241,7 +206,7 @@ TEST(Rollback, OnesThatAreLongPastDoNotCount) {
 
 // A rank that lost its last words must not make a job go round for ever.
 TEST(Rollback, WithoutWordsItStillCounts) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(c.JobState(job), "ACTIVE") << i;
@@ -255,7 +220,7 @@ TEST(Rollback, WithoutWordsItStillCounts) {
 
 // An update that ruins the weights with finite numbers may come just before a save.
 TEST(Rollback, ACheckpointThatIsBadFromItsFirstStepIsLeftBehindToo) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 20, 30}) c.Save(job, step);
   c.RollBack(job, 33, 30);
@@ -272,7 +237,7 @@ TEST(Rollback, ACheckpointThatIsBadFromItsFirstStepIsLeftBehindToo) {
 }
 
 TEST(Rollback, WhatIsAskedForCountsWhereItGoesFurtherBackThanTheStart) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 17, 20}) c.Save(job, step);
   c.RollBack(job, 22, 20);
@@ -283,7 +248,7 @@ TEST(Rollback, WhatIsAskedForCountsWhereItGoesFurtherBackThanTheStart) {
 }
 
 TEST(Rollback, RetentionKeepsOneThatIsOldEnough) {
-  Two c;
+  Saving c;
   const JobId job = c.RunningWithRollback();
   for (uint64_t step = 1; step <= 20; ++step) c.SaveVerified(job, step);
   c.RollBack(job, 21, 17);  // a loss that has been high for four steps
@@ -300,7 +265,7 @@ TEST(Rollback, RetentionKeepsOneThatIsOldEnough) {
 }
 
 TEST(Rollback, WhereAllThatIsOldEnoughIsGoneTheJobFailsAndSaysSo) {
-  Two c;
+  Saving c;
   const JobId job = c.Running();
   for (const uint64_t step : {10, 20, 30, 40, 50}) c.SaveVerified(job, step);
   c.RollBack(job, 52, 15);
@@ -317,7 +282,7 @@ TEST(Rollback, WhereAllThatIsOldEnoughIsGoneTheJobFailsAndSaysSo) {
 }
 
 TEST(Rollback, AJobResumedFromARolledBackOneGoesItsWay) {
-  Two c;
+  Saving c;
   const JobId parent = c.Running();
   for (const uint64_t step : {10, 20, 30}) c.Save(parent, step);
   c.RollBack(parent, 32, 25);
@@ -334,7 +299,7 @@ TEST(Rollback, AJobResumedFromARolledBackOneGoesItsWay) {
 
 // The parent goes back after the child was submitted; the child itself goes back behind its start.
 TEST(Rollback, LimitsOfBothJobsHoldForWhatTheParentMade) {
-  Two c;
+  Saving c;
   const JobId parent = c.Running();
   for (const uint64_t step : {10, 20, 30, 40}) c.Save(parent, step);
   const JobId child = c.SubmitFrom(parent, 40).job;
@@ -348,7 +313,7 @@ TEST(Rollback, LimitsOfBothJobsHoldForWhatTheParentMade) {
 }
 
 TEST(Rollback, AResumedJobNeverFallsBackToNothing) {
-  Two c;
+  Saving c;
   const JobId parent = c.Running();
   c.Save(parent, 40);
   const JobId child = c.SubmitFrom(parent, 40).job;

@@ -331,8 +331,8 @@ void ExpectLinear(int64_t few, int64_t many, int32_t length, const char* what) {
   std::printf("%s: %lld bytes at L = %d\n", what, static_cast<long long>(many), length);
 }
 
-// With one thread: others have buffers of their own, and whether they get a piece of a short example
-// is a matter of luck.
+// With one thread: others have buffers of their own, and whether they get a piece of a short
+// example is a matter of luck.
 TEST(Indexer, K5PeakMemoryIsLinearInLength) {
   constexpr int32_t kLong = 16384;
   const int threads = at::get_num_threads();

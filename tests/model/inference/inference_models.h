@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -21,6 +22,12 @@ struct NamedConfig {
 
 // Odd sizes, windows, blocks and key counts far smaller than the sequences of the tests.
 std::vector<NamedConfig> EveryKind();
+// Its name as part of a test's name, for INSTANTIATE_TEST_SUITE_P.
+inline std::string TestName(const testing::TestParamInfo<NamedConfig>& info) {
+  std::string name = info.param.name;
+  for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+  return name;
+}
 // The one of that name.
 heddle::v1::ModelConfig ConfigOf(const std::string& name);
 

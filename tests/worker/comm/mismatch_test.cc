@@ -143,7 +143,9 @@ TEST(Mismatch, OfUnitsOfOneSizeIsFoundByTheNextAgreement) {
   }
 }
 
-TEST(Mismatch, SharedMemoryTellsUnitsApart) {
+// Runs `body` on two ranks that share memory; one at least is told why with `words`.
+void ExpectRefusedInMemory(const std::function<Status(int, Communicator*)>& body,
+                           const std::string& words) {
   FakeRendezvous server;
   std::vector<Status> ends(2);
   std::vector<std::thread> ranks;
@@ -154,21 +156,31 @@ TEST(Mismatch, SharedMemoryTellsUnitsApart) {
       std::string why_not;
       group = OverSharedMemory(*std::move(group), &why_not);
       ASSERT_OK(group.status());
-      std::vector<float> part(512);
-      std::vector<float> all(1024);
-      auto gather =
-          (*group)->StartAllGather(std::as_bytes(std::span<const float>(part)),
-                                   std::as_writable_bytes(std::span<float>(all)), 3 + rank);
-      ends[static_cast<size_t>(rank)] = gather.ok() ? (*gather)->Wait() : gather.status();
+      ASSERT_EQ(why_not, "");
+      ends[static_cast<size_t>(rank)] = body(rank, group->get());
     });
   }
   for (std::thread& rank : ranks) rank.join();
   int named = 0;
   for (const Status& end : ends) {
-    EXPECT_FALSE(end.ok());
-    named += Message(end).find("of unit 3") != std::string::npos ? 1 : 0;
+    EXPECT_FALSE(end.ok()) << "a rank summed up what was none of its kind";
+    named += Message(end).find(words) != std::string::npos ? 1 : 0;
   }
   EXPECT_GE(named, 1) << ends[0] << " / " << ends[1];
+}
+
+TEST(Mismatch, SharedMemoryTellsUnitsApart) {
+  ExpectRefusedInMemory(
+      [](int rank, Communicator* group) -> Status {
+        std::vector<float> part(512);
+        std::vector<float> all(1024);
+        ASSIGN_OR_RETURN(
+            const auto gather,
+            group->StartAllGather(std::as_bytes(std::span<const float>(part)),
+                                  std::as_writable_bytes(std::span<float>(all)), 3 + rank));
+        return gather->Wait();
+      },
+      "of unit 3");
 }
 
 // What a rank waits for others is told apart from its own time (17.4).
@@ -206,27 +218,7 @@ TEST(Recorder, CountsTheWaitOfWhoCameFirst) {
 }
 
 TEST(Mismatch, SharedMemoryNamesBothAndTakesNoForeignBytes) {
-  FakeRendezvous server;
-  std::vector<Status> ends(2);
-  std::vector<std::thread> ranks;
-  for (int rank = 0; rank < 2; ++rank) {
-    ranks.emplace_back([&, rank] {
-      StatusOr<std::unique_ptr<Communicator>> group = GroupOf(&server, rank, 2);
-      ASSERT_OK(group.status());
-      std::string why_not;
-      group = OverSharedMemory(*std::move(group), &why_not);
-      ASSERT_OK(group.status());
-      ASSERT_EQ(why_not, "");
-      ends[static_cast<size_t>(rank)] = LaunchApart(rank, group->get());
-    });
-  }
-  for (std::thread& rank : ranks) rank.join();
-  int named = 0;
-  for (const Status& end : ends) {
-    EXPECT_FALSE(end.ok()) << "a rank summed up what was none of its kind";
-    named += Message(end).find("collective mismatch: rank") != std::string::npos ? 1 : 0;
-  }
-  EXPECT_GE(named, 1) << ends[0] << " / " << ends[1];
+  ExpectRefusedInMemory(LaunchApart, "collective mismatch: rank");
 }
 
 }  // namespace

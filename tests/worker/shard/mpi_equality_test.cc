@@ -1,5 +1,5 @@
-// The equality matrix over MPI. Ranks are processes, and MPI starts once in a process, so one set of
-// ranks runs all cases of a world. The back end moves bytes only, so two and three ranks without
+// The equality matrix over MPI. Ranks are processes, and MPI starts once in a process, so one set
+// of ranks runs all cases of a world. The back end moves bytes only, so two and three ranks without
 // recomputation and tied embeddings stand for all; HEDDLE_ALL_CASES=1 runs the whole matrix.
 #include <gtest/gtest.h>
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/rng/rng.h"
+#include "coordinator/state/rollback.h"
 #include "worker/trainer/numeric_policy.h"
 
 namespace heddle::trainer {
@@ -28,6 +29,12 @@ void AddSteps(SpikeDetector* detector, uint64_t from, uint64_t to) {
   for (uint64_t i = from; i < to; ++i) {
     detector->AddGood(2 + 0.05 * Normal(2 * i), std::exp(0.3 * Normal(2 * i + 1)));
   }
+}
+
+// The coordinator keeps checkpoints as far back as a rollback may reach. It may not know the
+// trainer.
+TEST(SpikeDetector, LooksBackNoFurtherThanCheckpointsAreKept) {
+  EXPECT_GE(state::kRollbackReachSteps, SpikeDetector::kHighSteps);
 }
 
 TEST(SpikeDetector, FindsAJumpOfLossOrNormOnceItHasEnoughPoints) {
