@@ -1,7 +1,7 @@
 // Bodies of the flash attention tiles, compiled once per instruction set. Columns (queries) are
 // walked in four vectors of 16 lanes; a column never meets another one.
 // Memory map: a tile of scores is at most 128 x 64 floats = 32 KiB and stays in L1/L2.
-// Included by generic.cc, avx2.cc and avx512.cc only.
+// Included by the file of one instruction set only.
 #pragma once
 
 #include <limits>
@@ -63,6 +63,21 @@ inline U16 RoundBits(F16 value) {
   std::memcpy(&bits, &value, sizeof(bits));
   return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
+#ifdef __AVX512BF16__
+// Both round to nearest even as RoundBits does; only denormal values become 0.
+inline void StorePairs(F16 first, F16 second, uint16_t* to) {
+  const __m512i halves = reinterpret_cast<__m512i>(
+      _mm512_cvtne2ps_pbh(reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first)));
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, halves));
+}
+inline void StoreRounded(F16 value, uint16_t* to) {
+  _mm256_storeu_si256(
+      reinterpret_cast<__m256i*>(to),
+      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(value))));
+}
+#else
 inline void StorePairs(F16 first, F16 second, uint16_t* to) {
   const U16 pairs = RoundBits(first) | (RoundBits(second) << 16);
   std::memcpy(to, &pairs, sizeof(pairs));
@@ -72,6 +87,7 @@ inline void StoreRounded(F16 value, uint16_t* to) {
   const H16 half = __builtin_convertvector(RoundBits(value), H16);
   std::memcpy(to, &half, sizeof(half));
 }
+#endif
 
 template <bool kPartial>
 void ForwardTileT(const ForwardTile& p) {
@@ -220,9 +236,12 @@ void TransposeRun(const Transpose& p) {
   }
 }
 
+void NoTiles() {}
+
 constexpr Table MakeTable() {
-  return Table{ForwardTileRun, RescaleRun,        TransposeOutRun, BackwardTileRun, RowDotsRun,
-               PackPairsRun,   PackTransposedRun, TransposeRun,    PairProductRun};
+  return Table{NoTiles,           NoTiles,         ForwardTileRun, RescaleRun,
+               TransposeOutRun,   BackwardTileRun, RowDotsRun,     PackPairsRun,
+               PackTransposedRun, TransposeRun,    PairProductRun};
 }
 
 }  // namespace

@@ -5,17 +5,19 @@
 namespace heddle::kernels::attention {
 
 const Table& Kernels() {
+  if (SelectedIsa() >= Isa::kAmx) return kAmx;
   if (HasAvx512Bf16()) return kAvx512Bf16;
   if (SelectedIsa() >= Isa::kAvx512) return kAvx512;
   return SelectedIsa() == Isa::kAvx2 ? kAvx2 : kGeneric;
 }
 
-int AvailableTables(NamedTable out[4]) {
+int AvailableTables(NamedTable out[5]) {
   int count = 0;
   out[count++] = {"generic", &kGeneric};
   if (SelectedIsa() >= Isa::kAvx2) out[count++] = {"avx2", &kAvx2};
   if (SelectedIsa() >= Isa::kAvx512) out[count++] = {"avx512", &kAvx512};
   if (HasAvx512Bf16()) out[count++] = {"avx512_bf16", &kAvx512Bf16};
+  if (SelectedIsa() >= Isa::kAmx) out[count++] = {"amx", &kAmx};
   return count;
 }
 

@@ -114,6 +114,10 @@ struct PairProduct {
 };
 
 struct Table {
+  // Called by a thread before its first pair_product and after its last: matrix tiles are a state
+  // of the thread.
+  void (*begin)();
+  void (*end)();
   void (*forward_tile)(const ForwardTile&);
   void (*rescale)(const Rescale&);
   void (*transpose_out)(const TransposeOut&);
@@ -132,6 +136,6 @@ struct NamedTable {
   const Table* table;
 };
 // Every table this machine can run, for tests.
-int AvailableTables(NamedTable out[4]);
+int AvailableTables(NamedTable out[5]);
 
 }  // namespace heddle::kernels::attention

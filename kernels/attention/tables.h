@@ -5,6 +5,6 @@
 
 namespace heddle::kernels::attention {
 
-extern const Table kGeneric, kAvx2, kAvx512, kAvx512Bf16;
+extern const Table kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx;
 
 }  // namespace heddle::kernels::attention

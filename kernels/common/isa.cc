@@ -1,5 +1,9 @@
 #include "kernels/common/isa.h"
 
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -8,12 +12,34 @@
 namespace heddle::kernels {
 namespace {
 
+// AMX-TILE and AMX-BF16 by cpuid: GCC 12 knows their names and never says yes.
+bool HasTiles() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  constexpr unsigned kTile = 1U << 24;
+  constexpr unsigned kBf16 = 1U << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kTile) != 0 && (d & kBf16) != 0;
+}
+
+// Linux gives a process the tile registers when it asks for them: 8 KiB more in every thread's
+// saved state. Linux: Documentation/arch/x86/xstate.rst.
+bool MayUseTiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 Isa DetectIsa() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512bf16") && HasTiles() && MayUseTiles()) {
+    return Isa::kAmx;
+  }
   if (avx512) return Isa::kAvx512;
   return avx2 ? Isa::kAvx2 : Isa::kGeneric;
 }

@@ -524,6 +524,7 @@ void CrossEntropyT(const CrossEntropy& p, RowRange rows) {
       if (n != kLanes) {
         for (int64_t j = n; j < kLanes; ++j) e[j] = 0.0f;
       }
+      StoreN(e, p.exponentials + i, n);
       sums += e;
     });
     const float sum = Sum(sums);
@@ -532,7 +533,7 @@ void CrossEntropyT(const CrossEntropy& p, RowRange rows) {
     const float scale = static_cast<float>(p.scale);
     const float factor = scale / sum;
     ForVectors(p.vocabulary, [&](int64_t i, int64_t n) {
-      StoreN(Exp(LoadN(x + i, n) - maximum) * factor, x + i, n);
+      StoreN(LoadN(p.exponentials + i, n) * factor, x + i, n);
     });
     // The label's entry from fp32, not from the rounded product.
     const F16 at_label = Splat(std::exp(picked - maximum) * factor - scale);

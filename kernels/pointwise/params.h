@@ -188,6 +188,8 @@ struct CrossEntropy {
   double* loss = nullptr;           // [rows]
   bool gradient = false;
   double scale = 1.0;
+  // [vocabulary] of the calling thread, overwritten: the exponentials of a row are computed once.
+  float* exponentials = nullptr;
 };
 
 // table_gradient[ids[row]] += gradient[row], rows in ascending order. Here the range of the call is

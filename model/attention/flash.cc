@@ -10,13 +10,12 @@
 //       dV += P^T dO;  dK += dS^T Q;  dQ^T += K^T dS^T
 //
 // Products have bf16 operands, fp32 accumulators and the second operand in pairs of rows:
-// LibTorch's brgemm where the processor has AMX, else our own. Scratch per thread: four copies of K
+// `pair_product` of kernels/attention. Scratch per thread: four copies of K
 // and V and fp32 dK, dV of one document and head.
 #include "model/attention/flash.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -26,7 +25,6 @@
 
 #include "base/status/status.h"
 #include "kernels/attention/params.h"
-#include "kernels/common/isa.h"
 #include "kernels/pointwise/params.h"
 
 namespace heddle::attention {
@@ -42,22 +40,10 @@ int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// LibTorch takes pairs of rows where it has AMX only.
-bool UsesBrgemm() {
-  static const bool uses = kernels::SelectedIsa() >= kernels::Isa::kAvx512 &&
-                           at::native::cpublas::could_pack(at::kBFloat16);
-  return uses;
-}
-
 // C[M, N] (+)= A[M, K] B, all of one block of N = 64 or 32 columns.
 void Product(int64_t m, int64_t n, int64_t k, const uint16_t* a, int64_t lda, const uint16_t* b,
              float* c, int64_t ldc, bool add) {
-  if (!UsesBrgemm()) {
-    ka::Kernels().pair_product({m, n, k, a, lda, b, c, ldc, add});
-    return;
-  }
-  at::native::cpublas::brgemm(m, n, k, lda, n, ldc, add, reinterpret_cast<const at::BFloat16*>(a),
-                              reinterpret_cast<const at::BFloat16*>(b), c, /*is_vnni=*/true);
+  ka::Kernels().pair_product({m, n, k, a, lda, b, c, ldc, add});
 }
 
 // C[M, width] += A[M, 64] B with B packed by PackPairs of 64 rows.
@@ -150,8 +136,7 @@ Shared SharedOf(double scale, model::Window window, const at::Tensor& q, const a
           rows};
 }
 
-// Keys of a block: short documents take one block of their own size. Few values, since LibTorch
-// compiles a kernel for each.
+// Keys of a block: short documents take one block of their own size.
 int64_t BlockKeys(int64_t length) { return std::min(kKeys, RoundUp(length, 32)); }
 
 // Visits the key blocks that queries [a, a + 64) see: body(first key, mask).
@@ -261,10 +246,11 @@ void Flash::Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
   };
   at::parallel_for(0, static_cast<int64_t>(bins.size()), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
+    kernels.begin();
     for (int64_t bin = begin; bin < end; ++bin) {
       for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
     }
-    if (UsesBrgemm()) at::native::cpublas::brgemm_release();
+    kernels.end();
   });
   if (saved != nullptr) saved->tensors.push_back(lse);
 }
@@ -356,10 +342,11 @@ void Flash::Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   };
   at::parallel_for(0, static_cast<int64_t>(bins.size()), 1, [&](int64_t begin, int64_t end) {
     Scratch scratch;
+    kernels.begin();
     for (int64_t bin = begin; bin < end; ++bin) {
       for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
     }
-    if (UsesBrgemm()) at::native::cpublas::brgemm_release();
+    kernels.end();
   });
 }
 

@@ -157,11 +157,12 @@ double CrossEntropy(const at::Tensor& logits, std::span<const int32_t> labels, b
   HEDDLE_CHECK(logits.dim() == 2 && logits.is_contiguous());
   HEDDLE_CHECK(static_cast<int64_t>(labels.size()) == logits.size(0));
   std::vector<double> losses(labels.size());
-  const pw::CrossEntropy p{logits.size(1), logits.data_ptr(), labels.data(),
-                           losses.data(),  gradient,          scale};
   const pw::Table& kernels = pw::Kernels(ElementOf(logits));
   at::parallel_for(0, logits.size(0), 16, [&](int64_t begin, int64_t end) {
-    kernels.cross_entropy(p, {begin, end});
+    std::vector<float> exponentials(static_cast<size_t>(logits.size(1)));
+    kernels.cross_entropy({logits.size(1), logits.data_ptr(), labels.data(), losses.data(),
+                           gradient, scale, exponentials.data()},
+                          {begin, end});
   });
   double sum = 0;
   for (const double loss : losses) sum += loss;

@@ -42,8 +42,10 @@ double WorstError(const Table& table, const Sizes& sizes, bool add) {
   const std::vector<uint16_t> a = Halves(sizes.rows * a_stride, "a");
   const std::vector<uint16_t> b = Halves(sizes.depth * sizes.columns, "b");
   std::vector<float> c(static_cast<size_t>(sizes.rows * c_stride), 0.5f);
+  table.begin();
   table.pair_product({sizes.rows, sizes.columns, sizes.depth, a.data(), a_stride, b.data(),
                       c.data(), c_stride, add});
+  table.end();
   double worst = 0;
   for (int64_t i = 0; i < sizes.rows; ++i) {
     for (int64_t j = 0; j < c_stride; ++j) {
@@ -68,11 +70,12 @@ double WorstError(const Table& table, const Sizes& sizes, bool add) {
 }
 
 TEST(PairProduct, EveryTableGivesTheSums) {
-  NamedTable tables[4];
+  NamedTable tables[5];
   const int count = AvailableTables(tables);
   ASSERT_GE(count, 1);
   for (int i = 0; i < count; ++i) {
     for (const Sizes& sizes : {Sizes{32, 64, 64}, Sizes{128, 64, 32}, Sizes{64, 32, 128},
+                               Sizes{32, 32, 32}, Sizes{96, 64, 256}, Sizes{48, 64, 64},
                                Sizes{7, 64, 2}, Sizes{9, 32, 6}, Sizes{1, 64, 256}}) {
       for (const bool add : {false, true}) {
         EXPECT_LT(WorstError(*tables[i].table, sizes, add), 2e-6)

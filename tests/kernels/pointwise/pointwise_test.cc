@@ -439,12 +439,15 @@ TEST_F(Pointwise, CrossEntropyLossAndGradient) {
     ForTables([&](const Table& table, Element e, double tolerance) {
       Typed t(e, logits);
       std::vector<double> got(kRows, -1.0);
-      table.cross_entropy({vocabulary, t.data(), labels.data(), got.data(), false, 1.0},
-                          {0, kRows});
+      std::vector<float> scratch(static_cast<size_t>(vocabulary));
+      table.cross_entropy(
+          {vocabulary, t.data(), labels.data(), got.data(), false, 1.0, scratch.data()},
+          {0, kRows});
       ExpectClose(got, loss, kRows, 2e-6);
       ExpectClose(t, logits, count, 0.0);
-      table.cross_entropy({vocabulary, t.data(), labels.data(), got.data(), true, 0.25},
-                          {0, kRows});
+      table.cross_entropy(
+          {vocabulary, t.data(), labels.data(), got.data(), true, 0.25, scratch.data()},
+          {0, kRows});
       ExpectClose(t, expected, count, tolerance);
     });
   }
@@ -458,7 +461,8 @@ TEST_F(Pointwise, NanAndInfinityAreNotHidden) {
       Typed t(e, logits);
       const int32_t label = 3;
       double loss = 0;
-      table.cross_entropy({32, t.data(), &label, &loss, false, 1.0}, {0, 1});
+      float scratch[32];
+      table.cross_entropy({32, t.data(), &label, &loss, false, 1.0, scratch}, {0, 1});
       EXPECT_FALSE(std::isfinite(loss));
       Typed tgu(e, logits);
       Typed out(e, Values(16, 0));
