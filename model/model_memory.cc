@@ -237,18 +237,21 @@ std::vector<int64_t> UnitBytes(const ModelPlan& plan, int64_t ranks, int64_t ele
 // Weights of a pass as worker/shard/sharded.cc gathers and drops them: a unit and the next one,
 // tied embeddings until the head is done.
 int64_t GatheredWeights(const ModelPlan& plan, int64_t ranks, int64_t element, bool tied) {
+  const bool dense = plan.dense_units > 0;
   UnitPool pool(UnitBytes(plan, ranks, element));
-  const size_t head = plan.units.size() - 1;
-  for (size_t u = 0; u <= head; ++u) {
+  const size_t last = plan.units.size() - 1;
+  const size_t stays = dense ? last - 1 : last;  // its backward comes next
+  for (size_t u = 0; u <= last; ++u) {
     pool.Need(u);
-    if (u < head) pool.Need(u + 1);
-    if (u + 1 != head && !(u == 0 && tied)) pool.Drop(u);
+    if (u < last) pool.Need(u + 1);
+    if (u != stays && !(u == 0 && tied)) pool.Drop(u);
   }
   if (tied) pool.Drop(0);
-  for (size_t u = head - 1; u >= 1; --u) {
-    pool.Need(u);
-    if (u > 1) pool.Need(u - 1);
-    pool.Drop(u);
+  const size_t first = dense ? 1 : 0;
+  for (size_t left = stays + 1; left > first; --left) {
+    pool.Need(left - 1);
+    if (left - 1 > first) pool.Need(left - 2);
+    pool.Drop(left - 1);
   }
   return pool.total();
 }
@@ -256,7 +259,7 @@ int64_t GatheredWeights(const ModelPlan& plan, int64_t ranks, int64_t element, b
 // Gradients of two passes: a unit's while its backward runs, two on their way to the ranks.
 int64_t GatheredGradients(const ModelPlan& plan, int64_t ranks, bool tied) {
   UnitPool pool(UnitBytes(plan, ranks, 4));
-  const size_t head = plan.units.size() - 1;
+  const size_t head = plan.units.size() - 1;  // of a plan of experts `tied` is false
   std::deque<size_t> reduces;
   const auto finish_oldest = [&] {
     pool.Drop(reduces.front());
@@ -297,33 +300,30 @@ int64_t ExchangeBuffers(const ModelPlan& plan, const heddle::v1::ParallelConfig&
   return 2 * largest;
 }
 
-// Everything that a rank keeps of the parameters.
-void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
-                   const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
+// Everything that a rank of `ranks` keeps of the parameters of one mesh.
+void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConfig& training,
+             const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
   using heddle::v1::ParallelConfig;
   const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
   const int64_t element = bf16 ? 2 : 4;
   const int64_t moments = training.optimizer() == TrainingConfig::OPTIMIZER_LION ? 1 : 2;
   const int64_t moment_bytes = training.moments() == TrainingConfig::MOMENTS_BF16 ? 2 : 4;
-  const int64_t ranks = std::max(1, parallel.ranks().max());
-  memory->gathered += ExchangeBuffers(plan, parallel);
   if (parallel.shard() == ParallelConfig::SHARD_NONE) {
     const int64_t flat = plan.flat_elements;
-    memory->compute_weights = bf16 ? 2 * flat : 0;
-    memory->master = 4 * flat;
-    memory->moments = moments * moment_bytes * flat;
-    memory->gradients = 4 * flat;
-    memory->checkpoint = (memory->master + memory->moments) / ranks;
+    memory->compute_weights += bf16 ? 2 * flat : 0;
+    memory->master += 4 * flat;
+    memory->moments += moments * moment_bytes * flat;
+    memory->gradients += 4 * flat;
+    memory->checkpoint += (4 + moments * moment_bytes) * flat / ranks;
     return;
   }
   int64_t owned = 0;
   for (const UnitSpec& unit : plan.units) owned += SliceElements(unit, ranks);
-  memory->compute_weights = bf16 ? 2 * owned : 0;
-  memory->master = 4 * owned;
-  memory->moments = moments * moment_bytes * owned;
-  memory->checkpoint = memory->master + memory->moments;
-  memory->gradients = 4 * owned;
-  const bool tied = model.tie_embeddings();
+  memory->compute_weights += bf16 ? 2 * owned : 0;
+  memory->master += 4 * owned;
+  memory->moments += moments * moment_bytes * owned;
+  memory->checkpoint += (4 + moments * moment_bytes) * owned;
+  memory->gradients += 4 * owned;
   if (parallel.shard() == ParallelConfig::SHARD_OPTIMIZER) {
     memory->compute_weights += element * owned * ranks;
   } else {
@@ -334,6 +334,19 @@ void AddParameters(const ModelPlan& plan, const ModelConfig& model, const Traini
   } else {
     memory->gathered += GatheredGradients(plan, ranks, tied);
   }
+}
+
+// Everything that a rank keeps of the parameters: dense units over all ranks, experts over those
+// that have the same ones.
+void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
+                   const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
+  const int64_t ranks = std::max(1, parallel.ranks().max());
+  const int64_t degree = std::max(1, parallel.expert());
+  memory->gathered += ExchangeBuffers(plan, parallel);
+  AddMesh(DensePart(plan), ranks, model.tie_embeddings(), training, parallel, memory);
+  if (plan.experts.count == 0) return;
+  AddMesh(ExpertPart(plan), std::max<int64_t>(1, ranks / degree), false, training, parallel,
+          memory);
 }
 
 }  // namespace
@@ -358,7 +371,8 @@ TrainingConfig::Accumulation AccumulationOf(const TrainingConfig& training,
 
 MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training,
                               const heddle::v1::ParallelConfig& parallel) {
-  const StatusOr<ModelPlan> plan = PlanModel(model);
+  const StatusOr<ModelPlan> plan =
+      PlanModel(model, ExpertsOfRank(model, 0, std::max(1, parallel.expert())));
   if (!plan.ok()) return {};
   const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
   const int64_t b = bf16 ? 2 : 4;

@@ -114,6 +114,72 @@ StatusOr<ModelPlan> PlanBuilder::Finish() {
   return std::move(plan_);
 }
 
+ExpertRange ExpertsOfRank(const ModelConfig& config, int rank, int degree) {
+  const int64_t count = config.moe().n_experts() / degree;
+  return {count * (rank % degree), count};
+}
+
+namespace {
+
+// Units [first, last) with their tensors, offsets from 0; without buffers.
+ModelPlan Part(const ModelPlan& plan, size_t first, size_t last) {
+  ModelPlan part;
+  part.units.assign(plan.units.begin() + static_cast<std::ptrdiff_t>(first),
+                    plan.units.begin() + static_cast<std::ptrdiff_t>(last));
+  if (part.units.empty()) return part;
+  const int64_t offset = part.units.front().offset;
+  const int first_tensor = part.units.front().first_tensor;
+  for (UnitSpec& unit : part.units) {
+    for (int i = 0; i < unit.tensor_count; ++i) {
+      TensorSpec tensor = plan.tensors[static_cast<size_t>(unit.first_tensor + i)];
+      tensor.offset -= offset;
+      tensor.unit -= static_cast<int>(first);
+      part.parameters += tensor.elements;
+      part.index.emplace(tensor.name, static_cast<int>(part.tensors.size()));
+      part.tensors.push_back(std::move(tensor));
+    }
+    unit.offset -= offset;
+    unit.first_tensor -= first_tensor;
+    part.flat_elements += unit.elements;
+  }
+  return part;
+}
+
+}  // namespace
+
+ModelPlan DensePart(const ModelPlan& plan) {
+  ModelPlan part = Part(plan, 0, static_cast<size_t>(plan.dense_units));
+  part.dense_units = plan.dense_units;
+  part.buffers = plan.buffers;
+  part.buffer_elements = plan.buffer_elements;
+  return part;
+}
+
+ModelPlan ExpertPart(const ModelPlan& plan) {
+  ModelPlan part = Part(plan, static_cast<size_t>(plan.dense_units), plan.units.size());
+  part.experts = plan.experts;
+  part.expert_layers = plan.expert_layers;
+  std::vector<UnitSpec> layers;
+  for (size_t u = 0; u < part.units.size(); ++u) {
+    const UnitSpec& expert = part.units[u];
+    const size_t layer = u / static_cast<size_t>(plan.experts.count);
+    if (layer == layers.size()) {
+      layers.push_back(expert);
+      layers.back().name = Str("block.", plan.expert_layers[layer], ".experts");
+    } else {
+      layers.back().tensor_count += expert.tensor_count;
+      layers.back().elements += expert.elements;
+    }
+  }
+  part.units = std::move(layers);
+  for (size_t u = 0; u < part.units.size(); ++u) {
+    for (int i = 0; i < part.units[u].tensor_count; ++i) {
+      part.tensors[static_cast<size_t>(part.units[u].first_tensor + i)].unit = static_cast<int>(u);
+    }
+  }
+  return part;
+}
+
 const TensorSpec* ModelPlan::Find(const std::string& name) const {
   if (index.empty()) return FindByName(tensors, name);
   const auto found = index.find(name);
@@ -183,6 +249,10 @@ Window WindowOf(const ModelConfig& config) {
 }
 
 StatusOr<ModelPlan> PlanModel(const ModelConfig& config) {
+  return PlanModel(config, {0, std::max(0, config.moe().n_experts())});
+}
+
+StatusOr<ModelPlan> PlanModel(const ModelConfig& config, ExpertRange experts) {
   const std::vector<std::string> problems = ModelProblems(config);
   if (!problems.empty()) {
     std::string text;
@@ -191,6 +261,12 @@ StatusOr<ModelPlan> PlanModel(const ModelConfig& config) {
       text += problem;
     }
     return InvalidArgument(text);
+  }
+  if (experts.first < 0 || experts.count < 0 ||
+      experts.first + experts.count > config.moe().n_experts()) {
+    return InvalidArgument(Str("model.moe.n_experts: experts ", experts.first, " to ",
+                               experts.first + experts.count - 1, " of ", config.moe().n_experts(),
+                               " were asked for"));
   }
   const int64_t d = config.d_model();
   PlanBuilder plan(config);
@@ -203,6 +279,15 @@ StatusOr<ModelPlan> PlanModel(const ModelConfig& config) {
   plan.BeginUnit("head");
   AddNorm(config, "model.norm", &plan);
   if (!config.tie_embeddings()) plan.Add("lm_head.weight", {config.vocab_size(), d}, {});
+  plan.EndDense();
+  for (int layer = 0; layer < config.n_layers(); ++layer) {
+    if (!LayerHasExperts(config, layer)) continue;
+    plan.BeginExperts(layer, experts);
+    for (int64_t expert = experts.first; expert < experts.first + experts.count; ++expert) {
+      plan.BeginUnit(Str("block.", layer, ".expert.", expert));
+      AddExpert(config, layer, expert, &plan);
+    }
+  }
   return plan.Finish();
 }
 

@@ -63,10 +63,11 @@ struct TensorSpec {
               // and a frozen stage 1 updates nothing else (attention-and-moe.md 6.3)
 };
 
-// What is gathered, reduced and released together: embedding; one per block; final norm and head.
-// With tied embeddings the head has no matrix of its own: unit 0 is used at both ends.
+// What is gathered, reduced and released together: embedding; one per block without its experts;
+// final norm and head; then, layer by layer, every expert. With tied embeddings the head has no
+// matrix of its own: unit 0 is used at both ends.
 struct UnitSpec {
-  std::string name;  // "embedding", "block.3", "head"
+  std::string name;  // "embedding", "block.3", "head", "block.3.expert.17"
   int first_tensor = 0;
   int tensor_count = 0;
   int64_t offset = 0;    // flat elements, a multiple of kFlatAlignment
@@ -80,9 +81,18 @@ inline int64_t SliceElements(const UnitSpec& unit, int64_t ranks) {
   return (even + kFlatAlignment - 1) / kFlatAlignment * kFlatAlignment;
 }
 
+// Experts [first, first + count) of every layer that has experts.
+struct ExpertRange {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
 struct ModelPlan {
   std::vector<TensorSpec> tensors;  // in order of offset
   std::vector<UnitSpec> units;      // in order of offset
+  int dense_units = 0;              // embedding, blocks and head; those after them are experts
+  ExpertRange experts;              // that the plan has; none of a model without
+  std::vector<int> expert_layers;   // layers with experts, ascending
   int64_t parameters = 0;           // exact count, without padding
   int64_t flat_elements = 0;        // with padding
   // State that no gradient changes: fp32, equal on all ranks, saved in checkpoints, all 0 at the
@@ -104,6 +114,19 @@ struct ModelPlan {
 // ranges of config.proto, the rules of attention-and-moe.md section 1.1, and options that no layer
 // of this version computes.
 StatusOr<ModelPlan> PlanModel(const heddle::v1::ModelConfig& config);
+// Of the experts those of a rank alone, for expert parallelism; names are those of the whole model.
+// INVALID_ARGUMENT: the range is not within n_experts.
+StatusOr<ModelPlan> PlanModel(const heddle::v1::ModelConfig& config, ExpertRange experts);
+
+// The experts that rank `rank` of a run over `degree` groups of experts has: an equal range of
+// them, the same for ranks that are equal modulo `degree` (training-runtime.md 10.1).
+// REQUIRES: degree divides n_experts.
+ExpertRange ExpertsOfRank(const heddle::v1::ModelConfig& config, int rank, int degree);
+
+// The two halves of a plan as plans of their own, each with offsets from 0: everything but the
+// experts, with all buffers; and the experts, one unit per layer ("block.3.experts").
+ModelPlan DensePart(const ModelPlan& plan);
+ModelPlan ExpertPart(const ModelPlan& plan);
 
 // Head counts and width with "auto" (0) resolved. MLA layers have `query` heads of their own
 // widths. REQUIRES: n_heads >= 1.

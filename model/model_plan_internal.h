@@ -40,6 +40,13 @@ class PlanBuilder {
   void BeginUnit(const std::string& name);
   void Add(const std::string& name, std::vector<int64_t> shape, Init init,
            Placement placement = {});
+  // The units so far are all but the experts.
+  void EndDense() { plan_.dense_units = static_cast<int>(plan_.units.size()); }
+  // The units from here on are these experts of `layer`.
+  void BeginExperts(int layer, ExpertRange experts) {
+    plan_.experts = experts;
+    plan_.expert_layers.push_back(layer);
+  }
   void AddBuffer(const std::string& name, std::vector<int64_t> shape);
   // INVALID_ARGUMENT if the model has more than kParametersMax parameters.
   StatusOr<ModelPlan> Finish();
@@ -54,8 +61,9 @@ class PlanBuilder {
 
 // Gain, and what the other forms add, of a norm over `width` values named `name`.
 void AddNorm(const heddle::v1::ModelConfig& config, const std::string& name, PlanBuilder* plan);
-// All tensors and buffers of one block.
+// All tensors and buffers of one block but its experts.
 void AddBlock(const heddle::v1::ModelConfig& config, int layer, PlanBuilder* plan);
+void AddExpert(const heddle::v1::ModelConfig& config, int layer, int64_t expert, PlanBuilder* plan);
 
 // Every problem, "model.key: rule".
 std::vector<std::string> ModelProblems(const heddle::v1::ModelConfig& config);

@@ -53,10 +53,14 @@ class BlockPlanner {
     if (kind_ == heddle::v1::ATTENTION_KIND_GSA) Gsa();
     AddNorm(config_, prefix_ + "post_attention_layernorm", plan_);
     if (LayerHasExperts(config_, layer_)) {
-      Experts();
+      Router();
     } else {
       FeedForward("mlp.", config_.d_ffn());
     }
+  }
+
+  void Expert(int64_t expert) {
+    FeedForward(Str("mlp.experts.", expert, "."), config_.moe().d_expert());
   }
 
  private:
@@ -235,13 +239,10 @@ class BlockPlanner {
     Add(at + "down_proj.weight", {d_, width}, torch ? TorchLinear(width) : kResidualOut);
   }
 
-  void Experts() {
+  void Router() {
     const MoeConfig& moe = config_.moe();
     Add("mlp.gate.weight", {moe.n_experts(), d_}, kNormal);
     plan_->AddBuffer(prefix_ + "mlp.gate.e_score_correction_bias", {moe.n_experts()});
-    for (int expert = 0; expert < moe.n_experts(); ++expert) {
-      FeedForward(Str("mlp.experts.", expert, "."), moe.d_expert());
-    }
     if (moe.n_shared() > 0) {
       FeedForward("mlp.shared_experts.", int64_t{moe.n_shared()} * moe.d_expert());
     }
@@ -267,6 +268,10 @@ void AddNorm(const ModelConfig& config, const std::string& name, PlanBuilder* pl
 
 void AddBlock(const ModelConfig& config, int layer, PlanBuilder* plan) {
   BlockPlanner(config, layer, plan).Run();
+}
+
+void AddExpert(const ModelConfig& config, int layer, int64_t expert, PlanBuilder* plan) {
+  BlockPlanner(config, layer, plan).Expert(expert);
 }
 
 }  // namespace heddle::model

@@ -45,8 +45,8 @@ layers::LayerStorage ModelStorage(ParameterStore& store) { return ModelStorage(M
 std::vector<layers::LayerStorage> StoragesOf(const ModelMemory& memory) {
   std::vector<layers::LayerStorage> storages;
   layers::LayerStorage storage = ModelStorage(memory);
-  // Units are the embedding, one per block, the head.
-  const int layers = static_cast<int>(memory.plan->units.size()) - 2;
+  // Dense units are the embedding, one per block, the head.
+  const int layers = memory.plan->dense_units - 2;
   for (storage.layer = 0; storage.layer < layers; ++storage.layer) storages.push_back(storage);
   return storages;
 }

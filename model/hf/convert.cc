@@ -83,9 +83,10 @@ class Converter {
     }
   }
 
-  // Layer of a tensor; -1 for embedding and head. Blocks are the units between those two.
+  // Layer of a tensor; -1 for embedding, head and experts. Blocks are the units between the first
+  // two.
   static int LayerOf(const model::ModelPlan& plan, const TensorSpec& tensor) {
-    const bool block = tensor.unit > 0 && tensor.unit + 1 < static_cast<int>(plan.units.size());
+    const bool block = tensor.unit > 0 && tensor.unit + 1 < plan.dense_units;
     return block ? tensor.unit - 1 : -1;
   }
 

@@ -2,18 +2,37 @@
 #include <utility>
 
 #include "model/parameter_store.h"
+#include "worker/shard/mesh.h"
 #include "worker/shard/parameters.h"
 
 namespace heddle::shard {
 
-StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan,
-                                                     const Options& options) {
+namespace {
+
+StatusOr<std::unique_ptr<Parameters>> MakeMesh(model::ModelPlan plan, const Options& options,
+                                               Units units, int first_unit) {
   return options.mode == Mode::kNone ? MakeReplicated(std::move(plan), options)
-                                     : MakeSharded(std::move(plan), options);
+                                     : MakeSharded(std::move(plan), options, units, first_unit);
 }
 
-void InitParameters(uint64_t seed, Parameters* parameters) {
-  for (const Held& held : parameters->held()) {
+}  // namespace
+
+StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan,
+                                                     const Options& options) {
+  HEDDLE_CHECK(options.expert_degree >= 1 && options.world % options.expert_degree == 0);
+  ASSIGN_OR_RETURN(std::unique_ptr<Parameters> dense,
+                   MakeMesh(model::DensePart(plan), options, Units::kDense, 0));
+  if (plan.experts.count == 0) return dense;
+  Options mesh = options;
+  mesh.rank = options.rank / options.expert_degree;
+  mesh.world = options.world / options.expert_degree;
+  ASSIGN_OR_RETURN(std::unique_ptr<Parameters> experts,
+                   MakeMesh(model::ExpertPart(plan), mesh, Units::kExperts, plan.dense_units));
+  return JoinMeshes(std::move(plan), options, std::move(dense), std::move(experts));
+}
+
+Status InitParameters(uint64_t seed, Parameters* parameters) {
+  RETURN_IF_ERROR(parameters->ForEachHeld([&](const Held& held) {
     std::fill(held.master.begin(), held.master.end(), 0.0f);
     for (const model::TensorSpec& tensor : parameters->plan().tensors) {
       const int64_t begin = std::max(tensor.offset, held.range.begin);
@@ -23,9 +42,11 @@ void InitParameters(uint64_t seed, Parameters* parameters) {
                        held.master.subspan(static_cast<size_t>(begin - held.range.begin),
                                            static_cast<size_t>(end - begin)));
     }
-  }
+    return OkStatus();
+  }));
   std::fill(parameters->buffers().begin(), parameters->buffers().end(), 0.0f);
   parameters->RefreshComputeWeights();
+  return OkStatus();
 }
 
 }  // namespace heddle::shard

@@ -6,10 +6,15 @@
 //   parameters->Connect(group);
 //   BeginStep();
 //   for (micro-batch) model->ForwardBackward(batch, info, parameters->Hooks({.last = ...}));
-//   FinishGradients();  measured(), held(): clip, update what is held;  Updated();
+//   FinishGradients();  ForEachMeasured, ForEachHeld: clip, update what is held;  Updated();
+//
+// Experts have a mesh of their own (10.1): with `expert_degree` D rank r holds the experts of
+// model::ExpertsOfRank(config, r, D), as do all ranks that are equal to it modulo D; their
+// gradients are summed over those ranks alone, and mode and slices count in them.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -44,6 +49,8 @@ struct Options {
   comm::Wire wire = comm::Wire::kFp32;
   int rank = 0;
   int world = 1;
+  // Divides `world`; the ranks of one group of this many, in a row, have all experts.
+  int expert_degree = 1;
 };
 
 // A pass over the units.
@@ -53,10 +60,13 @@ struct Visit {
 };
 
 // A piece of the flat layout that this rank updates, with its memory. `owned_offset` is the place
-// of `range.begin` in arrays of owned_elements().
+// of `range.begin` in arrays of owned_elements(). `replicas` ranks hold the same piece; this one is
+// number `replica` of them: they share the writing of checkpoints.
 struct Held {
   FlatRange range;
   int64_t owned_offset = 0;
+  int replica = 0;
+  int replicas = 1;
   std::span<float> master;
   std::span<float> gradient;
   std::span<uint16_t> compute_bf16;  // empty in fp32
@@ -77,15 +87,13 @@ class Parameters {
   virtual const model::ModelPlan& plan() const = 0;
   virtual std::span<float> buffers() = 0;  // of the layers: equal on all ranks
 
-  // In the order of their ranges; together all that this rank updates.
-  virtual std::vector<Held> held() = 0;
+  // In the order of their ranges; together all that this rank updates. Spans are valid within the
+  // call. A failure of `visit` ends it.
+  virtual Status ForEachHeld(const std::function<Status(const Held&)>& visit) = 0;
   // Length of the arrays that run beside the masters: moments.
   virtual int64_t owned_elements() const = 0;
   // Memory of units that were whole for a while, at its peak so far.
   virtual int64_t gathered_bytes() const = 0;
-  // Whether other ranks hold the same: then ranks share the writing of checkpoints.
-  virtual bool replicated() const = 0;
-
   // Before the first pass. Borrowed.
   virtual void Connect(comm::Communicator* group) = 0;
   // Gradients become zero.
@@ -95,8 +103,9 @@ class Parameters {
   // The gradients that are held are sums over all ranks and micro-batches from here on.
   virtual Status FinishGradients() = 0;
   // Of the reduced gradients those that this rank measures, unit by unit: each element is one
-  // rank's. The same in every mode, so that the norm has the same bits.
-  virtual std::vector<Measured> measured() = 0;
+  // rank's. The same in every mode, so that the norm has the same bits. Spans are valid within the
+  // call.
+  virtual Status ForEachMeasured(const std::function<void(const Measured&)>& visit) = 0;
   // Masters changed otherwise than by the optimizer, which writes held().compute_bf16 itself:
   // loaded or initialised.
   virtual void RefreshComputeWeights() = 0;
@@ -104,14 +113,12 @@ class Parameters {
   virtual void Updated() = 0;
 };
 
+// By options.mode, both meshes. `plan` is this rank's: with its experts alone.
 // RESOURCE_EXHAUSTED if the memory cannot be had.
-StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options);
-StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options);
-// By options.mode.
 StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan, const Options& options);
 
 // Fills masters with their initial values, a pure function of (seed, tensor name, element), and
 // buffers with zeros.
-void InitParameters(uint64_t seed, Parameters* parameters);
+Status InitParameters(uint64_t seed, Parameters* parameters);
 
 }  // namespace heddle::shard

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "model/parameter_store.h"
-#include "worker/shard/parameters.h"
+#include "worker/shard/mesh.h"
 
 namespace heddle::shard {
 
@@ -18,30 +18,30 @@ class Replicated : public Parameters {
   const model::ModelPlan& plan() const override { return store_->plan(); }
   std::span<float> buffers() override { return store_->buffers(); }
 
-  std::vector<Held> held() override {
+  Status ForEachHeld(const std::function<Status(const Held&)>& visit) override {
     Held all;
     all.range = {0, store_->plan().flat_elements};
+    all.replica = layout_.rank();
+    all.replicas = layout_.world();
     all.master = store_->master();
     all.gradient = store_->gradients();
     all.compute_bf16 = store_->compute_bf16();
-    return {all};
+    return visit(all);
   }
   int64_t owned_elements() const override { return store_->plan().flat_elements; }
   int64_t gathered_bytes() const override { return 0; }
-  bool replicated() const override { return true; }
 
   void Connect(comm::Communicator* group) override { group_ = group; }
   void BeginStep() override { store_->ZeroGradients(); }
   model::UnitHooks Hooks(Visit) override { return {}; }
   Status FinishGradients() override { return group_->AllReduceSum(store_->gradients()); }
-  std::vector<Measured> measured() override {
-    std::vector<Measured> slices;
+  Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override {
     for (int u = 0; u < layout_.units(); ++u) {
       const FlatRange mine = layout_.Owned(u);
-      slices.push_back({mine.begin, store_->gradients().subspan(static_cast<size_t>(mine.begin),
-                                                                static_cast<size_t>(mine.size()))});
+      visit({mine.begin, store_->gradients().subspan(static_cast<size_t>(mine.begin),
+                                                     static_cast<size_t>(mine.size()))});
     }
-    return slices;
+    return OkStatus();
   }
   void RefreshComputeWeights() override { store_->RefreshComputeWeights(); }
   void Updated() override {}

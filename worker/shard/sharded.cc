@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "kernels/pointwise/params.h"
-#include "worker/shard/parameters.h"
+#include "worker/shard/mesh.h"
 #include "worker/shard/unit_tensors.h"
 
 namespace heddle::shard {
@@ -23,22 +23,21 @@ constexpr int64_t kParallelElements = 64 * 1024;
 
 class Sharded : public Parameters {
  public:
-  Sharded(model::ModelPlan plan, const Options& options);
+  Sharded(model::ModelPlan plan, const Options& options, Units units, int first_unit);
   // Memory of what is held whole from the start.
   Status Hold();
 
   model::ModelMemory memory() override;
   const model::ModelPlan& plan() const override { return plan_; }
   std::span<float> buffers() override { return buffers_; }
-  std::vector<Held> held() override;
+  Status ForEachHeld(const std::function<Status(const Held&)>& visit) override;
   int64_t owned_elements() const override { return layout_.owned_elements(); }
   int64_t gathered_bytes() const override;
-  bool replicated() const override { return false; }
   void Connect(comm::Communicator* group) override { group_ = group; }
   void BeginStep() override;
   model::UnitHooks Hooks(Visit visit) override;
   Status FinishGradients() override;
-  std::vector<Measured> measured() override;
+  Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override;
   void RefreshComputeWeights() override;
   void Updated() override;
 
@@ -55,7 +54,9 @@ class Sharded : public Parameters {
     std::vector<float> sum;  // empty: straight into gradient_
   };
 
-  int head() const { return layout_.units() - 1; }
+  int last() const { return layout_.units() - 1; }
+  // -1: none of the units is one.
+  int head() const { return dense_ ? last() : -1; }
   bool wide() const { return options_.precision != model::Precision::kBf16; }
   bool TransientWeights() const { return options_.mode == Mode::kFull; }
   // Whole gradients stay from one micro-batch to the next.
@@ -80,6 +81,8 @@ class Sharded : public Parameters {
   const model::ModelPlan plan_;
   const Options options_;
   const Layout layout_;
+  const bool dense_;
+  const int first_unit_;
   const bool tied_;  // the head reads the embedding
   comm::Communicator* group_ = nullptr;
 
@@ -94,11 +97,13 @@ class Sharded : public Parameters {
   std::vector<std::vector<float>> spare_sums_;
 };
 
-Sharded::Sharded(model::ModelPlan plan, const Options& options)
+Sharded::Sharded(model::ModelPlan plan, const Options& options, Units units, int first_unit)
     : plan_(std::move(plan)),
       options_(options),
       layout_(plan_, options.rank, options.world),
-      tied_(plan_.Find("lm_head.weight") == nullptr),
+      dense_(units == Units::kDense),
+      first_unit_(first_unit),
+      tied_(dense_ && plan_.Find("lm_head.weight") == nullptr),
       weights_(layout_, model::ComputeType(options.precision)),
       gradients_(layout_, at::kFloat),
       units_(plan_.units.size()) {
@@ -127,8 +132,7 @@ model::ModelMemory Sharded::memory() {
   return memory;
 }
 
-std::vector<Held> Sharded::held() {
-  std::vector<Held> all;
+Status Sharded::ForEachHeld(const std::function<Status(const Held&)>& visit) {
   for (int u = 0; u < layout_.units(); ++u) {
     Held held;
     held.range = layout_.Owned(u);
@@ -139,9 +143,9 @@ std::vector<Held> Sharded::held() {
     held.master = std::span<float>(master_).subspan(offset, size);
     held.gradient = std::span<float>(gradient_).subspan(offset, size);
     if (!wide()) held.compute_bf16 = std::span<uint16_t>(compute_).subspan(offset, size);
-    all.push_back(held);
+    RETURN_IF_ERROR(visit(held));
   }
-  return all;
+  return OkStatus();
 }
 
 int64_t Sharded::gathered_bytes() const {
@@ -150,13 +154,12 @@ int64_t Sharded::gathered_bytes() const {
   return static_cast<int64_t>(bytes);
 }
 
-std::vector<Measured> Sharded::measured() {
-  std::vector<Measured> slices;
+Status Sharded::ForEachMeasured(const std::function<void(const Measured&)>& visit) {
   for (int u = 0; u < layout_.units(); ++u) {
     const FlatRange mine = layout_.Owned(u);
-    slices.push_back({mine.begin, OwnedGradient(u).first(static_cast<size_t>(mine.size()))});
+    visit({mine.begin, OwnedGradient(u).first(static_cast<size_t>(mine.size()))});
   }
-  return slices;
+  return OkStatus();
 }
 
 void Sharded::BeginStep() {
@@ -186,9 +189,10 @@ Status Sharded::StartGather(int index) {
   Unit& unit = units_[static_cast<size_t>(index)];
   if (unit.weights != Weights::kAbsent) return OkStatus();
   if (!weights_.Has(index)) RETURN_IF_ERROR(weights_.Acquire(index));
-  ASSIGN_OR_RETURN(unit.gather,
-                   group_->StartAllGather(OwnedWeights(index),
-                                          {weights_.data(index), weights_.bytes(index)}, index));
+  ASSIGN_OR_RETURN(
+      unit.gather,
+      group_->StartAllGather(OwnedWeights(index), {weights_.data(index), weights_.bytes(index)},
+                             first_unit_ + index));
   unit.weights = Weights::kGathering;
   return OkStatus();
 }
@@ -240,7 +244,8 @@ Status Sharded::StartReduce(int index) {
   unit.reduced = true;
   const std::span<const float> all(reinterpret_cast<const float*>(gradients_.data(index)),
                                    gradients_.bytes(index) / sizeof(float));
-  ASSIGN_OR_RETURN(reduce.pending, group_->StartReduceScatterSum(all, sum, options_.wire, index));
+  ASSIGN_OR_RETURN(reduce.pending,
+                   group_->StartReduceScatterSum(all, sum, options_.wire, first_unit_ + index));
   reduces_.push_back(std::move(reduce));
   return OkStatus();
 }
@@ -270,15 +275,16 @@ Status Sharded::BeforeForward(Visit visit, int unit) {
     if (tied_) RETURN_IF_ERROR(NeedGradient(0));
   }
   // After the head comes the last block's backward, and that block is still there.
-  return Need(unit, unit < head() ? unit + 1 : -1);
+  return Need(unit, unit < last() ? unit + 1 : -1);
 }
 
 Status Sharded::AfterForward(Visit visit, int unit) {
-  const bool last_block = unit == head() - 1;
+  // Its backward comes next.
+  const bool stays = visit.train && unit == (dense_ ? head() - 1 : last());
   if (unit == head()) {
     Drop(unit);
     if (tied_) Drop(0);
-  } else if (!(visit.train && last_block) && !(unit == 0 && tied_)) {
+  } else if (!stays && !(unit == 0 && tied_)) {
     Drop(unit);
   }
   return OkStatus();
@@ -287,11 +293,12 @@ Status Sharded::AfterForward(Visit visit, int unit) {
 Status Sharded::BeforeBackward(int unit) {
   RETURN_IF_ERROR(NeedGradient(unit));
   // Neither the embedding's backward nor the head's, which is done, reads weights.
-  return unit == 0 || unit == head() ? OkStatus() : Need(unit, unit > 1 ? unit - 1 : -1);
+  const int first = dense_ ? 1 : 0;
+  return unit < first || unit == head() ? OkStatus() : Need(unit, unit > first ? unit - 1 : -1);
 }
 
 Status Sharded::AfterBackward(Visit visit, int unit) {
-  if (unit != 0) Drop(unit);
+  if (unit != 0 || !dense_) Drop(unit);
   return WholeGradients() && !visit.last ? OkStatus() : StartReduce(unit);
 }
 
@@ -325,10 +332,11 @@ void Sharded::Updated() {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options) {
+StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options,
+                                                  Units units, int first_unit) {
   const int64_t elements = plan.flat_elements;
   try {
-    auto sharded = std::make_unique<Sharded>(std::move(plan), options);
+    auto sharded = std::make_unique<Sharded>(std::move(plan), options, units, first_unit);
     RETURN_IF_ERROR(sharded->Hold());
     return sharded;
   } catch (const std::bad_alloc&) {

@@ -6,7 +6,10 @@
 #include <bit>
 #include <cmath>
 #include <deque>
+#include <map>
 #include <new>
+#include <set>
+#include <tuple>
 #include <utility>
 
 #include "base/settings/settings.h"
@@ -95,11 +98,16 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   if (!plan.init_from.empty()) {
     RETURN_IF_ERROR(CheckSameModel(plan.init_from, model));
   }
-  ASSIGN_OR_RETURN(model::ModelPlan layout, model::PlanModel(model));
   shard::Options options = plan.shard;
   options.precision = plan.precision;
   options.rank = rank;
   options.world = world;
+  state->rank_ = rank;
+  state->world_ = world;
+  ASSIGN_OR_RETURN(state->whole_, model::PlanModel(model));
+  ASSIGN_OR_RETURN(
+      model::ModelPlan layout,
+      model::PlanModel(model, model::ExpertsOfRank(model, rank, options.expert_degree)));
   ASSIGN_OR_RETURN(state->parameters_, shard::MakeParameters(std::move(layout), options));
   const model::ModelPlan& kept = state->parameters_->plan();
   const int64_t elements = state->parameters_->owned_elements();
@@ -113,12 +121,15 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   if (plan.freeze_during_warmup) {
     for (optim::GroupRange& group : state->warmup_groups_) group.frozen = !group.indexer;
   }
-  ASSIGN_OR_RETURN(state->tensors_, checkpoint::NumberTensors(model::SavedTensors(
-                                        kept, {.second = state->moments_.has_second(),
-                                               .type = ElementTypeOf(state->moments_.type())})));
+  ASSIGN_OR_RETURN(state->tensors_,
+                   checkpoint::NumberTensors(model::SavedTensors(
+                       state->whole_, {.second = state->moments_.has_second(),
+                                       .type = ElementTypeOf(state->moments_.type())})));
   for (const TensorInfo& info : state->tensors_) {
-    const model::TensorSpec* spec = kept.Find(info.name());
-    state->specs_.push_back(spec != nullptr ? spec : kept.FindBuffer(info.name()));
+    const model::TensorSpec* spec = state->whole_.Find(info.name());
+    state->specs_.push_back(spec != nullptr ? spec : state->whole_.FindBuffer(info.name()));
+    state->local_.push_back(spec != nullptr ? kept.Find(info.name())
+                                            : kept.FindBuffer(info.name()));
   }
   RETURN_IF_ERROR(state->Reset());
   return state;
@@ -129,41 +140,41 @@ Status RunState::Reset() {
   counters_ = Counters();
   numeric_ = NumericPolicy(numeric_.policy());
   skipped_.clear();
-  shard::InitParameters(seed_, parameters_.get());
+  RETURN_IF_ERROR(shard::InitParameters(seed_, parameters_.get()));
   return init_from_.empty() ? OkStatus() : ReadInitialWeights();
 }
 
 // Passes through a whole copy of the model, which is gone before the first step.
 Status RunState::ReadInitialWeights() {
   ASSIGN_OR_RETURN(const std::unique_ptr<model::ParameterStore> whole,
-                   model::ParameterStore::Create(parameters_->plan(), model::Precision::kFp32));
+                   model::ParameterStore::Create(whole_, model::Precision::kFp32));
   RETURN_IF_ERROR(hf::ReadWeights(init_from_, whole.get()));
-  for (const shard::Held& held : parameters_->held()) {
-    const std::span<const float> from = std::as_const(*whole).master().subspan(
-        static_cast<size_t>(held.range.begin), held.master.size());
-    std::copy(from.begin(), from.end(), held.master.begin());
+  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, Pieces());
+  for (const Piece& piece : pieces) {
+    if (piece.tensor_class != heddle::v1::TENSOR_CLASS_MASTER) continue;
+    const float* from = whole->master(*specs_[piece.tensor]).data() + piece.first;
+    std::copy(from, from + piece.count, static_cast<float*>(piece.data));
   }
   std::copy(whole->buffers().begin(), whole->buffers().end(), parameters_->buffers().begin());
   parameters_->RefreshComputeWeights();
   return OkStatus();
 }
 
-std::vector<optim::Shard> RunState::shards() {
-  std::vector<optim::Shard> shards;
-  for (const shard::Held& held : parameters_->held()) {
+Status RunState::ForEachShard(const std::function<void(const optim::Shard&)>& visit) {
+  return parameters_->ForEachHeld([&](const shard::Held& held) {
     optim::Shard shard;
     shard.flat_offset = held.range.begin;
     shard.master = held.master;
     shard.gradient = held.gradient;
     shard.compute_bf16 = held.compute_bf16;
     moments_.Attach(held.owned_offset, &shard);
-    shards.push_back(shard);
-  }
-  return shards;
+    visit(shard);
+    return OkStatus();
+  });
 }
 
-void RunState::DropFrozenGradients() {
-  for (const shard::Held& held : parameters_->held()) {
+Status RunState::DropFrozenGradients() {
+  return parameters_->ForEachHeld([&](const shard::Held& held) {
     for (const optim::GroupRange& group : warmup_groups_) {
       if (!group.frozen) continue;
       const int64_t begin = std::max(group.begin, held.range.begin);
@@ -171,58 +182,86 @@ void RunState::DropFrozenGradients() {
       if (begin >= end) continue;
       std::fill_n(held.gradient.begin() + (begin - held.range.begin), end - begin, 0.0f);
     }
-  }
+    return OkStatus();
+  });
 }
 
-int64_t RunState::FirstNonFiniteGradient() {
-  for (const shard::Held& held : parameters_->held()) {
+StatusOr<int64_t> RunState::FirstNonFiniteGradient() {
+  int64_t first = -1;
+  RETURN_IF_ERROR(parameters_->ForEachHeld([&](const shard::Held& held) {
+    if (first >= 0) return OkStatus();
     const auto bad = std::find_if(held.gradient.begin(), held.gradient.end(),
                                   [](float g) { return !std::isfinite(g); });
-    if (bad != held.gradient.end()) return held.range.begin + (bad - held.gradient.begin());
+    if (bad != held.gradient.end()) first = held.range.begin + (bad - held.gradient.begin());
+    return OkStatus();
+  }));
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    if (local_[i] == nullptr || first < local_[i]->offset) continue;
+    if (first >= local_[i]->offset + local_[i]->elements) continue;
+    return specs_[i]->offset + first - local_[i]->offset;
   }
   return -1;
 }
 
-std::vector<RunState::Piece> RunState::PiecesOf(size_t tensor, int tensor_class) {
-  const model::TensorSpec& spec = *specs_[tensor];
-  if (tensor_class == heddle::v1::TENSOR_CLASS_BUFFER) {
-    return {{0, spec.elements, parameters_->buffers().data() + spec.offset}};
-  }
-  std::vector<Piece> pieces;
-  for (const shard::Held& held : parameters_->held()) {
-    const int64_t begin = std::max(spec.offset, held.range.begin);
-    const int64_t end = std::min(spec.offset + spec.elements, held.range.end);
+void RunState::AddPieces(const shard::Held& held, std::vector<Piece>* pieces) {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    const model::TensorSpec* spec = local_[i];
+    if (spec == nullptr) continue;
+    const int64_t begin = std::max(spec->offset, held.range.begin);
+    const int64_t end = std::min(spec->offset + spec->elements, held.range.end);
     if (begin >= end) continue;
     const int64_t within = begin - held.range.begin;
-    void* data = IsMoment(tensor_class)
-                     ? moments_.At(tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2,
-                                   held.owned_offset + within)
-                     : held.master.data() + within;
-    pieces.push_back({begin - spec.offset, end - begin, data});
+    for (const int tensor_class : tensors_[i].classes()) {
+      if (tensor_class == heddle::v1::TENSOR_CLASS_BUFFER) continue;  // another layout
+      void* data = IsMoment(tensor_class)
+                       ? moments_.At(tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2,
+                                     held.owned_offset + within)
+                       : held.master.data() + within;
+      pieces->push_back(
+          {i, tensor_class, begin - spec->offset, end - begin, data, held.replica, held.replicas});
+    }
+  }
+}
+
+StatusOr<std::vector<RunState::Piece>> RunState::Pieces() {
+  std::vector<Piece> pieces;
+  RETURN_IF_ERROR(parameters_->ForEachHeld([&](const shard::Held& held) {
+    AddPieces(held, &pieces);
+    return OkStatus();
+  }));
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    for (const int tensor_class : tensors_[i].classes()) {
+      if (tensor_class != heddle::v1::TENSOR_CLASS_BUFFER) continue;
+      pieces.push_back({i, tensor_class, 0, local_[i]->elements,
+                        parameters_->buffers().data() + local_[i]->offset, rank_, world_});
+    }
   }
   return pieces;
 }
 
-std::vector<checkpoint::LocalRange> RunState::RangesToSave(uint32_t rank, uint32_t world) {
-  std::vector<checkpoint::LocalRange> shared;
-  std::vector<checkpoint::LocalRange> own;
-  for (size_t i = 0; i < tensors_.size(); ++i) {
-    for (const int tensor_class : tensors_[i].classes()) {
-      const bool everywhere =
-          parameters_->replicated() || tensor_class == heddle::v1::TENSOR_CLASS_BUFFER;
-      for (const Piece& piece : PiecesOf(i, tensor_class)) {
-        (everywhere ? shared : own)
-            .push_back({.tensor = tensors_[i].id(),
-                        .tensor_class = static_cast<TensorClass>(tensor_class),
-                        .first = static_cast<uint64_t>(piece.first),
-                        .count = static_cast<uint64_t>(piece.count),
-                        .data = piece.data});
-      }
-    }
+StatusOr<std::vector<checkpoint::LocalRange>> RunState::RangesToSave() {
+  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, Pieces());
+  std::vector<checkpoint::LocalRange> ranges;
+  // By how many ranks have the same, and which of them this one is.
+  std::map<std::pair<int, int>, std::vector<checkpoint::LocalRange>> shared;
+  for (const Piece& piece : pieces) {
+    const checkpoint::LocalRange range = {
+        .tensor = tensors_[piece.tensor].id(),
+        .tensor_class = static_cast<TensorClass>(piece.tensor_class),
+        .first = static_cast<uint64_t>(piece.first),
+        .count = static_cast<uint64_t>(piece.count),
+        .data = piece.data};
+    (piece.replicas == 1 ? ranges : shared[{piece.replica, piece.replicas}]).push_back(range);
   }
-  std::vector<checkpoint::LocalRange> ranges =
-      checkpoint::ReplicaShare(tensors_, shared, rank, world);
-  ranges.insert(ranges.end(), own.begin(), own.end());
+  for (const auto& [place, same] : shared) {
+    const std::vector<checkpoint::LocalRange> mine = checkpoint::ReplicaShare(
+        tensors_, same, static_cast<uint32_t>(place.first), static_cast<uint32_t>(place.second));
+    ranges.insert(ranges.end(), mine.begin(), mine.end());
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
+    return std::tie(a.tensor, a.tensor_class, a.first) <
+           std::tie(b.tensor, b.tensor_class, b.first);
+  });
   return ranges;
 }
 
@@ -241,31 +280,43 @@ StatusOr<heddle::v1::ElementType> RunState::StoredMoments(
   return own;
 }
 
+// Every class of every tensor is asked for, if only for none of its elements: a checkpoint that
+// lacks one is another model's.
+void RunState::AddUnheld(std::vector<Piece>* pieces) const {
+  std::set<std::pair<size_t, int>> held;
+  for (const Piece& piece : *pieces) held.emplace(piece.tensor, piece.tensor_class);
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    for (const int tensor_class : tensors_[i].classes()) {
+      if (held.contains({i, tensor_class})) continue;
+      Piece none;
+      none.tensor = i;
+      none.tensor_class = tensor_class;
+      pieces->push_back(none);
+    }
+  }
+}
+
 Status RunState::Load(const heddle::v1::CheckpointRecord& record, const std::string& root) {
   ASSIGN_OR_RETURN(const heddle::v1::ElementType stored, StoredMoments(record));
   const bool widens = stored != ElementTypeOf(moments_.type());
   std::deque<std::vector<uint16_t>> narrow;  // what widened ranges are read into
   std::vector<std::pair<const uint16_t*, Piece>> widened;
   std::vector<checkpoint::WantedRange> wanted;
-  for (size_t i = 0; i < tensors_.size(); ++i) {
-    for (const int tensor_class : tensors_[i].classes()) {
-      std::vector<Piece> pieces = PiecesOf(i, tensor_class);
-      if (pieces.empty()) pieces.push_back({});  // known, though other ranks hold all of it
-      for (const Piece& piece : pieces) {
-        void* data = piece.data;
-        if (widens && IsMoment(tensor_class)) {
-          data = narrow.emplace_back(static_cast<size_t>(piece.count)).data();
-          widened.emplace_back(narrow.back().data(), piece);
-        }
-        wanted.push_back({.name = tensors_[i].name(),
-                          .shape = specs_[i]->shape,
-                          .tensor_class = static_cast<TensorClass>(tensor_class),
-                          .type = IsMoment(tensor_class) ? stored : heddle::v1::ELEMENT_TYPE_F32,
-                          .first = static_cast<uint64_t>(piece.first),
-                          .count = static_cast<uint64_t>(piece.count),
-                          .data = data});
-      }
+  ASSIGN_OR_RETURN(std::vector<Piece> pieces, Pieces());
+  AddUnheld(&pieces);
+  for (const Piece& piece : pieces) {
+    void* data = piece.data;
+    if (widens && IsMoment(piece.tensor_class)) {
+      data = narrow.emplace_back(static_cast<size_t>(piece.count)).data();
+      widened.emplace_back(narrow.back().data(), piece);
     }
+    wanted.push_back({.name = tensors_[piece.tensor].name(),
+                      .shape = specs_[piece.tensor]->shape,
+                      .tensor_class = static_cast<TensorClass>(piece.tensor_class),
+                      .type = IsMoment(piece.tensor_class) ? stored : heddle::v1::ELEMENT_TYPE_F32,
+                      .first = static_cast<uint64_t>(piece.first),
+                      .count = static_cast<uint64_t>(piece.count),
+                      .data = data});
   }
   RETURN_IF_ERROR(checkpoint::LoadRanges(record, root, wanted));
   for (const auto& [from, piece] : widened) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -37,6 +38,8 @@ class RunState {
                                                     const RunPlan& plan, int rank, int world);
 
   shard::Parameters* parameters() { return parameters_.get(); }
+  // The plan of the model with the experts of all ranks.
+  const model::ModelPlan& whole() const { return whole_; }
   Counters& counters() { return counters_; }
   const Counters& counters() const { return counters_; }
   NumericPolicy& numeric() { return numeric_; }
@@ -44,8 +47,9 @@ class RunState {
   std::vector<stream::Window>& skipped() { return skipped_; }
   const std::vector<stream::Window>& skipped() const { return skipped_; }
 
-  // The optimizer's view of everything this rank updates.
-  std::vector<optim::Shard> shards();
+  // The optimizer's view of everything this rank updates, piece by piece; spans are valid within
+  // the call.
+  Status ForEachShard(const std::function<void(const optim::Shard&)>& visit);
   // `warmup`: the step trains indexers first (attention-and-moe.md 6.3); with a frozen model
   // nothing else changes.
   const std::vector<optim::GroupRange>& groups(bool warmup) const {
@@ -53,16 +57,16 @@ class RunState {
   }
   // Frozen weights have no gradient: it would count in the norm that clips the others. Of the
   // reduced gradients.
-  void DropFrozenGradients();
-  // Place in the flat layout of the first gradient that this rank holds and that is not finite; -1
-  // without one.
-  int64_t FirstNonFiniteGradient();
+  Status DropFrozenGradients();
+  // Place in the flat layout of whole() of the first gradient that this rank holds and that is not
+  // finite; -1 without one.
+  StatusOr<int64_t> FirstNonFiniteGradient();
 
   // As a checkpoint lists them.
   const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }
   // What this rank writes of a checkpoint, pointing into the live buffers: what it alone holds, and
-  // its share of what all ranks hold.
-  std::vector<checkpoint::LocalRange> RangesToSave(uint32_t rank, uint32_t world);
+  // its share of what several ranks hold.
+  StatusOr<std::vector<checkpoint::LocalRange>> RangesToSave();
 
   // Loads weights and moments; counters are the caller's. Moments stored in bf16 are widened, which
   // is exact; stored in fp32 they are refused where this run keeps bf16: FAILED_PRECONDITION. Other
@@ -81,18 +85,29 @@ class RunState {
   std::vector<optim::GroupRange> groups_;
   std::vector<optim::GroupRange> warmup_groups_;
   std::vector<heddle::v1::TensorInfo> tensors_;
-  // The pieces of a tensor's class that this rank holds.
   Status ReadInitialWeights();
+  // Part of a class of a tensor that this rank holds.
   struct Piece {
+    size_t tensor = 0;  // in tensors_
+    int tensor_class = 0;
     int64_t first = 0;  // element of the tensor
     int64_t count = 0;
     void* data = nullptr;
+    int replica = 0;
+    int replicas = 1;
   };
-  std::vector<Piece> PiecesOf(size_t tensor, int tensor_class);
+  StatusOr<std::vector<Piece>> Pieces();
+  void AddUnheld(std::vector<Piece>* pieces) const;
+  void AddPieces(const shard::Held& held, std::vector<Piece>* pieces);
   // Type of the checkpoint's moments, or why this run cannot take them.
   StatusOr<heddle::v1::ElementType> StoredMoments(const heddle::v1::CheckpointRecord& record) const;
 
-  std::vector<const model::TensorSpec*> specs_;  // in the order of tensors_
+  int rank_ = 0;
+  int world_ = 1;
+  model::ModelPlan whole_;  // the model with the experts of all ranks
+  // In the order of tensors_: of the whole model, and of this rank's part; null: others hold it.
+  std::vector<const model::TensorSpec*> specs_;
+  std::vector<const model::TensorSpec*> local_;
   Counters counters_;
   NumericPolicy numeric_;
   std::vector<stream::Window> skipped_;

@@ -64,12 +64,12 @@ StatusOr<bool> TrainLoop::Step() {
   const int64_t reduce_begin = parts_.clock->NowSteady();
   RETURN_IF_ERROR(parts_.state->parameters()->FinishGradients());
   if (Frozen()) {
-    parts_.state->DropFrozenGradients();
+    RETURN_IF_ERROR(parts_.state->DropFrozenGradients());
   }
   if (!parts_.model->statistics().empty()) {
     RETURN_IF_ERROR(parts_.group->AllReduceSum(parts_.model->statistics()));
   }
-  MeasureGradients(&agreement);
+  RETURN_IF_ERROR(MeasureGradients(&agreement));
   FillRequests(&agreement);
   RETURN_IF_ERROR(agreement.Reach(parts_.group));
   times_.communication = SecondsSince(reduce_begin);
@@ -81,7 +81,7 @@ StatusOr<bool> TrainLoop::Step() {
   }
   parts_.checkpointer->Apply(agreement);
   const StepVerdict verdict = Judge(agreement);
-  Update(agreement, verdict);
+  RETURN_IF_ERROR(Update(agreement, verdict));
   ASSIGN_OR_RETURN(const bool good, CheckNumbers(agreement, verdict));
   if (!good) {
     return false;
@@ -120,7 +120,9 @@ Status TrainLoop::ForwardBackward(Agreement* agreement) {
       RETURN_IF_ERROR(MarkBadData(read.status()));
       batches.push_back(*std::move(read));
     }
-    if (batches.empty()) batches.emplace_back();  // nothing to add, but units are visited
+    // Nothing to add, but units are visited, and experts exchange rows once for every micro-batch.
+    const int64_t lanes = plan.shard.expert_degree > 1 ? std::min(at_once, most - pass) : 1;
+    while (static_cast<int64_t>(batches.size()) < lanes) batches.emplace_back();
     times_.data += SecondsSince(begin);
 
     parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kForward);
@@ -137,7 +139,7 @@ model::UnitHooks TrainLoop::Noted(model::UnitHooks hooks) {
   };
   RankControl* const control = parts_.control;
   const auto step = static_cast<uint64_t>(parts_.state->counters().step);
-  const int head = static_cast<int>(parts_.state->parameters()->plan().units.size()) - 1;
+  const int head = parts_.state->parameters()->plan().dense_units - 1;
   model::UnitHooks noted = hooks;
   noted.before_forward = [=, forward = hooks.before_forward](int unit) {
     control->NoteUnit(unit);
@@ -208,9 +210,9 @@ layers::StepInfo TrainLoop::DescribeStep() const {
 
 // Each rank measures its own slices of the reduced gradient; the slices add up to the whole (8.1).
 // Gradients of indexers are measured apart.
-void TrainLoop::MeasureGradients(Agreement* agreement) {
+Status TrainLoop::MeasureGradients(Agreement* agreement) {
   const std::vector<optim::GroupRange>& groups = parts_.state->groups(Warmup());
-  for (const shard::Measured& slice : parts_.state->parameters()->measured()) {
+  return parts_.state->parameters()->ForEachMeasured([&](const shard::Measured& slice) {
     const int64_t slice_end = slice.begin + static_cast<int64_t>(slice.gradient.size());
     for (size_t g = 0; g < groups.size();) {
       // A run of groups of one sort: the fewer pieces, the same bits for models without indexers.
@@ -227,7 +229,7 @@ void TrainLoop::MeasureGradients(Agreement* agreement) {
       }
       g = next;
     }
-  }
+  });
 }
 
 void TrainLoop::FillRequests(Agreement* agreement) {
@@ -251,7 +253,7 @@ StepVerdict TrainLoop::Judge(const Agreement& sums) {
 }
 
 // A bad step changes no weight on any rank; the data still advance (16.1).
-void TrainLoop::Update(const Agreement& sums, const StepVerdict& verdict) {
+Status TrainLoop::Update(const Agreement& sums, const StepVerdict& verdict) {
   Counters& counters = parts_.state->counters();
   const RunPlan& plan = *parts_.plan;
   parts_.control->NoteProgress(static_cast<uint64_t>(counters.step), Phase::kUpdate);
@@ -268,15 +270,16 @@ void TrainLoop::Update(const Agreement& sums, const StepVerdict& verdict) {
         .found_inf = false,
         .frozen_updates = Frozen() ? 0 : counters.frozen_updates,
         .indexer_grad_scale = optim::ClipDivisor(indexer_norm, plan.grad_clip)};
-    for (const optim::Shard& shard : parts_.state->shards()) {
+    RETURN_IF_ERROR(parts_.state->ForEachShard([&](const optim::Shard& shard) {
       optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()), args, shard);
-    }
+    }));
     parts_.state->parameters()->Updated();
     parts_.model->UpdateBuffers(Frozen());
   }
   ++counters.step;
   counters.data_position += plan.global_batch;
   counters.tokens += static_cast<int64_t>(sums[Slot::kTokens]);
+  return OkStatus();
 }
 
 StatusOr<bool> TrainLoop::CheckNumbers(const Agreement& sums, const StepVerdict& verdict) {
@@ -340,7 +343,8 @@ StatusOr<std::string> TrainLoop::DescribeNonFinite() {
   // number of those of the first pass with such a loss, or 0.
   std::vector<double> all(static_cast<size_t>(world()) * 3, 0.0);
   const size_t own = static_cast<size_t>(rank()) * 3;
-  all[own] = static_cast<double>(parts_.state->FirstNonFiniteGradient() + 1);
+  ASSIGN_OR_RETURN(const int64_t bad, parts_.state->FirstNonFiniteGradient());
+  all[own] = static_cast<double>(bad + 1);
   all[own + 1] = static_cast<double>(nonfinite_loss_.first);
   all[own + 2] = static_cast<double>(nonfinite_loss_.count);
   RETURN_IF_ERROR(parts_.group->AllReduceSum(std::span<double>(all)));
@@ -353,7 +357,7 @@ StatusOr<std::string> TrainLoop::DescribeNonFinite() {
     if (all[r * 3 + 2] > 0 && bad_ranks++ == 0) bad_rank = r;
   }
   std::string tensor;
-  for (const model::TensorSpec& spec : parts_.state->parameters()->plan().tensors) {
+  for (const model::TensorSpec& spec : parts_.state->whole().tensors) {
     if (place == 0 || static_cast<int64_t>(place) > spec.offset + spec.elements) continue;
     tensor = spec.name;
     break;
@@ -509,9 +513,8 @@ Status TrainLoop::Stage() {
     saved->set_first(static_cast<uint64_t>(window.first));
     saved->set_count(static_cast<uint64_t>(window.count));
   }
-  return parts_.checkpointer->Stage(
-      parts_.state->RangesToSave(static_cast<uint32_t>(rank()), static_cast<uint32_t>(world())),
-      state);
+  ASSIGN_OR_RETURN(const std::vector<checkpoint::LocalRange> ranges, parts_.state->RangesToSave());
+  return parts_.checkpointer->Stage(ranges, state);
 }
 
 Status TrainLoop::Settle() {

@@ -75,10 +75,10 @@ class TrainLoop {
   Status Pass(const std::vector<stream::PackedBatch>& batches, int64_t first, bool last,
               layers::StepInfo* info, Agreement* agreement);
   model::UnitHooks Noted(model::UnitHooks hooks);
-  void MeasureGradients(Agreement* agreement);
+  Status MeasureGradients(Agreement* agreement);
   void FillRequests(Agreement* agreement);
   StepVerdict Judge(const Agreement& sums);
-  void Update(const Agreement& sums, const StepVerdict& verdict);
+  Status Update(const Agreement& sums, const StepVerdict& verdict);
   heddle::v1::MetricPoint Describe(const Agreement& sums, const StepVerdict& verdict) const;
   Status Evaluate(heddle::v1::MetricPoint* point);
   void Report(const heddle::v1::MetricPoint& point);

@@ -127,7 +127,7 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
   options.world = c.world;
   ASSIGN_OR_RETURN(const std::unique_ptr<Parameters> parameters, MakeParameters(plan, options));
   parameters->Connect(group);
-  InitParameters(kSeed, parameters.get());
+  RETURN_IF_ERROR(InitParameters(kSeed, parameters.get()));
   model::LanguageModelOptions model_options;
   model_options.recompute = c.recompute;
   ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,
@@ -146,11 +146,11 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
     }
     RETURN_IF_ERROR(parameters->FinishGradients());
     double squares = 0;
-    for (const Measured& slice : parameters->measured()) {
+    RETURN_IF_ERROR(parameters->ForEachMeasured([&](const Measured& slice) {
       squares += optim::MeasureGradients(slice.gradient).sum_of_squares;
-    }
+    }));
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&squares, 1)));
-    for (const Held& held : parameters->held()) {
+    RETURN_IF_ERROR(parameters->ForEachHeld([&](const Held& held) {
       if (step == 0) {
         std::copy(held.gradient.begin(), held.gradient.end(),
                   out->first_gradients.begin() + held.range.begin);
@@ -164,17 +164,18 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
                             .v = std::span<float>(v).subspan(offset, size),
                             .gradient = held.gradient,
                             .compute_bf16 = held.compute_bf16});
-    }
+      return OkStatus();
+    }));
     parameters->Updated();
     // A forward between two steps: gathers, and changes nothing.
     RETURN_IF_ERROR(model->Evaluate(MicroBatch(step, 0).view(), InfoOf(step),
                                     parameters->Hooks({.train = false})));
   }
   out->gathered_bytes = parameters->gathered_bytes();
-  for (const Held& held : parameters->held()) {
+  return parameters->ForEachHeld([&](const Held& held) {
     std::copy(held.master.begin(), held.master.end(), out->masters.begin() + held.range.begin);
-  }
-  return OkStatus();
+    return OkStatus();
+  });
 }
 
 Outcome NoOutcome(const Case& c) {

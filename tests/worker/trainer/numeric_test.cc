@@ -72,7 +72,11 @@ class Weight {
 
  private:
   static float& Place(RunState* state) {
-    const shard::Held held = state->parameters()->held().back();
+    shard::Held held;
+    EXPECT_OK(state->parameters()->ForEachHeld([&](const shard::Held& next) {
+      held = next;  // the last one
+      return OkStatus();
+    }));
     const int64_t unit = state->parameters()->plan().units.back().offset;
     return held.master[static_cast<size_t>(std::max<int64_t>(0, unit - held.range.begin))];
   }

@@ -62,18 +62,19 @@ struct World {
   // Gradients are a function of the element, so every layout computes the same.
   void Update(int64_t update) {
     for (const auto& state : states) {
-      for (const shard::Held& held : state->parameters()->held()) {
+      EXPECT_OK(state->parameters()->ForEachHeld([](const shard::Held& held) {
         for (size_t i = 0; i < held.gradient.size(); ++i) {
           const double place = static_cast<double>(held.range.begin) + static_cast<double>(i);
           held.gradient[i] = static_cast<float>(std::sin(0.37 * place + 1.1));
         }
-      }
+        return OkStatus();
+      }));
       optim::StepArgs args;
       args.update = update;
       args.learning_rate = 1e-3;
-      for (const optim::Shard& shard : state->shards()) {
+      EXPECT_OK(state->ForEachShard([&](const optim::Shard& shard) {
         optim::OptimizerStep(plan.optimizer, state->groups(false), args, shard);
-      }
+      }));
     }
   }
 
@@ -87,8 +88,8 @@ struct World {
     const uint32_t ranks = static_cast<uint32_t>(states.size());
     for (uint32_t rank = 0; rank < ranks; ++rank) {
       checkpoint::Snapshot snapshot;
-      RETURN_IF_ERROR(
-          snapshot.Stage(states[rank]->tensors(), states[rank]->RangesToSave(rank, ranks)));
+      ASSIGN_OR_RETURN(const auto ranges, states[rank]->RangesToSave());
+      RETURN_IF_ERROR(snapshot.Stage(states[rank]->tensors(), ranges));
       checkpoint::ShardWriterOptions options;
       options.root = root;
       options.dir = record.dir();
@@ -115,9 +116,9 @@ struct World {
   std::map<std::pair<uint32_t, int>, std::vector<float>> Values() const {
     std::map<std::pair<uint32_t, int>, std::vector<float>> all;
     for (size_t rank = 0; rank < states.size(); ++rank) {
-      const auto ranges = states[rank]->RangesToSave(static_cast<uint32_t>(rank),
-                                                     static_cast<uint32_t>(states.size()));
-      for (const checkpoint::LocalRange& range : ranges) {
+      const auto ranges = states[rank]->RangesToSave();
+      EXPECT_OK(ranges);
+      for (const checkpoint::LocalRange& range : *ranges) {
         std::vector<float>& values = all[{range.tensor, range.tensor_class}];
         values.resize(checkpoint::Elements(states[0]->tensors()[range.tensor - 1]), std::nanf(""));
         CopyValues(range, values.data() + range.first);
@@ -197,7 +198,7 @@ TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
   const auto bytes = [](Moments moments) {
     const World world(moments, Mode::kNone, 1);
     checkpoint::Snapshot snapshot;
-    EXPECT_OK(snapshot.Stage(world.states[0]->tensors(), world.states[0]->RangesToSave(0, 1)));
+    EXPECT_OK(snapshot.Stage(world.states[0]->tensors(), *world.states[0]->RangesToSave()));
     return snapshot.bytes();
   };
   EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);
