@@ -103,6 +103,7 @@ class LanguageModelImpl : public LanguageModel {
 
   layers::BufferPool scratch_;
   std::vector<double> statistics_;
+  Status failure_;  // of the layers of the pass under way
 };
 
 void Lane::Begin(CheckedBatch checked) {
@@ -160,6 +161,7 @@ StatusOr<LanguageModelImpl::Lanes> LanguageModelImpl::BeginLanes(
   }
   while (lanes_.size() < batches.size()) AddLane();
   scratch_.Release(0);
+  failure_ = OkStatus();
   int64_t first_token = step.first_token;
   for (size_t i = 0; i < checked.size(); ++i) {
     Lane& lane = *lanes_[i];
@@ -175,6 +177,7 @@ StatusOr<LanguageModelImpl::Lanes> LanguageModelImpl::BeginLanes(
     lane.context.counts = &sum->counts;
     lane.context.kept = &lane.kept;
     lane.context.scratch = &scratch_;
+    lane.context.failure = &failure_;
   }
   return Lanes(lanes_).first(batches.size());
 }
@@ -249,7 +252,10 @@ Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
   RETURN_IF_ERROR(Call(hooks.after_forward, 0));
   for (int layer = 0; layer < layers_; ++layer) {
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) BlockForward(lane.get(), layer);
+    for (const std::unique_ptr<Lane>& lane : lanes) {
+      BlockForward(lane.get(), layer);
+      RETURN_IF_ERROR(failure_);
+    }
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
   }
   return OkStatus();
@@ -307,7 +313,10 @@ Status LanguageModelImpl::Heads(Lanes lanes, const UnitHooks& hooks, LossSum* su
 Status LanguageModelImpl::Backward(Lanes lanes, const UnitHooks& hooks) {
   for (int layer = layers_ - 1; layer >= 0; --layer) {
     RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) BlockBackward(lane.get(), layer);
+    for (const std::unique_ptr<Lane>& lane : lanes) {
+      BlockBackward(lane.get(), layer);
+      RETURN_IF_ERROR(failure_);
+    }
     RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));
   }
   RETURN_IF_ERROR(Call(hooks.before_backward, 0));
@@ -341,6 +350,8 @@ StatusOr<at::Tensor> LanguageModelImpl::HiddenOnly(CheckedBatch batch, const lay
   context.step = step;
   context.kept = &lane.kept;
   context.scratch = &scratch_;
+  failure_ = OkStatus();
+  context.failure = &failure_;
   at::Tensor x = lane.kept.Take({n, config_.d_model()}, type_);
   at::Tensor y = lane.kept.Take({n, config_.d_model()}, type_);
   RETURN_IF_ERROR(Call(hooks.before_forward, 0));
@@ -350,6 +361,7 @@ StatusOr<at::Tensor> LanguageModelImpl::HiddenOnly(CheckedBatch batch, const lay
   for (int layer = 0; layer < layers_; ++layer) {
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
     lane.blocks[static_cast<size_t>(layer)].Forward(context, lane.attention.layer(layer), x, y);
+    RETURN_IF_ERROR(failure_);
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
     lane.kept.Release(mark);
     std::swap(x, y);
@@ -395,7 +407,7 @@ StatusOr<LossSum> LanguageModel::ForwardBackward(const PackedBatch& batch,
 StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
     const heddle::v1::ModelConfig& config, const ModelMemory& memory,
     LanguageModelOptions options) {
-  ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config));
+  ASSIGN_OR_RETURN(const ModelPlan plan, PlanModel(config, memory.plan->experts));
   if (plan.flat_elements != memory.plan->flat_elements ||
       plan.tensors.size() != memory.plan->tensors.size()) {
     return InvalidArgument("parameters: the memory was made for another model");

@@ -37,6 +37,7 @@ layers::LayerStorage ModelStorage(const ModelMemory& memory) {
   storage.weights = memory.weights;
   storage.gradients = memory.gradients;
   storage.buffers = memory.buffers.data();
+  storage.experts = memory.experts;
   storage.type = ComputeType(memory.precision);
   return storage;
 }

@@ -21,6 +21,7 @@ struct ModelMemory {
   std::vector<at::Tensor> weights;
   std::vector<at::Tensor> gradients;
   std::span<float> buffers;  // [plan->buffer_elements]
+  layers::ExpertAccess experts;
 };
 ModelMemory MemoryOf(ParameterStore& store);
 

@@ -16,7 +16,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "base/status/status.h"
 #include "model/layers/buffer_pool.h"
+#include "model/layers/expert_access.h"
 #include "model/layers/step_info.h"
 #include "model/model_plan.h"
 
@@ -65,6 +67,9 @@ struct PassContext {
   BufferPool* kept = nullptr;       // tensors that live until the backward
   BufferPool* scratch = nullptr;    // tensors that live until the call returns
   CacheRows* cache_rows = nullptr;  // not null: fill it (kInference only)
+  // What reaching other ranks or a disk failed with, the first time; the results of the pass mean
+  // nothing from then on. May be null where all experts lie in this rank's memory.
+  Status* failure = nullptr;
 };
 
 class Sublayer {
@@ -111,7 +116,8 @@ struct LayerStorage {
   std::vector<at::Tensor> weights;    // of the compute type
   std::vector<at::Tensor> gradients;  // of the statistics type
   float* buffers = nullptr;           // ModelPlan::buffers, always fp32
-  at::ScalarType type{};              // compute type
+  ExpertAccess experts;
+  at::ScalarType type{};  // compute type
 
   at::ScalarType statistics_type() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
   // "model.layers.{layer}." + name. REQUIRES: the plan has it.

@@ -26,9 +26,10 @@ struct Piece {
   at::Tensor Of(const at::Tensor& t) const { return t.narrow(0, begin, rows); }
 };
 
-std::vector<Piece> PiecesOf(const Dispatch& dispatch) {
+std::vector<Piece> PiecesOf(std::span<const int> experts, const Dispatch& dispatch) {
   std::vector<Piece> pieces;
-  for (size_t e = 0; e + 1 < dispatch.begin.size(); ++e) {
+  for (const int expert : experts) {
+    const auto e = static_cast<size_t>(expert);
     for (int64_t row = dispatch.begin[e]; row < dispatch.begin[e + 1]; row += kRowsPerTask) {
       pieces.push_back(
           {static_cast<int64_t>(e), row, std::min(kRowsPerTask, dispatch.begin[e + 1] - row)});
@@ -54,22 +55,37 @@ void Gather(const Dispatch& dispatch, const Piece& piece, const at::Tensor& x_ND
 
 }  // namespace
 
-Experts::Experts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts)
-    : activation_(activation), experts_(std::move(experts)) {
+Experts::Experts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts,
+                 layers::ExpertMemory* memory, int layer)
+    : activation_(activation), experts_(std::move(experts)), memory_(memory), layer_(layer) {
   HEDDLE_CHECK(!experts_.empty());
 }
 
-void Experts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& pre,
-                      const at::Tensor& y, layers::BufferPool* scratch) const {
-  const std::vector<Piece> pieces = PiecesOf(dispatch);
-  const int64_t threads = at::get_num_threads();
-  int64_t longest = 0;
-  for (const Piece& piece : pieces) longest = std::max(longest, piece.rows);
-  const size_t mark = scratch->Mark();
-  // One piece per thread.
-  const at::Tensor inputs = scratch->Take({threads, longest, x.size(1)}, x.scalar_type());
-  const at::Tensor hidden_values =
-      scratch->Take({threads, longest, experts_.front().hidden()}, x.scalar_type());
+template <typename Body>
+Status Experts::ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use use,
+                           const Body& body) const {
+  std::vector<int> order;
+  for (size_t e = 0; e < experts_.size(); ++e) {
+    if (dispatch.begin[e] < dispatch.begin[e + 1]) order.push_back(static_cast<int>(e));
+  }
+  if (memory_ == nullptr) {
+    body(std::span<const int>(order));
+    return OkStatus();
+  }
+  RETURN_IF_ERROR(memory_->Begin(layer_, order, use));
+  for (size_t done = 0; done < order.size();) {
+    ASSIGN_OR_RETURN(const size_t there, memory_->Next());
+    body(std::span<const int>(order).subspan(done, there));
+    RETURN_IF_ERROR(memory_->End());
+    done += there;
+  }
+  return OkStatus();
+}
+
+void Experts::ForwardOf(Some some, const Dispatch& dispatch, const at::Tensor& x,
+                        const at::Tensor& pre, const at::Tensor& y, const at::Tensor& inputs,
+                        const at::Tensor& hidden_values) const {
+  const std::vector<Piece> pieces = PiecesOf(some, dispatch);
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t thread) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
@@ -85,52 +101,76 @@ void Experts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::T
     layers::Activate(activation_, piece.Of(pre), hidden);
     layers::Linear(hidden, expert.down_DF, piece.Of(y));
   });
-  scratch->Release(mark);
 }
 
-at::Tensor Experts::Backward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& dout,
-                             const at::Tensor& weight, const at::Tensor& pre,
-                             const at::Tensor& dweight, layers::BufferPool* scratch) const {
-  const int64_t d = x.size(1);
-  const std::vector<Piece> pieces = PiecesOf(dispatch);
-  const at::Tensor dx = scratch->Take({dispatch.rows(), d}, x.scalar_type());
-  const size_t mark = scratch->Mark();
-  const at::Tensor hidden =
-      scratch->Take({dispatch.rows(), experts_.front().hidden()}, x.scalar_type());
-  at::Tensor x_rows = x;
-  at::Tensor dout_rows = dout;
-  if (!dispatch.identity()) {
-    x_rows = dx;  // read by the weight gradients, written after them
-    dout_rows = scratch->Take({dispatch.rows(), d}, x.scalar_type());
+Status Experts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& pre,
+                        const at::Tensor& y, layers::BufferPool* scratch) const {
+  int64_t longest = 0;
+  for (size_t e = 0; e < experts_.size(); ++e) {
+    longest = std::max(longest, dispatch.begin[e + 1] - dispatch.begin[e]);
   }
+  longest = std::min(longest, kRowsPerTask);
+  const int64_t threads = at::get_num_threads();
+  const size_t mark = scratch->Mark();
+  // One piece per thread.
+  const at::Tensor inputs = scratch->Take({threads, longest, x.size(1)}, x.scalar_type());
+  const at::Tensor hidden =
+      scratch->Take({threads, longest, experts_.front().hidden()}, x.scalar_type());
+  const Status computed = ForExperts(dispatch, layers::ExpertMemory::Use::kForward, [&](Some some) {
+    ForwardOf(some, dispatch, x, pre, y, inputs, hidden);
+  });
+  scratch->Release(mark);
+  return computed;
+}
+
+void Experts::BackwardOf(Some some, const Dispatch& dispatch, const Gradients& g) const {
+  const std::vector<Piece> pieces = PiecesOf(some, dispatch);
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
     if (!dispatch.identity()) {
-      Gather(dispatch, piece, x, piece.Of(x_rows));
-      Gather(dispatch, piece, dout, piece.Of(dout_rows));
+      Gather(dispatch, piece, g.x_ND, piece.Of(g.x_RD));
+      Gather(dispatch, piece, g.dout_ND, piece.Of(g.dout_RD));
     }
-    layers::LinearInputGradient(piece.Of(dout_rows), expert.down_DF, piece.Of(hidden));
-    if (weight.defined()) {
-      layers::ActivateWeightedBackward(activation_, piece.Of(weight), piece.Of(pre),
-                                       piece.Of(hidden), piece.Of(dweight));
+    layers::LinearInputGradient(piece.Of(g.dout_RD), expert.down_DF, piece.Of(g.hidden_RF));
+    if (g.weight_R.defined()) {
+      layers::ActivateWeightedBackward(activation_, piece.Of(g.weight_R), piece.Of(g.pre_RC),
+                                       piece.Of(g.hidden_RF), piece.Of(g.dweight_R));
     } else {
-      layers::ActivateBackward(activation_, piece.Of(pre), piece.Of(hidden));
+      layers::ActivateBackward(activation_, piece.Of(g.pre_RC), piece.Of(g.hidden_RF));
     }
   });
-  WeightGradients(dispatch, x_rows, dout_rows, pre, hidden);
+  WeightGradients(some, dispatch, g);
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
-    layers::LinearInputGradient(piece.Of(pre), expert.in_CD, piece.Of(dx));
+    layers::LinearInputGradient(piece.Of(g.pre_RC), expert.in_CD, piece.Of(g.dx_RD));
   });
-  scratch->Release(mark);
-  return dx;
 }
 
-void Experts::WeightGradients(const Dispatch& dispatch, const at::Tensor& x_rows,
-                              const at::Tensor& dout_rows, const at::Tensor& dpre,
-                              const at::Tensor& hidden) const {
+StatusOr<at::Tensor> Experts::Backward(const Dispatch& dispatch, const at::Tensor& x,
+                                       const at::Tensor& dout, const at::Tensor& weight,
+                                       const at::Tensor& pre, const at::Tensor& dweight,
+                                       layers::BufferPool* scratch) const {
+  const int64_t d = x.size(1);
+  Gradients g{.x_ND = x, .dout_ND = dout, .weight_R = weight, .dweight_R = dweight, .pre_RC = pre};
+  g.dx_RD = scratch->Take({dispatch.rows(), d}, x.scalar_type());
+  const size_t mark = scratch->Mark();
+  g.hidden_RF = scratch->Take({dispatch.rows(), experts_.front().hidden()}, x.scalar_type());
+  g.x_RD = x;
+  g.dout_RD = dout;
+  if (!dispatch.identity()) {
+    g.x_RD = g.dx_RD;  // read by the weight gradients, written after them
+    g.dout_RD = scratch->Take({dispatch.rows(), d}, x.scalar_type());
+  }
+  const Status computed = ForExperts(dispatch, layers::ExpertMemory::Use::kBackward,
+                                     [&](Some some) { BackwardOf(some, dispatch, g); });
+  scratch->Release(mark);
+  RETURN_IF_ERROR(computed);
+  return g.dx_RD;
+}
+
+void Experts::WeightGradients(Some some, const Dispatch& dispatch, const Gradients& g) const {
   struct Task {
     at::Tensor gradient;  // some rows of a matrix
     at::Tensor dy;
@@ -143,12 +183,11 @@ void Experts::WeightGradients(const Dispatch& dispatch, const at::Tensor& x_rows
       tasks.push_back({gradient.narrow(0, row, rows), dy.narrow(1, row, rows), x});
     }
   };
-  for (size_t e = 0; e < experts_.size(); ++e) {
-    const Piece all{static_cast<int64_t>(e), dispatch.begin[e],
-                    dispatch.begin[e + 1] - dispatch.begin[e]};
-    if (all.rows == 0) continue;
-    add(experts_[e].down_gradient_DF, all.Of(dout_rows), all.Of(hidden));
-    add(experts_[e].in_gradient_CD, all.Of(dpre), all.Of(x_rows));
+  for (const int expert : some) {
+    const auto e = static_cast<size_t>(expert);
+    const Piece all{expert, dispatch.begin[e], dispatch.begin[e + 1] - dispatch.begin[e]};
+    add(experts_[e].down_gradient_DF, all.Of(g.dout_RD), all.Of(g.hidden_RF));
+    add(experts_[e].in_gradient_CD, all.Of(g.pre_RC), all.Of(g.x_RD));
   }
   layers::RunTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i, int64_t) {
     const Task& task = tasks[static_cast<size_t>(i)];

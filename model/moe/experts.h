@@ -7,11 +7,14 @@
 // first product (feed_forward.h). T compute type, S statistics type.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 
+#include "base/status/status.h"
 #include "model/layers/buffer_pool.h"
+#include "model/layers/expert_access.h"
 #include "model/layers/feed_forward.h"
 #include "model/moe/dispatch.h"
 
@@ -19,29 +22,49 @@ namespace heddle::moe {
 
 class Experts {
  public:
-  // All of one shape; at least one.
-  Experts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts);
+  // All of one shape; at least one. `memory` may be null: the experts' memory is always there;
+  // else it is asked for by the number `layer`, and its failures end a call. Borrowed.
+  Experts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts,
+          layers::ExpertMemory* memory = nullptr, int layer = 0);
 
   int64_t columns() const { return experts_.front().columns(); }
 
   // pre [R, C] = the first product of each row, y [R, D] = f(x) of its expert, not weighted. y may
   // be undefined: then only `pre` is computed, which is what a backward needs.
-  void Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& pre_RC,
-               const at::Tensor& y_RD, layers::BufferPool* scratch) const;
+  Status Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& pre_RC,
+                 const at::Tensor& y_RD, layers::BufferPool* scratch) const;
 
   // Of out[token] += weight f(x[token]) for every row. Adds to the gradients of the weights,
   // overwrites `pre`, writes dweight [R] S and returns dL/dx of each row [R, D], in `scratch`.
   // weight and dweight [R] S may be undefined: all 1.
-  at::Tensor Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
-                      const at::Tensor& weight_R, const at::Tensor& pre_RC,
-                      const at::Tensor& dweight_R, layers::BufferPool* scratch) const;
+  StatusOr<at::Tensor> Backward(const Dispatch& dispatch, const at::Tensor& x_ND,
+                                const at::Tensor& dout_ND, const at::Tensor& weight_R,
+                                const at::Tensor& pre_RC, const at::Tensor& dweight_R,
+                                layers::BufferPool* scratch) const;
 
  private:
-  void WeightGradients(const Dispatch& dispatch, const at::Tensor& x_RD, const at::Tensor& dout_RD,
-                       const at::Tensor& dpre_RC, const at::Tensor& hidden_RF) const;
+  // Experts [first, last) of `order`, their memory being there.
+  using Some = std::span<const int>;
+  void ForwardOf(Some experts, const Dispatch& dispatch, const at::Tensor& x_ND,
+                 const at::Tensor& pre_RC, const at::Tensor& y_RD, const at::Tensor& inputs,
+                 const at::Tensor& hidden_values) const;
+  struct Gradients {
+    at::Tensor x_ND, dout_ND;        // of tokens
+    at::Tensor weight_R, dweight_R;  // may be undefined
+    at::Tensor pre_RC, hidden_RF;
+    at::Tensor x_RD, dout_RD, dx_RD;  // of rows
+  };
+  void BackwardOf(Some experts, const Dispatch& dispatch, const Gradients& g) const;
+  void WeightGradients(Some experts, const Dispatch& dispatch, const Gradients& g) const;
+  // Calls body for all experts that have rows, as many at a time as have their memory.
+  template <typename Body>
+  Status ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use use,
+                    const Body& body) const;
 
   const layers::Activation activation_;
   const std::vector<layers::FeedForwardTensors> experts_;
+  layers::ExpertMemory* const memory_;
+  const int layer_;
 };
 
 }  // namespace heddle::moe

@@ -10,6 +10,7 @@
 #include "model/layers/kernel_edge.h"
 #include "model/moe/dispatch.h"
 #include "model/moe/experts.h"
+#include "model/moe/routed_experts.h"
 #include "model/moe/router.h"
 
 namespace heddle::moe {
@@ -19,11 +20,12 @@ namespace pw = kernels::pointwise;
 
 constexpr char kBiasName[] = "mlp.gate.e_score_correction_bias";
 
+// This rank's.
 std::vector<layers::FeedForwardTensors> ViewExperts(layers::Activation activation,
-                                                    const layers::LayerStorage& storage,
-                                                    int64_t experts) {
+                                                    const layers::LayerStorage& storage) {
+  const model::ExpertRange& range = storage.plan->experts;
   std::vector<layers::FeedForwardTensors> views;
-  for (int64_t e = 0; e < experts; ++e) {
+  for (int64_t e = range.first; e < range.first + range.count; ++e) {
     views.push_back(ViewFeedForward(activation, storage, Str("mlp.experts.", e, ".")));
   }
   return views;
@@ -50,10 +52,11 @@ class MoeLayerImpl : public MoeLayer {
   struct Values {
     at::Tensor logits_NE;
     at::Tensor weights_NK;
-    at::Tensor pre_RC;
     at::Tensor shared_pre_NC;
   };
 
+  // What is computed after it has no meaning.
+  static void Fail(const layers::PassContext& context, const Status& status, size_t mark);
   void Score(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& logits);
   void Route(const layers::PassContext& context, const at::Tensor& logits, Routing* routing);
   // out = residual + shared + sum of the weighted rows y of the token.
@@ -72,7 +75,7 @@ class MoeLayerImpl : public MoeLayer {
   const bool bias_center_;
   float* const bias_;
   const Router router_;
-  const Experts experts_;
+  RoutedExperts experts_;
   const std::optional<Experts> shared_;
   std::vector<double> loads_;
   MoeCounters counters_;
@@ -92,8 +95,8 @@ MoeLayerImpl::MoeLayerImpl(const heddle::v1::ModelConfig& config,
       bias_(storage.Buffer(kBiasName)),
       router_(RouterOptionsOf(config.moe()), storage.Weight("mlp.gate.weight"),
               storage.Gradient("mlp.gate.weight"), bias_),
-      experts_(layers::ActivationOf(config),
-               ViewExperts(layers::ActivationOf(config), storage, config.moe().n_experts())),
+      experts_(layers::ActivationOf(config), ViewExperts(layers::ActivationOf(config), storage),
+               storage.experts, storage.layer),
       shared_(config.moe().n_shared() == 0
                   ? std::nullopt
                   : std::optional<Experts>(
@@ -137,6 +140,12 @@ Router::Routed RoutedOf(const layers::PassContext& context, const at::Tensor& lo
           context.step == nullptr ? 0.0 : context.step->row_scale};
 }
 
+void MoeLayerImpl::Fail(const layers::PassContext& context, const Status& status, size_t mark) {
+  context.scratch->Release(mark);
+  HEDDLE_CHECK(context.failure != nullptr, "experts elsewhere need a place for their failures");
+  if (context.failure->ok()) *context.failure = status;
+}
+
 void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor& h,
                            const at::Tensor& residual, const at::Tensor& out) {
   const int64_t n = h.size(0);
@@ -162,14 +171,17 @@ void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor&
   }
 
   const int64_t rows = routing.dispatch.rows();
-  v.pre_RC = pool->Take({rows, experts_.columns()}, type_);
   at::Tensor y, shared_y;
   if (out.defined()) y = context.scratch->Take({rows, h.size(1)}, type_);
-  experts_.Forward(routing.dispatch, h, v.pre_RC, y, context.scratch);
+  const Status computed = experts_.Forward(
+      routing.dispatch, h, y, Keeps(context.pass) ? context.kept : nullptr, context.scratch);
+  if (!computed.ok()) return Fail(context, computed, mark);
   if (shared_.has_value()) {
     v.shared_pre_NC = pool->Take({n, shared_->columns()}, type_);
     if (out.defined()) shared_y = context.scratch->Take({n, h.size(1)}, type_);
-    shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
+    const Status shared =
+        shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
+    HEDDLE_CHECK(shared.ok());  // its memory is always there
   }
   if (out.defined()) {
     Combine(routing.dispatch, v.weights_NK, y, shared_y, residual, out);
@@ -244,12 +256,15 @@ void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor
   const size_t mark = scratch->Mark();
   const at::Tensor weight = RowWeights(scratch);
   const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
-  const at::Tensor dx =
-      experts_.Backward(dispatch, h, gradient, weight, kept_.pre_RC, dweight, scratch);
+  const StatusOr<at::Tensor> dx =
+      experts_.Backward(dispatch, h, gradient, weight, dweight, scratch);
+  if (!dx.ok()) return Fail(context, dx.status(), mark);
   at::Tensor shared_dx;
   if (shared_.has_value()) {
-    shared_dx = shared_->Backward(AllRows(n), h, gradient, at::Tensor(), kept_.shared_pre_NC,
-                                  at::Tensor(), scratch);
+    const StatusOr<at::Tensor> computed = shared_->Backward(
+        AllRows(n), h, gradient, at::Tensor(), kept_.shared_pre_NC, at::Tensor(), scratch);
+    HEDDLE_CHECK(computed.ok());
+    shared_dx = *computed;
   }
   const at::Tensor dlogits = scratch->Take({n, o.experts}, statistics);
   router_.LogitsGradient(RoutedOf(context, kept_.logits_NE, routing_.experts, kept_.weights_NK),
@@ -259,7 +274,7 @@ void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor
   pw::CombineRows p;
   p.width = h.size(1);
   p.per_row = o.top_k;
-  p.parts = dx.data_ptr();
+  p.parts = dx->data_ptr();
   p.slots = dispatch.slots.data();
   p.shared = shared_.has_value() ? shared_dx.data_ptr() : nullptr;
   p.experts = o.experts;
