@@ -57,6 +57,18 @@ class Communicator {
   virtual StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
                                                                    std::span<float> sum, Wire wire,
                                                                    int unit) = 0;
+  // Slice r of `sent`, of sent_bytes[r] bytes, goes to rank r; `received` becomes what every rank
+  // sent to this one, received_bytes[r] from rank r. Slices lie end to end in order of rank, this
+  // rank's own among them; `sent` and `received` do not overlap. Sizes are one per rank, any may be
+  // zero, and ranks that move nothing call it too; both are copied before it returns. The sizes
+  // have been agreed on before, e.g. by an all-gather of counts: where a rank sent another size
+  // than this one expects, Wait() is INTERNAL and names the rank and both. INVALID_ARGUMENT: sizes
+  // do not add up to the spans. For experts on several ranks.
+  virtual StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
+                                                           std::span<const size_t> sent_bytes,
+                                                           std::span<std::byte> received,
+                                                           std::span<const size_t> received_bytes,
+                                                           int unit) = 0;
 
   // A hash of all collectives that were launched so far, in their order and with their units: equal
   // on ranks that did the same. Back ends cannot tell messages of one size apart; ranks that agree

@@ -1,10 +1,14 @@
 // Gloo over TCP: all-to-all and all-gather, which are its fastest collectives (training-runtime.md
-// 3).
+// 3). c10d's uneven all-to-all ends the process where a slice is longer than its receiver expects
+// and takes a shorter one for whole; ours tells sizes first, in the same place of the one order.
 #include <ATen/ops/from_blob.h>
 
+#include <gloo/alltoallv.h>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <exception>
 #include <utility>
 #include <vector>
@@ -52,9 +56,98 @@ class GlooPending : public Pending {
   std::atomic<bool>* const dead_;
 };
 
+struct Slices {
+  std::span<const std::byte> sent;
+  std::vector<int64_t> sent_bytes;
+  std::span<std::byte> received;
+  std::vector<int64_t> received_bytes;
+};
+
+// On Gloo's thread: sizes between all pairs, then the slices if this rank's are as it expects.
+class SlicesWork : public c10d::ProcessGroupGloo::AsyncWork {
+ public:
+  // Takes two tags, the second one after `tag`.
+  SlicesWork(std::shared_ptr<gloo::Context> context, int rank, uint32_t tag, uint64_t seq,
+             Slices slices, std::chrono::milliseconds timeout)
+      : AsyncWork(std::move(context), {}, c10d::OpType::ALLTOALL_BASE, seq, timeout),
+        rank_(rank),
+        tag_(tag),
+        slices_(std::move(slices)) {}
+
+  void run() override {
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<int64_t> told = slices_.sent_bytes;
+    std::vector<int64_t> heard(told.size(), -1);
+    const std::vector<int64_t> row(told.size(), sizeof(int64_t));
+    Exchange(told.data(), row, heard.data(), row, tag_, timeout_);
+    for (size_t r = 0; r < heard.size() && verdict_.ok(); ++r) {
+      if (heard[r] == slices_.received_bytes[r]) continue;
+      verdict_ = SizeMismatch(rank_, static_cast<int>(r), static_cast<uint64_t>(heard[r]),
+                              static_cast<uint64_t>(slices_.received_bytes[r]));
+    }
+    if (!verdict_.ok()) return;
+    const auto left = timeout_ - std::chrono::duration_cast<std::chrono::milliseconds>(
+                                     std::chrono::steady_clock::now() - begin);
+    Exchange(const_cast<std::byte*>(slices_.sent.data()), slices_.sent_bytes,
+             slices_.received.data(), slices_.received_bytes, tag_ + 1,
+             std::max(left, std::chrono::milliseconds(1)));
+  }
+  const std::vector<at::Tensor> getInputTensors() override { return {}; }
+  const std::vector<at::Tensor> getOutputTensors() override { return {}; }
+
+  // Once it has ended.
+  const Status& verdict() const { return verdict_; }
+
+ private:
+  void Exchange(void* sent, const std::vector<int64_t>& to, void* received,
+                const std::vector<int64_t>& from, uint32_t tag, std::chrono::milliseconds timeout) {
+    gloo::AlltoallvOptions options(context_);
+    options.setInput(static_cast<char*>(sent), to);
+    options.setOutput(static_cast<char*>(received), from);
+    options.setTag(tag);
+    options.setTimeout(timeout);
+    gloo::alltoallv(options);
+  }
+
+  const int rank_;
+  const uint32_t tag_;
+  const Slices slices_;
+  Status verdict_;
+};
+
+class PendingSlices : public GlooPending {
+ public:
+  PendingSlices(c10::intrusive_ptr<SlicesWork> work, std::atomic<bool>* dead)
+      : GlooPending(work, dead), slices_(std::move(work)), dead_(dead) {}
+  Status Wait() override {
+    RETURN_IF_ERROR(GlooPending::Wait());
+    if (!slices_->verdict().ok()) *dead_ = true;
+    return slices_->verdict();
+  }
+
+ private:
+  const c10::intrusive_ptr<SlicesWork> slices_;
+  std::atomic<bool>* const dead_;
+};
+
+// c10d's group with one operation more.
+class GlooGroup : public c10d::ProcessGroupGloo {
+ public:
+  using ProcessGroupGloo::ProcessGroupGloo;
+  c10::intrusive_ptr<SlicesWork> AllToAll(Slices slices, std::chrono::milliseconds timeout) {
+    const uint32_t tag = nextTag();
+    nextTag();
+    ++seq_;
+    auto work = c10::make_intrusive<SlicesWork>(getContext(tag), getRank(), tag, seq_,
+                                                std::move(slices), timeout);
+    enqueue(work);
+    return work;
+  }
+};
+
 class Gloo : public Transport {
  public:
-  Gloo(const GroupOptions& options, c10::intrusive_ptr<c10d::ProcessGroupGloo> group)
+  Gloo(const GroupOptions& options, c10::intrusive_ptr<GlooGroup> group)
       : rank_(options.rank),
         world_(options.world_size),
         timeout_(options.step_timeout),
@@ -67,8 +160,8 @@ class Gloo : public Transport {
   void Abort() override { aborted_ = true; }
 
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
-                                                    std::span<std::byte> all) override {
-    return Start([&] {
+                                                    std::span<std::byte> all, int) override {
+    return Start<GlooPending>([&] {
       c10d::AllgatherOptions options;
       options.timeout = timeout_;
       at::Tensor input = ViewBytes(mine);
@@ -78,8 +171,20 @@ class Gloo : public Transport {
   }
 
   StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
-                                                   std::span<std::byte> received) override {
-    return Start([&] {
+                                                   std::span<const size_t> sent_bytes,
+                                                   std::span<std::byte> received,
+                                                   std::span<const size_t> received_bytes,
+                                                   int) override {
+    if (!sent_bytes.empty()) {
+      return Start<PendingSlices>([&] {
+        return group_->AllToAll({sent,
+                                 {sent_bytes.begin(), sent_bytes.end()},
+                                 received,
+                                 {received_bytes.begin(), received_bytes.end()}},
+                                timeout_);
+      });
+    }
+    return Start<GlooPending>([&] {
       c10d::AllToAllOptions options;
       options.timeout = timeout_;
       at::Tensor input = ViewBytes(sent);
@@ -88,15 +193,16 @@ class Gloo : public Transport {
       return group_->alltoall_base(output, input, counts, counts, options);
     });
   }
+  bool ChecksSizes() const override { return true; }
 
  private:
-  template <typename Launch>
+  template <typename Begun, typename Launch>
   StatusOr<std::unique_ptr<Pending>> Start(const Launch& launch) {
     if (aborted_) {
       return Unavailable("the group was aborted");
     }
     try {
-      return std::make_unique<GlooPending>(launch(), &aborted_);
+      return std::make_unique<Begun>(launch(), &aborted_);
     } catch (const std::exception& error) {
       aborted_ = true;
       return CollectiveFailed(error);
@@ -106,7 +212,7 @@ class Gloo : public Transport {
   const int rank_;
   const int world_;
   std::chrono::milliseconds timeout_;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> group_;
+  c10::intrusive_ptr<GlooGroup> group_;
   std::atomic<bool> aborted_ = false;
 };
 
@@ -120,8 +226,7 @@ StatusOr<std::unique_ptr<Communicator>> ConnectGloo(const GroupOptions& options)
     auto gloo = c10d::ProcessGroupGloo::Options::create(options.init_timeout);
     gloo->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(options.data_address));
     gloo->threads = 1;
-    auto group =
-        c10::make_intrusive<c10d::ProcessGroupGloo>(store, options.rank, options.world_size, gloo);
+    auto group = c10::make_intrusive<GlooGroup>(store, options.rank, options.world_size, gloo);
     return Proven(MakeOrdered(std::make_unique<Gloo>(options, std::move(group))), options);
   } catch (const std::exception& error) {
     const std::string text = error.what();

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 
@@ -190,21 +191,31 @@ int StartAllGather(void* handle, const void* mine, int64_t bytes, void* all, voi
                });
 }
 
-int StartAllToAll(void* handle, const void* sent, void* received, int64_t slice_bytes,
-                  void** operation, PluginError error) {
-  const size_t slice = static_cast<size_t>(slice_bytes);
-  const size_t bytes = slice * static_cast<size_t>(static_cast<Group*>(handle)->world);
-  return Start(handle, sent, bytes, received, bytes, operation, error,
-               [slice](Group* group, const Operation& started, Errors* errors) {
+int StartAllToAll(void* handle, const void* sent, const int64_t* sent_bytes, void* received,
+                  const int64_t* received_bytes, void** operation, PluginError error) {
+  const int world = static_cast<Group*>(handle)->world;
+  const auto total = [world](const int64_t* sizes) {
+    return static_cast<size_t>(std::accumulate(sizes, sizes + world, int64_t{0}));
+  };
+  return Start(handle, sent, total(sent_bytes), received, total(received_bytes), operation, error,
+               [&](Group* group, const Operation& started, Errors* errors) {
                  errors->Nccl(ncclGroupStart(), "all-to-all");
-                 for (int peer = 0; peer < group->world && errors->ok(); ++peer) {
-                   const size_t at = static_cast<size_t>(peer) * slice;
-                   errors->Nccl(ncclSend(started.send + at, slice, ncclInt8, peer, group->comm,
-                                         group->exchange),
-                                "send");
-                   errors->Nccl(ncclRecv(started.receive + at, slice, ncclInt8, peer, group->comm,
-                                         group->exchange),
-                                "receive");
+                 const char* from = started.send;
+                 char* to = started.receive;
+                 for (int peer = 0; peer < world && errors->ok(); ++peer) {
+                   const size_t give = static_cast<size_t>(sent_bytes[peer]);
+                   const size_t take = static_cast<size_t>(received_bytes[peer]);
+                   if (give > 0) {
+                     errors->Nccl(
+                         ncclSend(from, give, ncclInt8, peer, group->comm, group->exchange),
+                         "send");
+                   }
+                   if (take > 0) {
+                     errors->Nccl(ncclRecv(to, take, ncclInt8, peer, group->comm, group->exchange),
+                                  "receive");
+                   }
+                   from += give;
+                   to += take;
                  }
                  errors->Nccl(ncclGroupEnd(), "all-to-all");
                });

@@ -1,10 +1,12 @@
 #include <arpa/inet.h>
 
 #include <algorithm>
-#include <atomic>
+#include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
 
+#include "worker/comm/buffers.h"
 #include "worker/comm/ordered_sum.h"
 #include "worker/comm/transport.h"
 
@@ -15,30 +17,6 @@ namespace {
 // Elements reduced at a time: receive buffers stay at one bucket, and every rank's slice of it is
 // large enough to fill the link.
 constexpr size_t kBucketElements = size_t{4} << 20;
-
-// Receive buffers, kept from one collective to the next: fresh pages would cost as much as the
-// transfer.
-class Buffers {
- public:
-  std::vector<std::byte> Take(size_t bytes) {
-    std::vector<std::byte> buffer;
-    if (!spare_.empty()) {
-      buffer = std::move(spare_.back());
-      spare_.pop_back();
-    }
-    if (buffer.size() < bytes) {
-      buffer.resize(bytes);
-    }
-    return buffer;
-  }
-  void Give(std::vector<std::byte> buffer) { spare_.push_back(std::move(buffer)); }
-  // Lives as long as the group and is not used again.
-  void Bury(std::vector<std::byte> buffer) { buried_.push_back(std::move(buffer)); }
-
- private:
-  std::vector<std::vector<std::byte>> spare_;
-  std::vector<std::vector<std::byte>> buried_;
-};
 
 // An all-to-all whose slices are summed when it is waited for.
 class PendingSum : public Pending {
@@ -84,6 +62,56 @@ class PendingSum : public Pending {
   const Wire wire_;
 };
 
+// An all-to-all together with one of the sizes: back ends cannot tell a short slice from a whole
+// one.
+class PendingSlices : public Pending {
+ public:
+  // `sizes` holds what this rank told the others and, behind it, what they told.
+  PendingSlices(std::unique_ptr<Pending> told, std::unique_ptr<Pending> moved,
+                std::vector<std::byte> sizes, std::span<const size_t> expected, Buffers* spare,
+                Transport* transport)
+      : told_(std::move(told)),
+        moved_(std::move(moved)),
+        sizes_(std::move(sizes)),
+        expected_(expected.begin(), expected.end()),
+        spare_(spare),
+        transport_(transport) {}
+
+  Status Wait() override {
+    const Status told = told_->Wait();
+    // Also where it cannot end well: the back end is to be done with the caller's buffers.
+    const Status moved = moved_->Wait();
+    if (!told.ok()) {
+      spare_->Bury(std::move(sizes_));
+      return told;
+    }
+    const Status same = CheckSizes();
+    spare_->Give(std::move(sizes_));
+    if (!same.ok()) transport_->Abort();
+    return same.ok() ? moved : same;
+  }
+
+ private:
+  Status CheckSizes() const {
+    const std::byte* heard = sizes_.data() + expected_.size() * sizeof(uint64_t);
+    for (size_t r = 0; r < expected_.size(); ++r) {
+      uint64_t size = 0;
+      std::memcpy(&size, heard + r * sizeof(size), sizeof(size));
+      if (size != expected_[r]) {
+        return SizeMismatch(transport_->rank(), static_cast<int>(r), size, expected_[r]);
+      }
+    }
+    return OkStatus();
+  }
+
+  std::unique_ptr<Pending> told_;
+  std::unique_ptr<Pending> moved_;
+  std::vector<std::byte> sizes_;
+  const std::vector<size_t> expected_;
+  Buffers* const spare_;
+  Transport* const transport_;
+};
+
 template <typename T>
 std::span<std::byte> Writable(T* data, size_t count) {
   return std::as_writable_bytes(std::span<T>(data, count));
@@ -109,13 +137,13 @@ class OrderedGroup : public Communicator {
   Status AllReduceSum(std::span<double> values) override { return ReduceSmall(values); }
 
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
-                                                    std::span<std::byte> all, int) override {
-    return transport_->StartAllGather(mine, all);
+                                                    std::span<std::byte> all, int unit) override {
+    return transport_->StartAllGather(mine, all, unit);
   }
 
   StatusOr<std::unique_ptr<Pending>> StartReduceScatterSum(std::span<const float> all,
                                                            std::span<float> sum, Wire wire,
-                                                           int) override {
+                                                           int unit) override {
     const size_t bytes = all.size() * (wire == Wire::kFp32 ? sizeof(float) : sizeof(uint16_t));
     PendingSum::Slices slices;
     std::span<const std::byte> send = std::as_bytes(all);
@@ -125,11 +153,39 @@ class OrderedGroup : public Communicator {
       send = std::span<const std::byte>(slices.sent).first(bytes);
     }
     slices.received = spare_.Take(bytes);
-    ASSIGN_OR_RETURN(
-        std::unique_ptr<Pending> exchange,
-        transport_->StartAllToAll(send, std::span<std::byte>(slices.received).first(bytes)));
+    ASSIGN_OR_RETURN(std::unique_ptr<Pending> exchange,
+                     transport_->StartAllToAll(
+                         send, {}, std::span<std::byte>(slices.received).first(bytes), {}, unit));
     return std::make_unique<PendingSum>(std::move(exchange), std::move(slices), &spare_, world_,
                                         sum, wire);
+  }
+
+  StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
+                                                   std::span<const size_t> sent_bytes,
+                                                   std::span<std::byte> received,
+                                                   std::span<const size_t> received_bytes,
+                                                   int unit) override {
+    RETURN_IF_ERROR(
+        CheckSlices(world_size(), sent.size(), sent_bytes, received.size(), received_bytes));
+    if (transport_->ChecksSizes()) {
+      return transport_->StartAllToAll(sent, sent_bytes, received, received_bytes, unit);
+    }
+    const size_t row = world_ * sizeof(uint64_t);
+    std::vector<std::byte> sizes = sizes_.Take(2 * row);
+    const std::vector<uint64_t> told(sent_bytes.begin(), sent_bytes.end());
+    std::memcpy(sizes.data(), told.data(), row);
+    const std::span<std::byte> both(sizes);
+    auto telling = transport_->StartAllToAll(both.first(row), {}, both.subspan(row, row), {}, unit);
+    auto moving = telling.ok()
+                      ? transport_->StartAllToAll(sent, sent_bytes, received, received_bytes, unit)
+                      : telling.status();
+    if (!moving.ok()) {
+      sizes_.Bury(std::move(sizes));
+      return moving.status();
+    }
+    return std::make_unique<PendingSlices>(*std::move(telling), *std::move(moving),
+                                           std::move(sizes), received_bytes, &sizes_,
+                                           transport_.get());
   }
 
  private:
@@ -137,7 +193,7 @@ class OrderedGroup : public Communicator {
   Status AllGather(const T* mine, size_t count, T* all) {
     ASSIGN_OR_RETURN(const std::unique_ptr<Pending> gather,
                      transport_->StartAllGather(std::as_bytes(std::span<const T>(mine, count)),
-                                                Writable(all, count * world_)));
+                                                Writable(all, count * world_), 0));
     return gather->Wait();
   }
 
@@ -161,17 +217,28 @@ class OrderedGroup : public Communicator {
     return OkStatus();
   }
 
+  // Through received_ and sum_, which are as large as it takes.
+  Status ReduceSlices(std::span<float> bucket) {
+    const size_t slice = bucket.size() / world_;
+    float* sum = reinterpret_cast<float*>(sum_.data());
+    ASSIGN_OR_RETURN(const std::unique_ptr<Pending> exchange,
+                     transport_->StartAllToAll(std::as_bytes(bucket), {}, received_, {}, 0));
+    RETURN_IF_ERROR(exchange->Wait());
+    OrderedSum(reinterpret_cast<const float*>(received_.data()), world_, slice, sum);
+    return AllGather(sum, slice, bucket.data());
+  }
+
   Status Reduce(std::span<float> bucket) {
     const size_t slice = bucket.size() / world_;
     if (slice > 0) {
-      received_.resize(slice * world_);
-      sum_.resize(slice);
-      ASSIGN_OR_RETURN(const std::unique_ptr<Pending> exchange,
-                       transport_->StartAllToAll(std::as_bytes(bucket.first(slice * world_)),
-                                                 Writable(received_.data(), received_.size())));
-      RETURN_IF_ERROR(exchange->Wait());
-      OrderedSum(received_.data(), world_, slice, sum_.data());
-      RETURN_IF_ERROR(AllGather(sum_.data(), slice, bucket.data()));
+      received_.resize(slice * world_ * sizeof(float));
+      sum_.resize(slice * sizeof(float));
+      const Status reduced = ReduceSlices(bucket.first(slice * world_));
+      if (!reduced.ok()) {
+        Buffers::Bury(std::move(received_));
+        Buffers::Bury(std::move(sum_));
+        return reduced;
+      }
     }
     return ReduceSmall(bucket.subspan(slice * world_));  // fewer than one element per rank
   }
@@ -179,8 +246,9 @@ class OrderedGroup : public Communicator {
   const std::unique_ptr<Transport> transport_;
   const size_t world_;
   Buffers spare_;
-  std::vector<float> received_;
-  std::vector<float> sum_;
+  Buffers sizes_;  // apart: few bytes each
+  std::vector<std::byte> received_;
+  std::vector<std::byte> sum_;
 };
 
 bool IsNumericAddress(const std::string& address) {
@@ -193,6 +261,25 @@ bool IsNumericAddress(const std::string& address) {
 
 std::unique_ptr<Communicator> MakeOrdered(std::unique_ptr<Transport> transport) {
   return std::make_unique<OrderedGroup>(std::move(transport));
+}
+
+Status CheckSlices(int world_size, size_t sent, std::span<const size_t> sent_bytes, size_t received,
+                   std::span<const size_t> received_bytes) {
+  const auto check = [&](const char* what, size_t bytes, std::span<const size_t> sizes) {
+    const size_t total = std::accumulate(sizes.begin(), sizes.end(), size_t{0});
+    if (sizes.size() == static_cast<size_t>(world_size) && total == bytes) return OkStatus();
+    return InvalidArgument(Str("all-to-all between ", world_size, " ranks: ", sizes.size(),
+                               " sizes of what is ", what, ", together ", total, " of ", bytes,
+                               " bytes; give one per rank that add up"));
+  };
+  RETURN_IF_ERROR(check("sent", sent, sent_bytes));
+  return check("received", received, received_bytes);
+}
+
+Status SizeMismatch(int rank, int peer, uint64_t sent, uint64_t expected) {
+  return Internal(Str("all-to-all mismatch: rank ", peer, " sends ", sent, " bytes to rank ", rank,
+                      ", which expects ", expected,
+                      "; ranks have to agree on sizes before they exchange"));
 }
 
 Status CheckGroupOptions(const GroupOptions& options) {

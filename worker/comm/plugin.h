@@ -7,7 +7,7 @@
 
 namespace heddle::comm {
 
-inline constexpr int kPluginVersion = 2;
+inline constexpr int kPluginVersion = 3;
 inline constexpr int kPluginIdBytes = 128;
 
 // Where a function tells what went wrong: zero-terminated, cut to `size`.
@@ -31,9 +31,10 @@ struct TransportPlugin {
   // all = world_size x bytes, in order of rank; `mine` may be its own place in it.
   int (*start_all_gather)(void* group, const void* mine, int64_t bytes, void* all, void** operation,
                           PluginError error);
-  // world_size slices of slice_bytes each.
-  int (*start_all_to_all)(void* group, const void* sent, void* received, int64_t slice_bytes,
-                          void** operation, PluginError error);
+  // Slices lie end to end in order of rank, one size per rank, copied before it returns. Where
+  // ranks' sizes disagree: an error, foreign bytes or a wait until the deadline.
+  int (*start_all_to_all)(void* group, const void* sent, const int64_t* sent_bytes, void* received,
+                          const int64_t* received_bytes, void** operation, PluginError error);
   // Ends the operation, at most timeout_ms from now; frees it.
   int (*wait)(void* group, void* operation, int64_t timeout_ms, PluginError error);
   // Any thread.

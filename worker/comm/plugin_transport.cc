@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 namespace heddle::comm {
 
@@ -40,7 +41,7 @@ class PluginTransport : public Transport {
   void Abort() override { plugin_->abort(group_); }
 
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
-                                                    std::span<std::byte> all) override {
+                                                    std::span<std::byte> all, int) override {
     Reason reason;
     void* operation = nullptr;
     const int failed =
@@ -49,12 +50,16 @@ class PluginTransport : public Transport {
     return Started(failed, operation, reason);
   }
   StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
-                                                   std::span<std::byte> received) override {
+                                                   std::span<const size_t> sent_bytes,
+                                                   std::span<std::byte> received,
+                                                   std::span<const size_t> received_bytes,
+                                                   int) override {
     Reason reason;
     void* operation = nullptr;
-    const int failed = plugin_->start_all_to_all(group_, sent.data(), received.data(),
-                                                 static_cast<int64_t>(sent.size()) / world_,
-                                                 &operation, reason.slot());
+    const std::vector<int64_t> to = SizesOf(sent_bytes, sent.size());
+    const std::vector<int64_t> from = SizesOf(received_bytes, received.size());
+    const int failed = plugin_->start_all_to_all(group_, sent.data(), to.data(), received.data(),
+                                                 from.data(), &operation, reason.slot());
     return Started(failed, operation, reason);
   }
 
@@ -70,6 +75,11 @@ class PluginTransport : public Transport {
     void* const operation_;
   };
 
+  std::vector<int64_t> SizesOf(std::span<const size_t> sizes, size_t total) const {
+    const size_t world = static_cast<size_t>(world_);
+    if (sizes.empty()) return std::vector<int64_t>(world, static_cast<int64_t>(total / world));
+    return {sizes.begin(), sizes.end()};
+  }
   StatusOr<std::unique_ptr<Pending>> Started(int failed, void* operation, const Reason& reason) {
     if (failed != 0) return Unavailable(Str("collective failed: ", reason.text()));
     return std::make_unique<Operation>(this, operation);

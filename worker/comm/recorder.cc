@@ -18,9 +18,11 @@ uint64_t Mix(uint64_t mixed, uint64_t part) {
   return mixed ^ (mixed >> 29);
 }
 
-// Equal on two ranks iff they launch the same operation on as many elements of the same unit.
+// Equal on two ranks iff they launch the same operation on as many elements of the same unit; ranks
+// of an all-to-all send as much as they like.
 uint64_t Fingerprint(uint32_t group, CollectiveOp op, uint64_t count, int unit) {
   uint64_t mixed = 0xCBF29CE484222325u;
+  if (op == CollectiveOp::kAllToAll) count = 0;
   for (const uint64_t part : {uint64_t{group}, static_cast<uint64_t>(op), count,
                               static_cast<uint64_t>(static_cast<uint32_t>(unit))}) {
     mixed = Mix(mixed, part);
@@ -33,6 +35,7 @@ uint16_t ElementBytes(CollectiveOp op) {
     case CollectiveOp::kAllReduceDouble:
       return 8;
     case CollectiveOp::kAllGather:
+    case CollectiveOp::kAllToAll:
       return 1;
     case CollectiveOp::kReduceScatterBf16:
       return 2;
@@ -109,6 +112,16 @@ class Recorded : public Communicator {
     control::CollectiveEntry* entry = Launch(op, all.size(), unit);
     ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending,
                      group_->StartReduceScatterSum(all, sum, wire, unit));
+    return Wrap(std::move(pending), entry);
+  }
+  StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
+                                                   std::span<const size_t> sent_bytes,
+                                                   std::span<std::byte> received,
+                                                   std::span<const size_t> received_bytes,
+                                                   int unit) override {
+    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllToAll, sent.size(), unit);
+    ASSIGN_OR_RETURN(std::unique_ptr<Pending> pending,
+                     group_->StartAllToAll(sent, sent_bytes, received, received_bytes, unit));
     return Wrap(std::move(pending), entry);
   }
 

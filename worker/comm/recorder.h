@@ -18,7 +18,8 @@ enum class CollectiveOp : uint16_t {
   kAllReduceDouble = 2,
   kAllGather = 3,  // count is bytes
   kReduceScatterFloat = 4,
-  kReduceScatterBf16 = 5
+  kReduceScatterBf16 = 5,
+  kAllToAll = 6  // count is the bytes that this rank sends
 };
 
 // `group` with every call noted under the number `group_id`. seq counts calls from 1; ranks whose

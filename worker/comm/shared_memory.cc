@@ -14,6 +14,7 @@
 
 #include "worker/comm/ordered_sum.h"
 #include "worker/comm/shared_segment.h"
+#include "worker/comm/transport.h"
 
 namespace heddle::comm {
 
@@ -24,6 +25,7 @@ namespace {
 class Operation {
  public:
   virtual ~Operation() = default;
+  // May grow with what round 0 tells, in the same way on all ranks.
   virtual size_t rounds() const = 0;
   // Equal on all ranks, or they would read each other's bytes as what they are not.
   virtual uint64_t tag() const = 0;
@@ -31,6 +33,8 @@ class Operation {
   virtual void Fill(size_t round, std::byte* slot) = 0;
   // What this rank wants of the round, from everybody's slots.
   virtual void Read(size_t round, const std::vector<const std::byte*>& slots) = 0;
+  // Of what was read so far.
+  virtual Status verdict() const { return OkStatus(); }
 };
 
 // Kind in the low bits, elements above, the unit in the highest 16.
@@ -42,11 +46,11 @@ constexpr uint64_t Tag(uint64_t kind, size_t elements, int unit = 0) {
 std::string TagText(uint64_t tag) {
   constexpr const char* kKinds[] = {"no collective",  "all-gather", "reduce-scatter",
                                     "reduce-scatter", "agreement",  "all-reduce",
-                                    "unknown",        "unknown"};
+                                    "all-to-all",     "unknown"};
   const uint64_t elements = (tag & ((uint64_t{1} << kUnitShift) - 1)) / 8;
-  const bool of_unit = tag % 8 >= 1 && tag % 8 <= 3;
-  return Str(kKinds[tag % 8], " of ", elements, " elements", tag % 8 == 3 ? " in bf16" : "",
-             of_unit ? Str(" of unit ", tag >> kUnitShift) : "");
+  const bool of_unit = (tag % 8 >= 1 && tag % 8 <= 3) || tag % 8 == 6;
+  return Str(kKinds[tag % 8], tag % 8 == 6 ? "" : Str(" of ", elements, " elements"),
+             tag % 8 == 3 ? " in bf16" : "", of_unit ? Str(" of unit ", tag >> kUnitShift) : "");
 }
 
 size_t Rounds(size_t total, size_t part) { return (total + part - 1) / part; }
@@ -190,6 +194,77 @@ class AllReduce : public Operation {
   const size_t bucket_;
 };
 
+// A rank's slots hold what it sends, end to end, whoever it is for: one that sends much to one peer
+// fills them too. In front of round 0 stand the sizes of its slices, so that all know how many
+// rounds there are and where their own slices lie.
+class AllToAll : public Operation {
+ public:
+  AllToAll(std::span<const std::byte> sent, std::span<const size_t> sent_bytes,
+           std::span<std::byte> received, std::span<const size_t> received_bytes, int unit,
+           int rank, size_t slot_bytes)
+      : sent_(sent),
+        sent_bytes_(sent_bytes.begin(), sent_bytes.end()),
+        received_(received),
+        received_bytes_(received_bytes.begin(), received_bytes.end()),
+        unit_(unit),
+        rank_(rank),
+        header_((sent_bytes.size() * sizeof(uint64_t) + 63) / 64 * 64),
+        part_(slot_bytes - header_) {}
+  size_t rounds() const override { return rounds_; }
+  uint64_t tag() const override { return Tag(6, 0, unit_); }
+  void Fill(size_t round, std::byte* slot) override {
+    if (round == 0) std::memcpy(slot, sent_bytes_.data(), sent_bytes_.size() * sizeof(uint64_t));
+    const size_t begin = std::min(sent_.size(), round * part_);
+    const size_t size = std::min(part_, sent_.size() - begin);
+    if (size > 0) std::memcpy(slot + header_, sent_.data() + begin, size);
+  }
+  void Read(size_t round, const std::vector<const std::byte*>& slots) override {
+    if (round == 0) TakeSizes(slots);
+    if (!verdict_.ok()) return;
+    size_t at = 0;
+    for (size_t r = 0; r < slots.size(); at += received_bytes_[r++]) {
+      // The round's part of r's bytes, and of it what lies in the slice for this rank.
+      const size_t part = round * part_;
+      const size_t begin = std::max(slices_[r], part);
+      const size_t end = std::min(slices_[r] + received_bytes_[r], part + part_);
+      if (begin >= end) continue;
+      std::memcpy(received_.data() + at + (begin - slices_[r]), slots[r] + header_ + (begin - part),
+                  end - begin);
+    }
+  }
+  Status verdict() const override { return verdict_; }
+
+ private:
+  void TakeSizes(const std::vector<const std::byte*>& slots) {
+    const size_t own = static_cast<size_t>(rank_);
+    for (size_t r = 0; r < slots.size(); ++r) {
+      std::vector<uint64_t> sizes(slots.size());
+      std::memcpy(sizes.data(), slots[r], sizes.size() * sizeof(uint64_t));
+      size_t total = 0;
+      for (size_t to = 0; to < sizes.size(); ++to) {
+        if (to == own) slices_.push_back(total);
+        total += sizes[to];
+      }
+      rounds_ = std::max(rounds_, Rounds(total, part_));
+      if (sizes[own] != received_bytes_[r] && verdict_.ok()) {
+        verdict_ = SizeMismatch(rank_, static_cast<int>(r), sizes[own], received_bytes_[r]);
+      }
+    }
+  }
+
+  const std::span<const std::byte> sent_;
+  const std::vector<uint64_t> sent_bytes_;
+  const std::span<std::byte> received_;
+  const std::vector<size_t> received_bytes_;
+  const int unit_;
+  const int rank_;
+  const size_t header_;  // bytes in front of every round's part
+  const size_t part_;
+  size_t rounds_ = 1;
+  std::vector<size_t> slices_;  // where the slice for this rank begins in what a rank sends
+  Status verdict_;
+};
+
 // Operations are carried out in the order of their starts, by whoever waits: there is no thread of
 // its own, since memory is copied by the same cores that compute.
 class SharedMemory : public Communicator {
@@ -230,6 +305,16 @@ class SharedMemory : public Communicator {
     }
     return Start(std::make_unique<ReduceScatter<uint16_t>>(all, sum, unit, rank(), World(),
                                                            segment_->slot_bytes()));
+  }
+  StatusOr<std::unique_ptr<Pending>> StartAllToAll(std::span<const std::byte> sent,
+                                                   std::span<const size_t> sent_bytes,
+                                                   std::span<std::byte> received,
+                                                   std::span<const size_t> received_bytes,
+                                                   int unit) override {
+    RETURN_IF_ERROR(
+        CheckSlices(world_size(), sent.size(), sent_bytes, received.size(), received_bytes));
+    return Start(std::make_unique<AllToAll>(sent, sent_bytes, received, received_bytes, unit,
+                                            rank(), segment_->slot_bytes()));
   }
 
  private:
@@ -297,6 +382,7 @@ class SharedMemory : public Communicator {
     std::vector<const std::byte*> slots;
     for (int r = 0; r < world_size(); ++r) slots.push_back(segment_->slot(r, round_));
     queue_.front()->Read(round, slots);
+    RETURN_IF_ERROR(queue_.front()->verdict());
     segment_->Finish(round_++);
     return OkStatus();
   }

@@ -25,7 +25,8 @@ inline std::vector<float> RandomValues(uint64_t seed, size_t count) {
   return out;
 }
 
-inline std::vector<float> AllResults(int rank, Communicator* group) {
+// `salt`: of groups whose values are to be told apart.
+inline std::vector<float> AllResults(int rank, Communicator* group, int salt = 0) {
   const size_t world = static_cast<size_t>(group->world_size());
   std::vector<float> found;
   const auto keep = [&](std::span<const float> values) {
@@ -33,7 +34,7 @@ inline std::vector<float> AllResults(int rank, Communicator* group) {
   };
   // 1.2M floats are more than a slot of shared memory.
   for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, size_t{1'200'001}}) {
-    const uint64_t seed = 100 * count + static_cast<uint64_t>(rank);
+    const uint64_t seed = 100 * count + static_cast<uint64_t>(rank + 1'000'003 * salt);
     std::vector<float> reduced = RandomValues(seed, count);
     EXPECT_OK(group->AllReduceSum(std::span<float>(reduced)));
     keep(reduced);
@@ -56,13 +57,13 @@ inline std::vector<float> AllResults(int rank, Communicator* group) {
     keep(sum);
     keep(rounded);
   }
-  std::vector<double> few = {0.1 * rank, 1e17, -1.0};
+  std::vector<double> few = {0.1 * rank, 1e17 + salt, -1.0 - salt};
   EXPECT_OK(group->AllReduceSum(std::span<double>(few)));
   for (const double value : few) found.push_back(static_cast<float>(value));
   // A part in its own place; a part of nothing.
   std::vector<float> in_place(3 * world, -1.0f);
   const std::span<float> own = std::span<float>(in_place).subspan(3 * static_cast<size_t>(rank), 3);
-  std::fill(own.begin(), own.end(), static_cast<float>(rank) + 0.25f);
+  std::fill(own.begin(), own.end(), static_cast<float>(rank + 8 * salt) + 0.25f);
   for (const std::span<float> whole : {std::span<float>(in_place), std::span<float>()}) {
     const std::span<const float> part = whole.empty() ? std::span<const float>() : own;
     auto gather = group->StartAllGather(std::as_bytes(part), std::as_writable_bytes(whole), 0);

@@ -156,6 +156,13 @@ class Injecting : public comm::Communicator {
     gradients_({const_cast<float*>(all.data()), all.size()});
     return group_->StartReduceScatterSum(all, sum, wire, unit);
   }
+  StatusOr<std::unique_ptr<comm::Pending>> StartAllToAll(std::span<const std::byte> sent,
+                                                         std::span<const size_t> sent_bytes,
+                                                         std::span<std::byte> received,
+                                                         std::span<const size_t> received_bytes,
+                                                         int unit) override {
+    return group_->StartAllToAll(sent, sent_bytes, received, received_bytes, unit);
+  }
   void SetTimeout(std::chrono::milliseconds timeout) override { group_->SetTimeout(timeout); }
   void Abort() override { group_->Abort(); }
 

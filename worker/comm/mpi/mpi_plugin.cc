@@ -29,8 +29,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Bytes of one message: counts of OpenMPI 4 are ints.
-constexpr int64_t kMessageBytes = int64_t{1} << 30;
+// Bytes of one message: counts of OpenMPI 4 are ints. Far less costs nothing.
+constexpr int64_t kMessageBytes = int64_t{1} << 26;
 // Tags up to 32767 are legal everywhere; messages of a pair keep their order, so reuse is harmless.
 constexpr int kTags = 32768;
 constexpr auto kEndGrace = std::chrono::seconds(5);
@@ -65,10 +65,18 @@ bool OutliveServer() {
   return PMIx_Register_event_handler(&code, 1, nullptr, 0, OnServerGone, nullptr, nullptr) >= 0;
 }
 
+// What goes to a peer and what comes from it.
+struct Exchange {
+  const char* from = nullptr;
+  int64_t from_bytes = 0;
+  char* to = nullptr;
+  int64_t to_bytes = 0;
+};
+
 struct Operation {
-  std::vector<std::pair<const char*, char*>> pairs;  // by peer: to send, to receive; null: nothing
-  int64_t bytes = 0;                                 // of each
-  std::vector<MPI_Request> requests;                 // of the thread
+  std::vector<Exchange> peers;
+  std::vector<MPI_Request> requests;  // of the thread
+  std::vector<MPI_Status> statuses;
   bool posted = false;
   bool done = false;  // under the group's mutex
 };
@@ -216,31 +224,63 @@ class Group {
         Post(operation);
         any = true;
       }
-      int all = 0;
-      const int code = MPI_Testall(static_cast<int>(operation->requests.size()),
-                                   operation->requests.data(), &all, MPI_STATUSES_IGNORE);
-      if (code != MPI_SUCCESS || all != 0) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (code != MPI_SUCCESS) Fail(TextOf(code));
-        operation->done = code == MPI_SUCCESS;
-        changed_.notify_all();
-        any = true;
+      const int code = Test(operation, &any);
+      if (code == MPI_SUCCESS) continue;
+      // What came before may have ended since: it tells whoever waits more than the failure does.
+      for (Operation* earlier : open) {
+        if (earlier == operation || Test(earlier, &any) != MPI_SUCCESS) break;
       }
+      const std::lock_guard<std::mutex> lock(mutex_);
+      Fail(WhyFailed(*operation, code));
+      return true;
     }
     return any;
+  }
+
+  // An error of MPI; sets `any` where the operation has ended.
+  int Test(Operation* operation, bool* any) {
+    int all = 0;
+    const int code = MPI_Testall(static_cast<int>(operation->requests.size()),
+                                 operation->requests.data(), &all, operation->statuses.data());
+    if (code == MPI_SUCCESS && all != 0) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      operation->done = true;
+      changed_.notify_all();
+      *any = true;
+    }
+    return code;
+  }
+
+  // Of the first message that failed, e.g. one that is longer than this rank expects.
+  std::string WhyFailed(const Operation& operation, int code) const {
+    if (code != MPI_ERR_IN_STATUS) return TextOf(code);
+    for (const MPI_Status& status : operation.statuses) {
+      if (status.MPI_ERROR == MPI_SUCCESS || status.MPI_ERROR == MPI_ERR_PENDING) continue;
+      const int peer = status.MPI_SOURCE;
+      const bool known = peer >= 0 && peer < world_;
+      return (known ? "message of rank " + std::to_string(peer) + " to rank " +
+                          std::to_string(rank_) + ", which expects " +
+                          std::to_string(operation.peers[static_cast<size_t>(peer)].to_bytes) +
+                          " bytes: "
+                    : "") +
+             TextOf(status.MPI_ERROR);
+    }
+    return TextOf(code);
   }
 
   void Post(Operation* operation) {
     const int tag = next_tag_;
     next_tag_ = (next_tag_ + 1) % kTags;
     const auto post = [&](int peer, bool receive) {
-      const auto& [from, to] = operation->pairs[static_cast<size_t>(peer)];
-      for (int64_t at = 0; at < operation->bytes; at += kMessageBytes) {
-        const int count = static_cast<int>(std::min(kMessageBytes, operation->bytes - at));
+      const Exchange& one = operation->peers[static_cast<size_t>(peer)];
+      const int64_t bytes = receive ? one.to_bytes : one.from_bytes;
+      for (int64_t at = 0; at < bytes; at += kMessageBytes) {
+        const int count = static_cast<int>(std::min(kMessageBytes, bytes - at));
         MPI_Request request = MPI_REQUEST_NULL;
         const int code =
-            receive ? MPI_Irecv(to + at, count, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &request)
-                    : MPI_Isend(from + at, count, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &request);
+            receive
+                ? MPI_Irecv(one.to + at, count, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &request)
+                : MPI_Isend(one.from + at, count, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &request);
         if (code != MPI_SUCCESS) {
           const std::lock_guard<std::mutex> lock(mutex_);
           Fail(TextOf(code));
@@ -251,8 +291,12 @@ class Group {
     // The nearest ranks first, each starting with another one.
     for (int step = 1; step < world_; ++step) post((rank_ - step + world_) % world_, true);
     for (int step = 1; step < world_; ++step) post((rank_ + step) % world_, false);
-    const auto& [from, to] = operation->pairs[static_cast<size_t>(rank_)];
-    if (from != to) std::memcpy(to, from, static_cast<size_t>(operation->bytes));
+    const Exchange& own = operation->peers[static_cast<size_t>(rank_)];
+    const int64_t bytes = std::min(own.from_bytes, own.to_bytes);
+    if (own.from != own.to && bytes > 0) {
+      std::memcpy(own.to, own.from, static_cast<size_t>(bytes));
+    }
+    operation->statuses.resize(operation->requests.size());
     operation->posted = true;
   }
 
@@ -279,22 +323,26 @@ int StartAllGather(void* handle, const void* mine, int64_t bytes, void* all, voi
                    PluginError error) {
   Group* group = static_cast<Group*>(handle);
   auto started = std::make_unique<Operation>();
-  started->bytes = bytes;
   for (int peer = 0; peer < group->world(); ++peer) {
-    started->pairs.emplace_back(static_cast<const char*>(mine),
-                                static_cast<char*>(all) + peer * bytes);
+    started->peers.push_back({.from = static_cast<const char*>(mine),
+                              .from_bytes = bytes,
+                              .to = static_cast<char*>(all) + peer * bytes,
+                              .to_bytes = bytes});
   }
   return Enqueue(group, std::move(started), operation, error);
 }
 
-int StartAllToAll(void* handle, const void* sent, void* received, int64_t slice_bytes,
-                  void** operation, PluginError error) {
+int StartAllToAll(void* handle, const void* sent, const int64_t* sent_bytes, void* received,
+                  const int64_t* received_bytes, void** operation, PluginError error) {
   Group* group = static_cast<Group*>(handle);
   auto started = std::make_unique<Operation>();
-  started->bytes = slice_bytes;
+  const char* from = static_cast<const char*>(sent);
+  char* to = static_cast<char*>(received);
   for (int peer = 0; peer < group->world(); ++peer) {
-    started->pairs.emplace_back(static_cast<const char*>(sent) + peer * slice_bytes,
-                                static_cast<char*>(received) + peer * slice_bytes);
+    started->peers.push_back(
+        {.from = from, .from_bytes = sent_bytes[peer], .to = to, .to_bytes = received_bytes[peer]});
+    from += sent_bytes[peer];
+    to += received_bytes[peer];
   }
   return Enqueue(group, std::move(started), operation, error);
 }
