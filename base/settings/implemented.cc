@@ -25,7 +25,6 @@ const std::vector<Row>& Table() {
       {"model.dropout", {"0"}, "dropout"},
       {"training.precision", {"bf16", "fp32"}, "fp8 arithmetic"},
       {"memory.expert_offloading.enabled", {"false"}, "expert offloading"},
-      {"parallel.expert", {"1"}, "expert parallelism"},
       {"checkpoint.async", {"true"}, "saving in the foreground"},
       {"schedule.constraints", {}, "placement constraints"},
       {"logging.tensorboard", {"false"}, "TensorBoard files"},

@@ -16,10 +16,11 @@ class RowExchange {
  public:
   virtual ~RowExchange() = default;
   virtual int ranks() const = 0;
+  // `layer` says in reports whose rows they are.
   // Slice r of `sent`, sent_bytes[r] long, goes to rank r; `received` gets the slices for this
   // rank, end to end in order of rank, received_bytes[r] long. UNAVAILABLE: a peer is gone.
-  virtual Status AllToAll(std::span<const std::byte> sent, std::span<const size_t> sent_bytes,
-                          std::span<std::byte> received,
+  virtual Status AllToAll(int layer, std::span<const std::byte> sent,
+                          std::span<const size_t> sent_bytes, std::span<std::byte> received,
                           std::span<const size_t> received_bytes) = 0;
 };
 

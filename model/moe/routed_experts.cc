@@ -49,7 +49,8 @@ RoutedExperts::RoutedExperts(layers::Activation activation,
                              layers::ExpertAccess access, int layer)
     : experts_(activation, experts, access.memory, layer),
       local_(static_cast<int64_t>(experts.size())),
-      exchange_(access.exchange) {}
+      exchange_(access.exchange),
+      layer_(layer) {}
 
 Status RoutedExperts::MakePlan(const Dispatch& dispatch, Plan* plan) const {
   const size_t ranks = static_cast<size_t>(exchange_->ranks());
@@ -68,7 +69,7 @@ Status RoutedExperts::MakePlan(const Dispatch& dispatch, Plan* plan) const {
   }
   std::vector<int64_t> counts(ranks * local, 0);  // [rank][local expert] rows of every rank
   const std::vector<size_t> bytes(ranks, local * sizeof(int64_t));
-  RETURN_IF_ERROR(exchange_->AllToAll(std::as_bytes(std::span<const int64_t>(mine)), bytes,
+  RETURN_IF_ERROR(exchange_->AllToAll(layer_, std::as_bytes(std::span<const int64_t>(mine)), bytes,
                                       std::as_writable_bytes(std::span<int64_t>(counts)), bytes));
   plan->received.assign(ranks, 0);
   std::vector<int32_t> experts;  // of the received rows
@@ -91,8 +92,9 @@ Status RoutedExperts::Exchange(const at::Tensor& from, const std::vector<int64_t
     out += sent_bytes.emplace_back(static_cast<size_t>(sent[r]) * row);
     in += received_bytes.emplace_back(static_cast<size_t>(received[r]) * row);
   }
-  return exchange_->AllToAll({static_cast<const std::byte*>(from.data_ptr()), out}, sent_bytes,
-                             {static_cast<std::byte*>(to.data_ptr()), in}, received_bytes);
+  return exchange_->AllToAll(layer_, {static_cast<const std::byte*>(from.data_ptr()), out},
+                             sent_bytes, {static_cast<std::byte*>(to.data_ptr()), in},
+                             received_bytes);
 }
 
 Status RoutedExperts::Return(const Plan& plan, const at::Tensor& computed, const at::Tensor& out,

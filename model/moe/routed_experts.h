@@ -56,6 +56,7 @@ class RoutedExperts {
   const Experts experts_;
   const int64_t local_;  // experts of this rank
   layers::RowExchange* const exchange_;
+  const int layer_;
 
   // Of the last forward that keeps.
   at::Tensor pre_RC_;

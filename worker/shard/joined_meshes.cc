@@ -3,6 +3,8 @@
 #include <map>
 #include <utility>
 
+#include "worker/comm/subset.h"
+#include "worker/shard/expert_exchange.h"
 #include "worker/shard/mesh.h"
 
 namespace heddle::shard {
@@ -35,7 +37,8 @@ class JoinedMeshes : public Parameters {
         first_expert_(static_cast<size_t>(plan_.dense_units)),
         base_(plan_.units[first_expert_].offset),
         dense_(std::move(dense)),
-        experts_(std::move(experts)) {
+        experts_(std::move(experts)),
+        exchange_(options.expert_degree, plan_.dense_units) {
     for (size_t i = 0; i < plan_.expert_layers.size(); ++i) {
       expert_unit_.emplace(plan_.expert_layers[i] + 1, static_cast<int>(i));
     }
@@ -83,6 +86,7 @@ class JoinedMeshes : public Parameters {
   const std::unique_ptr<Parameters> dense_;
   const std::unique_ptr<Parameters> experts_;
   std::map<int, int> expert_unit_;  // of the unit of a block
+  ExpertExchange exchange_;
   std::unique_ptr<comm::Communicator> own_group_;
 };
 
@@ -98,6 +102,7 @@ model::ModelMemory JoinedMeshes::memory() {
   AddUnits(plan_, first_expert_, end, base_, *experts.plan, experts.weights, &memory.weights);
   AddUnits(plan_, 0, first_expert_, 0, *dense.plan, dense.gradients, &memory.gradients);
   AddUnits(plan_, first_expert_, end, base_, *experts.plan, experts.gradients, &memory.gradients);
+  if (options_.expert_degree > 1) memory.experts.exchange = &exchange_;
   return memory;
 }
 
@@ -140,8 +145,12 @@ void JoinedMeshes::Connect(comm::Communicator* group) {
   }
   std::vector<int> members;
   for (int r = options_.rank % degree; r < options_.world; r += degree) members.push_back(r);
-  own_group_ = members.size() == 1 ? comm::MakeSolo() : nullptr;  // TODO subset
+  own_group_ = members.size() == 1 ? comm::MakeSolo() : comm::MakeSubset(group, members);
   experts_->Connect(own_group_.get());
+  std::vector<int> sharing;
+  const int first = options_.rank / degree * degree;
+  for (int r = first; r < first + degree; ++r) sharing.push_back(r);
+  exchange_.Connect(comm::MakeSubset(group, sharing));
 }
 
 JoinedMeshes::Hook JoinedMeshes::Both(Hook dense, Hook experts) const {

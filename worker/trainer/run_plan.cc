@@ -109,6 +109,7 @@ void PlanSharding(const RunConfig& config, RunPlan* plan) {
       break;
   }
   plan->shard.accumulation = AccumulationOf(config);
+  plan->shard.expert_degree = config.parallel().expert();
   plan->shard.wire =
       config.parallel().reduce_dtype() == heddle::v1::ParallelConfig::REDUCE_DTYPE_BF16
           ? comm::Wire::kBf16

@@ -93,7 +93,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
       {{"memory.expert_offloading.enabled=true"}, "expert offloading"},
-      {{"parallel.ranks=2", "parallel.expert=2"}, "expert parallelism"},
       {{"parallel.gpus_per_rank=1"}, "computes the model on the CPU only"},
       {{"parallel.gpus_per_rank=1", "parallel.backend=gloo"}, "parallel.gpus_per_rank: 1: this"},
       {{"parallel.ranks={min: 1, max: 2}"}, "elastic jobs"},

@@ -28,7 +28,7 @@ const BatchData& MicroBatch(int step, int m) {
     }
     return batches;
   }();
-  return all[static_cast<size_t>(step * kMicroBatches + m)];
+  return all[static_cast<size_t>(step % kSteps * kMicroBatches + m)];
 }
 
 layers::StepInfo InfoOf(int step) {
@@ -60,7 +60,9 @@ std::vector<model::PackedBatch> PassOf(const Case& c, int step, int rank, int pa
     batches.push_back(MicroBatch(step, static_cast<int>(m)).view());
   }
   static const BatchData nothing;
-  if (batches.empty()) batches.push_back(nothing.view());
+  // Ranks that share experts make the same number of exchanges.
+  const int lanes = all && c.options.expert_degree > 1 ? PassesOf(c.world) : 1;
+  while (static_cast<int>(batches.size()) < lanes) batches.push_back(nothing.view());
   return batches;
 }
 
@@ -79,6 +81,19 @@ void Add(const std::span<const float> from, Values* to) {
     return;
   }
   for (size_t i = 0; i < from.size(); ++i) (*to)[i] += from[i];
+}
+
+// What a rank holds, at its place in the whole model.
+void Place(const model::ModelPlan& own, const model::ModelPlan& whole, const Held& held,
+           std::span<const float> values, Values* to) {
+  for (const model::TensorSpec& tensor : own.tensors) {
+    const int64_t begin = std::max(tensor.offset, held.range.begin);
+    const int64_t end = std::min(tensor.offset + tensor.elements, held.range.end);
+    if (begin >= end) continue;
+    const int64_t shift = whole.Find(tensor.name)->offset - tensor.offset;
+    std::copy(values.begin() + (begin - held.range.begin),
+              values.begin() + (end - held.range.begin), to->begin() + begin + shift);
+  }
 }
 
 }  // namespace
@@ -121,13 +136,19 @@ Values Reference(const Case& c) {
 }
 
 Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
-  ASSIGN_OR_RETURN(const model::ModelPlan plan, model::PlanModel(c.config));
+  ASSIGN_OR_RETURN(const model::ModelPlan whole, model::PlanModel(c.config));
   Options options = c.options;
   options.rank = group->rank();
   options.world = c.world;
+  ASSIGN_OR_RETURN(const model::ModelPlan plan,
+                   model::PlanModel(c.config, model::ExpertsOfRank(c.config, options.rank,
+                                                                   options.expert_degree)));
   ASSIGN_OR_RETURN(const std::unique_ptr<Parameters> parameters, MakeParameters(plan, options));
   parameters->Connect(group);
   RETURN_IF_ERROR(InitParameters(kSeed, parameters.get()));
+  for (const model::TensorSpec& buffer : plan.buffers) {
+    if (c.first_bias != 0) parameters->buffers()[static_cast<size_t>(buffer.offset)] = c.first_bias;
+  }
   model::LanguageModelOptions model_options;
   model_options.recompute = c.recompute;
   ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,
@@ -137,12 +158,16 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
   Values m(static_cast<size_t>(parameters->owned_elements()), 0.0f);
   Values v = m;
   const int passes = options.accumulation == Accumulation::kLayerMajor ? 1 : PassesOf(c.world);
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = 0; step < c.steps; ++step) {
     parameters->BeginStep();
+    std::fill(model->statistics().begin(), model->statistics().end(), 0.0);
+    double loss = 0;
     for (int pass = 0; pass < passes; ++pass) {
-      RETURN_IF_ERROR(
+      ASSIGN_OR_RETURN(
+          const model::LossSum sum,
           model->ForwardBackward(PassOf(c, step, options.rank, pass), InfoOf(step),
                                  parameters->Hooks({.train = true, .last = pass + 1 == passes})));
+      loss += sum.loss * InfoOf(step).loss_scale;
     }
     RETURN_IF_ERROR(parameters->FinishGradients());
     double squares = 0;
@@ -150,10 +175,12 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
       squares += optim::MeasureGradients(slice.gradient).sum_of_squares;
     }));
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&squares, 1)));
+    RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&loss, 1)));
+    out->losses.push_back(loss);
+    out->norms.push_back(std::sqrt(squares));
     RETURN_IF_ERROR(parameters->ForEachHeld([&](const Held& held) {
       if (step == 0) {
-        std::copy(held.gradient.begin(), held.gradient.end(),
-                  out->first_gradients.begin() + held.range.begin);
+        Place(plan, whole, held, held.gradient, &out->first_gradients);
       }
       const size_t offset = static_cast<size_t>(held.owned_offset);
       const size_t size = held.master.size();
@@ -167,20 +194,28 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
       return OkStatus();
     }));
     parameters->Updated();
+    if (c.config.moe().n_experts() > 0) {
+      RETURN_IF_ERROR(group->AllReduceSum(model->statistics()));
+      model->UpdateBuffers(false);
+    }
     // A forward between two steps: gathers, and changes nothing.
     RETURN_IF_ERROR(model->Evaluate(MicroBatch(step, 0).view(), InfoOf(step),
                                     parameters->Hooks({.train = false})));
   }
   out->gathered_bytes = parameters->gathered_bytes();
+  out->buffers.assign(parameters->buffers().begin(), parameters->buffers().end());
   return parameters->ForEachHeld([&](const Held& held) {
-    std::copy(held.master.begin(), held.master.end(), out->masters.begin() + held.range.begin);
+    Place(plan, whole, held, held.master, &out->masters);
     return OkStatus();
   });
 }
 
 Outcome NoOutcome(const Case& c) {
   const Values zero(static_cast<size_t>(model::PlanModel(c.config)->flat_elements), 0.0f);
-  return {0, zero, zero};
+  Outcome none;
+  none.masters = zero;
+  none.first_gradients = zero;
+  return none;
 }
 
 void Merge(const Values& from, Values* to) {

@@ -26,14 +26,19 @@ struct Case {
   Recompute recompute = Recompute::kNone;
   heddle::v1::ModelConfig config = model_test::TinyConfig(model_test::Kind::kHybrid, false);
   double clip = 1e9;
+  int steps = 3;
+  float first_bias = 0;  // of expert 0 in the choice of every layer, at the start
 };
 
 using Values = std::vector<float>;  // masters of the whole model
 
 struct Outcome {
   int64_t gathered_bytes = 0;
-  Values masters;          // after the last step
-  Values first_gradients;  // sums over ranks of step 0
+  Values masters;              // after the last step
+  Values first_gradients;      // sums over ranks of step 0
+  std::vector<double> losses;  // of all ranks, step by step
+  std::vector<double> norms;
+  Values buffers;
 };
 
 // The run of one process that plays all ranks one after the other.

@@ -1,0 +1,74 @@
+#include "tests/worker/shard/gloo_ranks.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <thread>
+
+#include "tests/support/status_matchers.h"
+#include "tests/worker/comm/fake_rendezvous.h"
+
+namespace heddle::shard {
+namespace {
+
+StatusOr<std::unique_ptr<comm::Communicator>> Connect(comm::FakeRendezvous* server, int rank,
+                                                      int world) {
+  if (world == 1) return comm::MakeSolo();
+  comm::GroupOptions options;
+  options.rank = rank;
+  options.world_size = world;
+  options.data_address = "127.0.0.1";
+  options.key_prefix = "shard/";
+  options.rendezvous =
+      [server, rank](
+          const heddle::v1::RendezvousRequest& request) -> StatusOr<heddle::v1::RendezvousReply> {
+    return server->Answer(static_cast<uint32_t>(rank), request);
+  };
+  options.init_timeout = std::chrono::milliseconds(20000);
+  options.step_timeout = std::chrono::milliseconds(20000);
+  return comm::ConnectGloo(options);
+}
+
+// The ranks' groups of a world, made once: connecting takes longer than a case.
+const std::vector<std::unique_ptr<comm::Communicator>>& GroupsOf(int world) {
+  static std::map<int, std::vector<std::unique_ptr<comm::Communicator>>> all;
+  static std::map<int, comm::FakeRendezvous> servers;
+  auto& groups = all[world];
+  if (!groups.empty()) return groups;
+  comm::FakeRendezvous* server = &servers[world];
+  groups.resize(static_cast<size_t>(world));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < world; ++rank) {
+    threads.emplace_back([&groups, server, rank, world] {
+      auto group = Connect(server, rank, world);
+      ASSERT_OK(group.status());
+      groups[static_cast<size_t>(rank)] = *std::move(group);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return groups;
+}
+
+}  // namespace
+
+Outcome RunOnRanks(const Case& c) {
+  std::vector<Outcome> found(static_cast<size_t>(c.world), NoOutcome(c));
+  const auto& groups = GroupsOf(c.world);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < c.world; ++rank) {
+    threads.emplace_back([&, rank] {
+      const size_t r = static_cast<size_t>(rank);
+      ASSERT_OK(RunRank(c, groups[r].get(), &found[r]));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Outcome all = found.front();
+  for (const Outcome& rank : found) {
+    Merge(rank.masters, &all.masters);
+    Merge(rank.first_gradients, &all.first_gradients);
+  }
+  return all;
+}
+
+}  // namespace heddle::shard
