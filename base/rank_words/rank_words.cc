@@ -65,9 +65,10 @@ std::string OperationText(uint32_t operation) {
 }
 
 std::string UnitText(int64_t unit, int64_t layers) {
-  if (unit < 0 || unit > layers + 1) return "";
+  if (unit < 0 || unit > 2 * layers + 1) return "";
   if (unit == 0) return "embedding";
-  return unit == layers + 1 ? "head" : Str("block.", unit - 1);
+  if (unit <= layers) return Str("block.", unit - 1);
+  return unit == layers + 1 ? "head" : Str("block.", unit - layers - 2, ".experts");
 }
 
 std::string CollectiveText(uint64_t seq, uint32_t operation, int64_t unit, int64_t layers) {

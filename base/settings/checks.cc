@@ -217,8 +217,14 @@ class FieldChecker {
                "gradient_accumulation_steps x ranks = ",
                product, " (is ", batch, ")"));
     const int32_t expert = config_.parallel().expert();
-    Refuse(expert > 0 && config_.parallel().ranks().max() % expert != 0, "parallel.expert",
-           "must divide parallel.ranks");
+    const int32_t ranks = config_.parallel().ranks().max();
+    Refuse(expert > 0 && ranks % expert != 0, "parallel.expert",
+           Str("must divide parallel.ranks (", expert, " and ", ranks, ")"));
+    const int32_t experts = config_.model().moe().n_experts();
+    Refuse(expert > 1 && experts == 0, "parallel.expert",
+           Str(expert, " ranks share experts, and the model has none: set model.moe.n_experts"));
+    Refuse(expert > 1 && experts % expert != 0, "parallel.expert",
+           Str("must divide model.moe.n_experts (", expert, " and ", experts, ")"));
   }
 
   void Sharding() {

@@ -16,8 +16,9 @@ enum class Units {
   kExperts  // of a layer each, visited with its block
 };
 
-// options.rank and options.world are those of the mesh; expert_degree is not looked at. Numbers of
-// units in collectives, which reports name, start at `first_unit`.
+// options.rank and options.world are those of the mesh; expert_degree is not looked at. Reports know
+// a unit of a collective as its number here, or, of experts, as `first_unit` and their layer
+// (base/rank_words UnitText).
 // RESOURCE_EXHAUSTED if the memory cannot be had.
 StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options);
 StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options,

@@ -57,6 +57,9 @@ class Sharded : public Parameters {
   int last() const { return layout_.units() - 1; }
   // -1: none of the units is one.
   int head() const { return dense_ ? last() : -1; }
+  int ReportedUnit(int unit) const {
+    return dense_ ? unit : first_unit_ + plan_.expert_layers[static_cast<size_t>(unit)];
+  }
   bool wide() const { return options_.precision != model::Precision::kBf16; }
   bool TransientWeights() const { return options_.mode == Mode::kFull; }
   // Whole gradients stay from one micro-batch to the next.
@@ -192,7 +195,7 @@ Status Sharded::StartGather(int index) {
   ASSIGN_OR_RETURN(
       unit.gather,
       group_->StartAllGather(OwnedWeights(index), {weights_.data(index), weights_.bytes(index)},
-                             first_unit_ + index));
+                             ReportedUnit(index)));
   unit.weights = Weights::kGathering;
   return OkStatus();
 }
@@ -245,7 +248,7 @@ Status Sharded::StartReduce(int index) {
   const std::span<const float> all(reinterpret_cast<const float*>(gradients_.data(index)),
                                    gradients_.bytes(index) / sizeof(float));
   ASSIGN_OR_RETURN(reduce.pending,
-                   group_->StartReduceScatterSum(all, sum, options_.wire, first_unit_ + index));
+                   group_->StartReduceScatterSum(all, sum, options_.wire, ReportedUnit(index)));
   reduces_.push_back(std::move(reduce));
   return OkStatus();
 }
