@@ -223,8 +223,15 @@ class Loader {
       const uint64_t begin = std::max(first, want.range->first);
       const uint64_t end = std::min(first + count, want.range->first + want.range->count);
       if (begin < end) {
-        std::memcpy(static_cast<char*>(want.range->data) + (begin - want.range->first) * element,
-                    value.data() + (begin - first) * element, (end - begin) * element);
+        const std::span<const char> bytes(value.data() + (begin - first) * element,
+                                          (end - begin) * element);
+        const uint64_t at = begin - want.range->first;
+        if (want.range->take) {
+          RETURN_IF_ERROR(want.range->take(at, std::as_bytes(bytes)));
+        } else {
+          std::memcpy(static_cast<char*>(want.range->data) + at * element, bytes.data(),
+                      bytes.size());
+        }
         want.got.push_back({.first = begin - want.range->first, .count = end - begin});
       }
     }

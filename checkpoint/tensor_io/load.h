@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,6 +22,9 @@ struct WantedRange {
   uint64_t first = 0;
   uint64_t count = 0;
   void* data = nullptr;
+  // Instead of `data`: gets the elements piece by piece, from `first` of the range on, in the order
+  // of the files; its failure ends the load.
+  std::function<Status(uint64_t first, std::span<const std::byte> bytes)> take = nullptr;
 };
 
 struct LoadOptions {

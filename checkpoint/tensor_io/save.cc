@@ -104,38 +104,83 @@ std::vector<LocalRange> ReplicaShare(const std::vector<TensorInfo>& tensors,
   return share;
 }
 
-Status Snapshot::Stage(const std::vector<TensorInfo>& tensors,
-                       const std::vector<LocalRange>& ranges) {
+void Snapshot::Clear() {
   parts_.clear();
+  used_ = 0;
+  file_.Clear();
   bytes_ = 0;
   non_finite_ = 0;
   first_non_finite_.clear();
-  std::vector<LocalRange> sorted = ranges;
-  std::sort(sorted.begin(), sorted.end(), Before);
-  for (const LocalRange& range : sorted) {
+}
+
+Status Snapshot::Stage(const std::vector<TensorInfo>& tensors,
+                       const std::vector<LocalRange>& ranges) {
+  Clear();
+  return Copy(tensors, ranges);
+}
+
+StatusOr<std::vector<Snapshot::Part>> Snapshot::PartsOf(const std::vector<TensorInfo>& tensors,
+                                                        const std::vector<LocalRange>& ranges) {
+  std::vector<Part> parts;
+  for (const LocalRange& range : ranges) {
     ASSIGN_OR_RETURN(const TensorInfo* info, InfoOf(tensors, range));
     const ElementType type = TypeOf(*info, range.tensor_class);
-    parts_.push_back({.range = range, .type = type});
+    parts.push_back({.range = range, .type = type});
     bytes_ += range.count * ElementBytes(type);
   }
-  try {
-    buffer_.resize(bytes_ + sizeof(uint64_t) * parts_.size());
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted(Str("no memory for a snapshot of ", bytes_, " bytes"));
+  return parts;
+}
+
+void Snapshot::CopyPart(const std::vector<TensorInfo>& tensors, const Part& part, char* target) {
+  const uint64_t bad = CopyElements(part.type, part.range.data, target, part.range.count);
+  if (bad > 0 && non_finite_ == 0) {
+    first_non_finite_ =
+        Str(tensors[part.range.tensor - 1].name(), " (", ToText(part.range.tensor_class), ")");
   }
+  non_finite_ += bad;
+}
+
+StatusOr<char*> Snapshot::Buffer(uint64_t bytes) {
+  try {
+    if (used_ == buffers_.size()) buffers_.emplace_back();
+    buffers_[used_].resize(bytes);
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted(Str("no memory for a snapshot of ", bytes, " bytes"));
+  }
+  return buffers_[used_++].data();
+}
+
+Status Snapshot::Copy(const std::vector<TensorInfo>& tensors,
+                      const std::vector<LocalRange>& ranges) {
+  ASSIGN_OR_RETURN(std::vector<Part> parts, PartsOf(tensors, ranges));
+  uint64_t bytes = 0;
+  for (const Part& part : parts) {
+    bytes += part.range.count * ElementBytes(part.type) + sizeof(uint64_t);
+  }
+  ASSIGN_OR_RETURN(char* const buffer, Buffer(bytes));
   uint64_t at = 0;
-  for (Part& part : parts_) {
+  for (Part& part : parts) {
     at = (at + sizeof(uint64_t) - 1) / sizeof(uint64_t) * sizeof(uint64_t);
-    char* target = buffer_.data() + at;
-    const uint64_t bad = CopyElements(part.type, part.range.data, target, part.range.count);
-    if (bad > 0 && non_finite_ == 0) {
-      first_non_finite_ =
-          Str(tensors[part.range.tensor - 1].name(), " (", ToText(part.range.tensor_class), ")");
-    }
-    non_finite_ += bad;
-    part.range.data = target;
+    CopyPart(tensors, part, buffer + at);
+    part.range.data = buffer + at;
     at += part.range.count * ElementBytes(part.type);
   }
+  parts_.insert(parts_.end(), parts.begin(), parts.end());
+  return OkStatus();
+}
+
+Status Snapshot::CopyToDisk(const std::vector<TensorInfo>& tensors,
+                            const std::vector<LocalRange>& ranges, const std::string& dir) {
+  ASSIGN_OR_RETURN(std::vector<Part> parts, PartsOf(tensors, ranges));
+  RETURN_IF_ERROR(file_.Open(dir));
+  std::vector<char> copy;
+  for (Part& part : parts) {
+    copy.resize(part.range.count * ElementBytes(part.type));
+    CopyPart(tensors, part, copy.data());
+    ASSIGN_OR_RETURN(part.file_offset, file_.Append(copy));
+    part.range.data = nullptr;
+  }
+  parts_.insert(parts_.end(), parts.begin(), parts.end());
   return OkStatus();
 }
 
@@ -156,7 +201,11 @@ StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(ShardWriterOptions 
 }
 
 Status Snapshot::AddAll(SstShardWriter* writer) const {
-  for (const Part& part : parts_) {
+  std::vector<Part> sorted = parts_;
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Part& a, const Part& b) { return Before(a.range, b.range); });
+  std::vector<char> chunk_bytes;  // of a part on the disk
+  for (const Part& part : sorted) {
     const uint64_t chunk_elements = ChunkElements(part.type);
     const uint64_t element = ElementBytes(part.type);
     const uint64_t end = part.range.first + part.range.count;
@@ -164,13 +213,19 @@ Status Snapshot::AddAll(SstShardWriter* writer) const {
     for (uint64_t at = part.range.first; at < end;) {
       const uint64_t chunk = at / chunk_elements;
       const uint64_t stop = std::min(end, (chunk + 1) * chunk_elements);
-      const char* data =
-          static_cast<const char*>(part.range.data) + (at - part.range.first) * element;
+      const uint64_t begin = (at - part.range.first) * element;
+      const uint64_t size = (stop - at) * element;
+      const char* data = static_cast<const char*>(part.range.data) + begin;
+      if (part.range.data == nullptr) {
+        chunk_bytes.resize(size);
+        RETURN_IF_ERROR(file_.Read(part.file_offset + begin, chunk_bytes));
+        data = chunk_bytes.data();
+      }
       RETURN_IF_ERROR(writer->Add({.tensor = part.range.tensor,
                                    .tensor_class = part.range.tensor_class,
                                    .chunk = static_cast<uint32_t>(chunk),
                                    .first = static_cast<uint32_t>(at - chunk * chunk_elements)},
-                                  part.type, {data, (stop - at) * element}));
+                                  part.type, {data, size}));
       at = stop;
     }
   }

@@ -11,6 +11,7 @@
 
 #include "base/status/status.h"
 #include "checkpoint/format/shard_writer.h"
+#include "checkpoint/tensor_io/snapshot_file.h"
 #include "heddle/v1/checkpoints.pb.h"
 
 namespace heddle::checkpoint {
@@ -36,13 +37,21 @@ std::vector<LocalRange> ReplicaShare(const std::vector<heddle::v1::TensorInfo>& 
                                      const std::vector<LocalRange>& whole, uint32_t rank,
                                      uint32_t world);
 
-// Host copy of a rank's part. The buffer is kept and reused by the next Stage.
+// Host copy of a rank's part. Buffers are kept and reused after a Clear().
 class Snapshot {
  public:
-  // Copies every range and counts values that are not finite. RESOURCE_EXHAUSTED without memory.
-  // Blocks for the copy only; afterwards training may change its buffers.
+  void Clear();
+  // Adds a copy of every range and counts values that are not finite. RESOURCE_EXHAUSTED without
+  // memory. Blocks for the copy only; afterwards training may change its buffers.
+  Status Copy(const std::vector<heddle::v1::TensorInfo>& tensors,
+              const std::vector<LocalRange>& ranges);
+  // Clear() and Copy().
   Status Stage(const std::vector<heddle::v1::TensorInfo>& tensors,
                const std::vector<LocalRange>& ranges);
+  // The same into a nameless file of `dir`, for what does not fit into memory twice; the folder is
+  // that of the first call. Errors by errno.
+  Status CopyToDisk(const std::vector<heddle::v1::TensorInfo>& tensors,
+                    const std::vector<LocalRange>& ranges, const std::string& dir);
 
   uint64_t bytes() const { return bytes_; }
   // Values that are NaN or infinite; a snapshot that has any must not be sealed (reliability R7).
@@ -56,13 +65,22 @@ class Snapshot {
 
  private:
   struct Part {
-    LocalRange range;  // data points into buffer_
+    LocalRange range;  // data points into a buffer; null: in file_
     heddle::v1::ElementType type;
+    uint64_t file_offset = 0;
   };
+  // Sorted, checked, counted in bytes_.
+  StatusOr<std::vector<Part>> PartsOf(const std::vector<heddle::v1::TensorInfo>& tensors,
+                                      const std::vector<LocalRange>& ranges);
+  // Copies the elements and counts those that are not finite.
+  void CopyPart(const std::vector<heddle::v1::TensorInfo>& tensors, const Part& part, char* target);
+  StatusOr<char*> Buffer(uint64_t bytes);
   Status AddAll(SstShardWriter* writer) const;
 
   std::vector<Part> parts_;
-  std::vector<char> buffer_;
+  std::vector<std::vector<char>> buffers_;  // the first used_ hold parts
+  size_t used_ = 0;
+  SnapshotFile file_;
   uint64_t bytes_ = 0;
   uint64_t non_finite_ = 0;
   std::string first_non_finite_;

@@ -26,13 +26,16 @@ StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan,
   Options mesh = options;
   mesh.rank = options.rank / options.expert_degree;
   mesh.world = options.world / options.expert_degree;
-  ASSIGN_OR_RETURN(std::unique_ptr<Parameters> experts,
-                   MakeMesh(model::ExpertPart(plan), mesh, Units::kExperts, plan.dense_units));
-  return JoinMeshes(std::move(plan), options, std::move(dense), std::move(experts));
+  StatusOr<std::unique_ptr<Parameters>> experts =
+      options.offload.enabled
+          ? MakeOffloaded(plan, mesh)
+          : MakeMesh(model::ExpertPart(plan), mesh, Units::kExperts, plan.dense_units);
+  RETURN_IF_ERROR(experts);
+  return JoinMeshes(std::move(plan), options, std::move(dense), *std::move(experts));
 }
 
 Status InitParameters(uint64_t seed, Parameters* parameters) {
-  RETURN_IF_ERROR(parameters->ForEachHeld([&](const Held& held) {
+  RETURN_IF_ERROR(parameters->ForEachHeld(Touch::kWriteState, [&](const Held& held) {
     std::fill(held.master.begin(), held.master.end(), 0.0f);
     for (const model::TensorSpec& tensor : parameters->plan().tensors) {
       const int64_t begin = std::max(tensor.offset, held.range.begin);
@@ -45,8 +48,7 @@ Status InitParameters(uint64_t seed, Parameters* parameters) {
     return OkStatus();
   }));
   std::fill(parameters->buffers().begin(), parameters->buffers().end(), 0.0f);
-  parameters->RefreshComputeWeights();
-  return OkStatus();
+  return parameters->RefreshComputeWeights();
 }
 
 }  // namespace heddle::shard

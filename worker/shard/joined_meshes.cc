@@ -47,7 +47,7 @@ class JoinedMeshes : public Parameters {
   model::ModelMemory memory() override;
   const model::ModelPlan& plan() const override { return plan_; }
   std::span<float> buffers() override { return dense_->buffers(); }
-  Status ForEachHeld(const std::function<Status(const Held&)>& visit) override;
+  Status ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) override;
   int64_t owned_elements() const override {
     return dense_->owned_elements() + experts_->owned_elements();
   }
@@ -65,9 +65,16 @@ class JoinedMeshes : public Parameters {
     return experts_->FinishGradients();
   }
   Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override;
-  void RefreshComputeWeights() override {
-    dense_->RefreshComputeWeights();
-    experts_->RefreshComputeWeights();
+  Status RefreshComputeWeights() override {
+    RETURN_IF_ERROR(dense_->RefreshComputeWeights());
+    return experts_->RefreshComputeWeights();
+  }
+  int64_t offloaded_from() const override { return base_ + experts_->offloaded_from(); }
+  Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override {
+    return experts_->WriteState(first - base_, part, bytes);
+  }
+  std::optional<offload::ResidentSetStats> TakeOffloadStats() override {
+    return experts_->TakeOffloadStats();
   }
   void Updated() override {
     dense_->Updated();
@@ -102,13 +109,14 @@ model::ModelMemory JoinedMeshes::memory() {
   AddUnits(plan_, first_expert_, end, base_, *experts.plan, experts.weights, &memory.weights);
   AddUnits(plan_, 0, first_expert_, 0, *dense.plan, dense.gradients, &memory.gradients);
   AddUnits(plan_, first_expert_, end, base_, *experts.plan, experts.gradients, &memory.gradients);
+  memory.experts = experts.experts;
   if (options_.expert_degree > 1) memory.experts.exchange = &exchange_;
   return memory;
 }
 
-Status JoinedMeshes::ForEachHeld(const std::function<Status(const Held&)>& visit) {
-  RETURN_IF_ERROR(dense_->ForEachHeld(visit));
-  return experts_->ForEachHeld([&](const Held& held) {
+Status JoinedMeshes::ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) {
+  RETURN_IF_ERROR(dense_->ForEachHeld(touch, visit));
+  return experts_->ForEachHeld(touch, [&](const Held& held) {
     Held placed = held;
     placed.range.begin += base_;
     placed.range.end += base_;

@@ -16,13 +16,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "base/status/status.h"
 #include "model/language_model.h"
 #include "model/store_views.h"
 #include "worker/comm/communicator.h"
+#include "worker/offload/resident_set.h"
 #include "worker/shard/layout.h"
 
 namespace heddle::shard {
@@ -42,6 +45,13 @@ enum class Accumulation {
   kLayerMajor  // once per unit: all micro-batches pass a unit before the next one
 };
 
+// Experts in a bounded memory, the rest elsewhere (training-runtime.md section 12).
+struct Offload {
+  bool enabled = false;
+  int64_t budget_bytes = 0;  // 0: all of them
+  std::string spill_dir;     // empty: host memory
+};
+
 struct Options {
   Mode mode = Mode::kNone;
   Accumulation accumulation = Accumulation::kSyncLast;
@@ -51,12 +61,26 @@ struct Options {
   int world = 1;
   // Divides `world`; the ranks of one group of this many, in a row, have all experts.
   int expert_degree = 1;
+  // Of the optimizer, whose moments lie beside offloaded experts.
+  int moments = 2;
+  int moment_bytes = 4;
+  Offload offload;
 };
 
 // A pass over the units.
 struct Visit {
   bool train = true;  // else a forward only
   bool last = true;   // of the step's passes: gradients are complete after it
+};
+
+// What ForEachHeld is for. Only what it names is there of offloaded experts.
+enum class Touch {
+  kResident,        // anything, but offloaded experts are left out
+  kReadState,       // masters and moments
+  kWriteState,      // the same, all of them; moments of offloaded experts are 0 before
+  kReadGradients,   // sums over ranks
+  kWriteGradients,  // the same
+  kUpdate           // everything; gradients are read
 };
 
 // A piece of the flat layout that this rank updates, with its memory. `owned_offset` is the place
@@ -67,6 +91,9 @@ struct Held {
   int64_t owned_offset = 0;
   int replica = 0;
   int replicas = 1;
+  // Offloaded: moments lie here instead of at owned_offset, of options.moment_bytes an element.
+  bool offloaded = false;
+  std::byte* moments[2] = {};
   std::span<float> master;
   std::span<float> gradient;
   std::span<uint16_t> compute_bf16;  // empty in fp32
@@ -89,8 +116,8 @@ class Parameters {
 
   // In the order of their ranges; together all that this rank updates. Spans are valid within the
   // call. A failure of `visit` ends it.
-  virtual Status ForEachHeld(const std::function<Status(const Held&)>& visit) = 0;
-  // Length of the arrays that run beside the masters: moments.
+  virtual Status ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) = 0;
+  // Length of the arrays that run beside the masters: moments, but of offloaded experts.
   virtual int64_t owned_elements() const = 0;
   // Memory of units that were whole for a while, at its peak so far.
   virtual int64_t gathered_bytes() const = 0;
@@ -106,11 +133,20 @@ class Parameters {
   // rank's. The same in every mode, so that the norm has the same bits. Spans are valid within the
   // call.
   virtual Status ForEachMeasured(const std::function<void(const Measured&)>& visit) = 0;
-  // Masters changed otherwise than by the optimizer, which writes held().compute_bf16 itself:
-  // loaded or initialised.
-  virtual void RefreshComputeWeights() = 0;
+  // Masters changed otherwise than by the optimizer, which writes Held::compute_bf16 itself: loaded
+  // or initialised.
+  virtual Status RefreshComputeWeights() = 0;
+  // Elements of the flat layout from here on are those of offloaded experts.
+  virtual int64_t offloaded_from() const { return plan().flat_elements; }
+  // Replaces some of their masters (part 0) or moments (1, 2) from element `first` of the flat
+  // layout on; RefreshComputeWeights is due. REQUIRES: within one tensor.
+  virtual Status WriteState(int64_t /*first*/, int /*part*/, std::span<const std::byte> /*bytes*/) {
+    return Internal("nothing is offloaded");
+  }
   // Weights that other ranks have gathered are stale from here on.
   virtual void Updated() = 0;
+  // Of the resident set of offloaded experts, since the last call; nothing without offloading.
+  virtual std::optional<offload::ResidentSetStats> TakeOffloadStats() { return std::nullopt; }
 };
 
 // By options.mode, both meshes. `plan` is this rank's: with its experts alone.

@@ -18,7 +18,7 @@ class Replicated : public Parameters {
   const model::ModelPlan& plan() const override { return store_->plan(); }
   std::span<float> buffers() override { return store_->buffers(); }
 
-  Status ForEachHeld(const std::function<Status(const Held&)>& visit) override {
+  Status ForEachHeld(Touch /*touch*/, const std::function<Status(const Held&)>& visit) override {
     Held all;
     all.range = {0, store_->plan().flat_elements};
     all.replica = layout_.rank();
@@ -43,7 +43,10 @@ class Replicated : public Parameters {
     }
     return OkStatus();
   }
-  void RefreshComputeWeights() override { store_->RefreshComputeWeights(); }
+  Status RefreshComputeWeights() override {
+    store_->RefreshComputeWeights();
+    return OkStatus();
+  }
   void Updated() override {}
 
  private:

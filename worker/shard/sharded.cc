@@ -30,7 +30,7 @@ class Sharded : public Parameters {
   model::ModelMemory memory() override;
   const model::ModelPlan& plan() const override { return plan_; }
   std::span<float> buffers() override { return buffers_; }
-  Status ForEachHeld(const std::function<Status(const Held&)>& visit) override;
+  Status ForEachHeld(Touch /*touch*/, const std::function<Status(const Held&)>& visit) override;
   int64_t owned_elements() const override { return layout_.owned_elements(); }
   int64_t gathered_bytes() const override;
   void Connect(comm::Communicator* group) override { group_ = group; }
@@ -38,7 +38,7 @@ class Sharded : public Parameters {
   model::UnitHooks Hooks(Visit visit) override;
   Status FinishGradients() override;
   Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override;
-  void RefreshComputeWeights() override;
+  Status RefreshComputeWeights() override;
   void Updated() override;
 
  private:
@@ -135,7 +135,7 @@ model::ModelMemory Sharded::memory() {
   return memory;
 }
 
-Status Sharded::ForEachHeld(const std::function<Status(const Held&)>& visit) {
+Status Sharded::ForEachHeld(Touch /*touch*/, const std::function<Status(const Held&)>& visit) {
   for (int u = 0; u < layout_.units(); ++u) {
     Held held;
     held.range = layout_.Owned(u);
@@ -314,7 +314,7 @@ model::UnitHooks Sharded::Hooks(Visit visit) {
   return hooks;
 }
 
-void Sharded::RefreshComputeWeights() {
+Status Sharded::RefreshComputeWeights() {
   if (!wide()) {
     const kernels::pointwise::Table& kernels =
         kernels::pointwise::Kernels(kernels::pointwise::Element::kBFloat16);
@@ -324,6 +324,7 @@ void Sharded::RefreshComputeWeights() {
                      });
   }
   Updated();
+  return OkStatus();
 }
 
 void Sharded::Updated() {

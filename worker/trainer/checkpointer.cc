@@ -69,11 +69,11 @@ void Checkpointer::CountDeferred() {
   ++stats_.deferred;
 }
 
-Status Checkpointer::Stage(const std::vector<checkpoint::LocalRange>& ranges,
+Status Checkpointer::Stage(const std::function<Status(checkpoint::Snapshot*)>& copy,
                            const heddle::v1::TrainState& state) {
   HEDDLE_CHECK(!busy(), "a save is in flight");
   const int64_t begin = clock_->NowSteady();
-  RETURN_IF_ERROR(snapshot_.Stage(options_.tensors, ranges));
+  RETURN_IF_ERROR(copy(&snapshot_));
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stats_.blocked_seconds += Seconds(clock_->NowSteady() - begin);

@@ -58,9 +58,9 @@ class Checkpointer {
 
   bool busy() const;
 
-  // Copies the state and starts the save of state.step. A snapshot with values that are not finite
-  // fails the save, not the call. REQUIRES: no rank is busy, by the last agreement.
-  Status Stage(const std::vector<checkpoint::LocalRange>& ranges,
+  // Copies the state, by `copy`, and starts the save of state.step. A snapshot with values that are
+  // not finite fails the save, not the call. REQUIRES: no rank is busy, by the last agreement.
+  Status Stage(const std::function<Status(checkpoint::Snapshot*)>& copy,
                const heddle::v1::TrainState& state);
 
   // This rank's save slots, before the agreement; what follows from the sums, after it.

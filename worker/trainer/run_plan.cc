@@ -110,6 +110,10 @@ void PlanSharding(const RunConfig& config, RunPlan* plan) {
   }
   plan->shard.accumulation = AccumulationOf(config);
   plan->shard.expert_degree = config.parallel().expert();
+  const heddle::v1::ExpertOffloadingConfig& offloading = config.memory().expert_offloading();
+  plan->shard.offload.enabled = offloading.enabled();
+  plan->shard.offload.budget_bytes = offloading.resident_mb() << 20;
+  plan->shard.offload.spill_dir = offloading.spill_dir();
   plan->shard.wire =
       config.parallel().reduce_dtype() == heddle::v1::ParallelConfig::REDUCE_DTYPE_BF16
           ? comm::Wire::kBf16

@@ -9,7 +9,6 @@
 #include <map>
 #include <new>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "base/settings/settings.h"
@@ -25,6 +24,20 @@ namespace {
 
 using heddle::v1::TensorClass;
 using heddle::v1::TensorInfo;
+
+// The moments of an offloaded piece, which lie beside its master.
+void AttachMoments(const shard::Held& held, optim::Moments type, optim::Shard* shard) {
+  const size_t size = held.master.size();
+  if (type == optim::Moments::kBf16) {
+    shard->m_bf16 = {reinterpret_cast<uint16_t*>(held.moments[0]), size};
+    if (held.moments[1] != nullptr) {
+      shard->v_bf16 = {reinterpret_cast<uint16_t*>(held.moments[1]), size};
+    }
+  } else {
+    shard->m = {reinterpret_cast<float*>(held.moments[0]), size};
+    if (held.moments[1] != nullptr) shard->v = {reinterpret_cast<float*>(held.moments[1]), size};
+  }
+}
 
 // What decides how a model computes, with "auto" resolved: not how it was or will be trained.
 heddle::v1::ModelConfig Computed(heddle::v1::ModelConfig model) {
@@ -82,6 +95,12 @@ heddle::v1::ElementType ElementTypeOf(optim::Moments moments) {
                                           : heddle::v1::ELEMENT_TYPE_F32;
 }
 
+void Widen(const uint16_t* from, int64_t count, float* to) {
+  std::transform(from, from + count, to, [](uint16_t bits) {
+    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  });
+}
+
 bool IsMoment(int tensor_class) {
   return tensor_class == heddle::v1::TENSOR_CLASS_MOMENT1 ||
          tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2;
@@ -102,6 +121,9 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   options.precision = plan.precision;
   options.rank = rank;
   options.world = world;
+  options.moments = plan.optimizer.algorithm == optim::Algorithm::kAdamW ? 2 : 1;
+  options.moment_bytes = plan.optimizer.moments == optim::Moments::kBf16 ? 2 : 4;
+  state->spill_dir_ = options.offload.spill_dir;
   state->rank_ = rank;
   state->world_ = world;
   ASSIGN_OR_RETURN(state->whole_, model::PlanModel(model));
@@ -149,32 +171,38 @@ Status RunState::ReadInitialWeights() {
   ASSIGN_OR_RETURN(const std::unique_ptr<model::ParameterStore> whole,
                    model::ParameterStore::Create(whole_, model::Precision::kFp32));
   RETURN_IF_ERROR(hf::ReadWeights(init_from_, whole.get()));
-  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, Pieces());
-  for (const Piece& piece : pieces) {
-    if (piece.tensor_class != heddle::v1::TENSOR_CLASS_MASTER) continue;
-    const float* from = whole->master(*specs_[piece.tensor]).data() + piece.first;
-    std::copy(from, from + piece.count, static_cast<float*>(piece.data));
-  }
+  RETURN_IF_ERROR(ForEachPieces(
+      shard::Touch::kWriteState, [&](const std::vector<Piece>& pieces, bool /*offloaded*/) {
+        for (const Piece& piece : pieces) {
+          if (piece.tensor_class != heddle::v1::TENSOR_CLASS_MASTER) continue;
+          const float* from = whole->master(*specs_[piece.tensor]).data() + piece.first;
+          std::copy(from, from + piece.count, static_cast<float*>(piece.data));
+        }
+        return OkStatus();
+      }));
   std::copy(whole->buffers().begin(), whole->buffers().end(), parameters_->buffers().begin());
-  parameters_->RefreshComputeWeights();
-  return OkStatus();
+  return parameters_->RefreshComputeWeights();
 }
 
 Status RunState::ForEachShard(const std::function<void(const optim::Shard&)>& visit) {
-  return parameters_->ForEachHeld([&](const shard::Held& held) {
+  return parameters_->ForEachHeld(shard::Touch::kUpdate, [&](const shard::Held& held) {
     optim::Shard shard;
     shard.flat_offset = held.range.begin;
     shard.master = held.master;
     shard.gradient = held.gradient;
     shard.compute_bf16 = held.compute_bf16;
-    moments_.Attach(held.owned_offset, &shard);
+    if (held.offloaded) {
+      AttachMoments(held, moments_.type(), &shard);
+    } else {
+      moments_.Attach(held.owned_offset, &shard);
+    }
     visit(shard);
     return OkStatus();
   });
 }
 
 Status RunState::DropFrozenGradients() {
-  return parameters_->ForEachHeld([&](const shard::Held& held) {
+  return parameters_->ForEachHeld(shard::Touch::kWriteGradients, [&](const shard::Held& held) {
     for (const optim::GroupRange& group : warmup_groups_) {
       if (!group.frozen) continue;
       const int64_t begin = std::max(group.begin, held.range.begin);
@@ -188,13 +216,14 @@ Status RunState::DropFrozenGradients() {
 
 StatusOr<int64_t> RunState::FirstNonFiniteGradient() {
   int64_t first = -1;
-  RETURN_IF_ERROR(parameters_->ForEachHeld([&](const shard::Held& held) {
-    if (first >= 0) return OkStatus();
-    const auto bad = std::find_if(held.gradient.begin(), held.gradient.end(),
-                                  [](float g) { return !std::isfinite(g); });
-    if (bad != held.gradient.end()) first = held.range.begin + (bad - held.gradient.begin());
-    return OkStatus();
-  }));
+  RETURN_IF_ERROR(
+      parameters_->ForEachHeld(shard::Touch::kReadGradients, [&](const shard::Held& held) {
+        if (first >= 0) return OkStatus();
+        const auto bad = std::find_if(held.gradient.begin(), held.gradient.end(),
+                                      [](float g) { return !std::isfinite(g); });
+        if (bad != held.gradient.end()) first = held.range.begin + (bad - held.gradient.begin());
+        return OkStatus();
+      }));
   for (size_t i = 0; i < tensors_.size(); ++i) {
     if (local_[i] == nullptr || first < local_[i]->offset) continue;
     if (first >= local_[i]->offset + local_[i]->elements) continue;
@@ -213,34 +242,44 @@ void RunState::AddPieces(const shard::Held& held, std::vector<Piece>* pieces) {
     const int64_t within = begin - held.range.begin;
     for (const int tensor_class : tensors_[i].classes()) {
       if (tensor_class == heddle::v1::TENSOR_CLASS_BUFFER) continue;  // another layout
-      void* data = IsMoment(tensor_class)
-                       ? moments_.At(tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2,
-                                     held.owned_offset + within)
-                       : held.master.data() + within;
+      void* data = held.master.data() + within;
+      if (IsMoment(tensor_class)) {
+        data = MomentAt(held, tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2, within);
+      }
       pieces->push_back(
           {i, tensor_class, begin - spec->offset, end - begin, data, held.replica, held.replicas});
     }
   }
 }
 
-StatusOr<std::vector<RunState::Piece>> RunState::Pieces() {
-  std::vector<Piece> pieces;
-  RETURN_IF_ERROR(parameters_->ForEachHeld([&](const shard::Held& held) {
+void* RunState::MomentAt(const shard::Held& held, bool second, int64_t within) {
+  if (!held.offloaded) return moments_.At(second, held.owned_offset + within);
+  const int64_t bytes = moments_.type() == optim::Moments::kBf16 ? 2 : 4;
+  return held.moments[second ? 1 : 0] + bytes * within;
+}
+
+Status RunState::ForEachPieces(shard::Touch touch, const VisitPieces& visit) {
+  std::vector<Piece> resident;
+  RETURN_IF_ERROR(parameters_->ForEachHeld(touch, [&](const shard::Held& held) {
+    if (!held.offloaded) {
+      AddPieces(held, &resident);
+      return OkStatus();
+    }
+    std::vector<Piece> pieces;
     AddPieces(held, &pieces);
-    return OkStatus();
+    return visit(pieces, /*offloaded=*/true);
   }));
   for (size_t i = 0; i < tensors_.size(); ++i) {
     for (const int tensor_class : tensors_[i].classes()) {
       if (tensor_class != heddle::v1::TENSOR_CLASS_BUFFER) continue;
-      pieces.push_back({i, tensor_class, 0, local_[i]->elements,
-                        parameters_->buffers().data() + local_[i]->offset, rank_, world_});
+      resident.push_back({i, tensor_class, 0, local_[i]->elements,
+                          parameters_->buffers().data() + local_[i]->offset, rank_, world_});
     }
   }
-  return pieces;
+  return visit(resident, /*offloaded=*/false);
 }
 
-StatusOr<std::vector<checkpoint::LocalRange>> RunState::RangesToSave() {
-  ASSIGN_OR_RETURN(const std::vector<Piece> pieces, Pieces());
+std::vector<checkpoint::LocalRange> RunState::RangesOf(const std::vector<Piece>& pieces) const {
   std::vector<checkpoint::LocalRange> ranges;
   // By how many ranks have the same, and which of them this one is.
   std::map<std::pair<int, int>, std::vector<checkpoint::LocalRange>> shared;
@@ -258,11 +297,22 @@ StatusOr<std::vector<checkpoint::LocalRange>> RunState::RangesToSave() {
         tensors_, same, static_cast<uint32_t>(place.first), static_cast<uint32_t>(place.second));
     ranges.insert(ranges.end(), mine.begin(), mine.end());
   }
-  std::sort(ranges.begin(), ranges.end(), [](const auto& a, const auto& b) {
-    return std::tie(a.tensor, a.tensor_class, a.first) <
-           std::tie(b.tensor, b.tensor_class, b.first);
-  });
   return ranges;
+}
+
+Status RunState::ForEachRanges(const VisitRanges& visit) {
+  return ForEachPieces(shard::Touch::kReadState,
+                       [&](const std::vector<Piece>& pieces, bool offloaded) {
+                         return visit(RangesOf(pieces), offloaded);
+                       });
+}
+
+Status RunState::CopyTo(checkpoint::Snapshot* snapshot) {
+  snapshot->Clear();
+  return ForEachRanges([&](const std::vector<checkpoint::LocalRange>& ranges, bool offloaded) {
+    return offloaded && !spill_dir_.empty() ? snapshot->CopyToDisk(tensors_, ranges, spill_dir_)
+                                            : snapshot->Copy(tensors_, ranges);
+  });
 }
 
 StatusOr<heddle::v1::ElementType> RunState::StoredMoments(
@@ -302,31 +352,53 @@ Status RunState::Load(const heddle::v1::CheckpointRecord& record, const std::str
   std::deque<std::vector<uint16_t>> narrow;  // what widened ranges are read into
   std::vector<std::pair<const uint16_t*, Piece>> widened;
   std::vector<checkpoint::WantedRange> wanted;
-  ASSIGN_OR_RETURN(std::vector<Piece> pieces, Pieces());
-  AddUnheld(&pieces);
-  for (const Piece& piece : pieces) {
-    void* data = piece.data;
-    if (widens && IsMoment(piece.tensor_class)) {
-      data = narrow.emplace_back(static_cast<size_t>(piece.count)).data();
-      widened.emplace_back(narrow.back().data(), piece);
-    }
-    wanted.push_back({.name = tensors_[piece.tensor].name(),
-                      .shape = specs_[piece.tensor]->shape,
-                      .tensor_class = static_cast<TensorClass>(piece.tensor_class),
-                      .type = IsMoment(piece.tensor_class) ? stored : heddle::v1::ELEMENT_TYPE_F32,
-                      .first = static_cast<uint64_t>(piece.first),
-                      .count = static_cast<uint64_t>(piece.count),
-                      .data = data});
-  }
+  RETURN_IF_ERROR(
+      ForEachPieces(shard::Touch::kResident, [&](std::vector<Piece> pieces, bool /*offloaded*/) {
+        AddUnheld(&pieces);
+        for (const Piece& piece : pieces) {
+          checkpoint::WantedRange range = WantedOf(piece, stored);
+          if (widens && IsMoment(piece.tensor_class) && range.data != nullptr) {
+            range.data = narrow.emplace_back(static_cast<size_t>(piece.count)).data();
+            widened.emplace_back(narrow.back().data(), piece);
+          }
+          wanted.push_back(std::move(range));
+        }
+        return OkStatus();
+      }));
   RETURN_IF_ERROR(checkpoint::LoadRanges(record, root, wanted));
   for (const auto& [from, piece] : widened) {
-    float* to = static_cast<float*>(piece.data);
-    std::transform(from, from + piece.count, to, [](uint16_t bits) {
-      return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-    });
+    Widen(from, piece.count, static_cast<float*>(piece.data));
   }
-  parameters_->RefreshComputeWeights();
-  return OkStatus();
+  return parameters_->RefreshComputeWeights();
+}
+
+checkpoint::WantedRange RunState::WantedOf(const Piece& piece, heddle::v1::ElementType stored) {
+  const bool moment = IsMoment(piece.tensor_class);
+  checkpoint::WantedRange range = {.name = tensors_[piece.tensor].name(),
+                                   .shape = specs_[piece.tensor]->shape,
+                                   .tensor_class = static_cast<TensorClass>(piece.tensor_class),
+                                   .type = moment ? stored : heddle::v1::ELEMENT_TYPE_F32,
+                                   .first = static_cast<uint64_t>(piece.first),
+                                   .count = static_cast<uint64_t>(piece.count),
+                                   .data = piece.data};
+  const model::TensorSpec* local = local_[piece.tensor];
+  if (local == nullptr || local->offset < parameters_->offloaded_from() ||
+      piece.tensor_class == heddle::v1::TENSOR_CLASS_BUFFER) {
+    return range;
+  }
+  range.count = static_cast<uint64_t>(local->elements);
+  const int part = !moment ? 0 : piece.tensor_class == heddle::v1::TENSOR_CLASS_MOMENT2 ? 2 : 1;
+  const bool widens = moment && stored != ElementTypeOf(moments_.type());
+  range.take = [this, part, widens, offset = local->offset](uint64_t first,
+                                                            std::span<const std::byte> bytes) {
+    const int64_t at = offset + static_cast<int64_t>(first);
+    if (!widens) return parameters_->WriteState(at, part, bytes);
+    std::vector<float> wide(bytes.size() / sizeof(uint16_t));
+    Widen(reinterpret_cast<const uint16_t*>(bytes.data()), static_cast<int64_t>(wide.size()),
+          wide.data());
+    return parameters_->WriteState(at, part, std::as_bytes(std::span<const float>(wide)));
+  };
+  return range;
 }
 
 }  // namespace heddle::trainer

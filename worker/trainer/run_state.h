@@ -65,8 +65,13 @@ class RunState {
   // As a checkpoint lists them.
   const std::vector<heddle::v1::TensorInfo>& tensors() const { return tensors_; }
   // What this rank writes of a checkpoint, pointing into the live buffers: what it alone holds, and
-  // its share of what several ranks hold.
-  StatusOr<std::vector<checkpoint::LocalRange>> RangesToSave();
+  // its share of what several ranks hold. Once for each offloaded expert, whose pointers are valid
+  // within the call, and last for all the rest.
+  using VisitRanges =
+      std::function<Status(const std::vector<checkpoint::LocalRange>&, bool offloaded)>;
+  Status ForEachRanges(const VisitRanges& visit);
+  // Copies them; offloaded experts into a file of the spill folder.
+  Status CopyTo(checkpoint::Snapshot* snapshot);
 
   // Loads weights and moments; counters are the caller's. Moments stored in bf16 are widened, which
   // is exact; stored in fp32 they are refused where this run keeps bf16: FAILED_PRECONDITION. Other
@@ -80,6 +85,7 @@ class RunState {
 
   uint64_t seed_ = 0;
   std::string init_from_;
+  std::string spill_dir_;
   std::unique_ptr<shard::Parameters> parameters_;
   optim::MomentArrays moments_;  // [parameters_->owned_elements()]
   std::vector<optim::GroupRange> groups_;
@@ -96,8 +102,14 @@ class RunState {
     int replica = 0;
     int replicas = 1;
   };
-  StatusOr<std::vector<Piece>> Pieces();
+  // Calls visit with the pieces of each offloaded expert, and last with all others and the buffers.
+  // Pointers of the former are valid within the call.
+  using VisitPieces = std::function<Status(const std::vector<Piece>&, bool offloaded)>;
+  Status ForEachPieces(shard::Touch touch, const VisitPieces& visit);
+  void* MomentAt(const shard::Held& held, bool second, int64_t within);
+  std::vector<checkpoint::LocalRange> RangesOf(const std::vector<Piece>& pieces) const;
   void AddUnheld(std::vector<Piece>* pieces) const;
+  checkpoint::WantedRange WantedOf(const Piece& piece, heddle::v1::ElementType stored);
   void AddPieces(const shard::Held& held, std::vector<Piece>* pieces);
   // Type of the checkpoint's moments, or why this run cannot take them.
   StatusOr<heddle::v1::ElementType> StoredMoments(const heddle::v1::CheckpointRecord& record) const;

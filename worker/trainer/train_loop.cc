@@ -406,6 +406,18 @@ heddle::v1::MetricPoint TrainLoop::Describe(const Agreement& sums,
   if (parts_.plan->selects_keys) {
     point.set_nan_rows(static_cast<uint64_t>(sums[Slot::kNanRows]));
   }
+  if (const auto use = parts_.state->parameters()->TakeOffloadStats()) {
+    heddle::v1::OffloadUse* offload = point.mutable_offload();
+    offload->set_hits(static_cast<uint64_t>(use->hits));
+    offload->set_misses(static_cast<uint64_t>(use->misses));
+    offload->set_evictions(static_cast<uint64_t>(use->evictions));
+    offload->set_bytes_read(static_cast<uint64_t>(use->bytes_read));
+    offload->set_bytes_written(static_cast<uint64_t>(use->bytes_written));
+    offload->set_read_seconds(use->read_seconds);
+    offload->set_write_seconds(use->write_seconds);
+    offload->set_exposed_seconds(use->exposed_seconds);
+    offload->set_resident_bytes(static_cast<uint64_t>(use->peak_bytes));
+  }
   point.set_skipped_nonfinite(verdict.finite ? 0 : 1);
   if (verdict.spike) point.set_skipped_spikes(1);
   return point;
@@ -513,8 +525,8 @@ Status TrainLoop::Stage() {
     saved->set_first(static_cast<uint64_t>(window.first));
     saved->set_count(static_cast<uint64_t>(window.count));
   }
-  ASSIGN_OR_RETURN(const std::vector<checkpoint::LocalRange> ranges, parts_.state->RangesToSave());
-  return parts_.checkpointer->Stage(ranges, state);
+  return parts_.checkpointer->Stage(
+      [this](checkpoint::Snapshot* snapshot) { return parts_.state->CopyTo(snapshot); }, state);
 }
 
 Status TrainLoop::Settle() {

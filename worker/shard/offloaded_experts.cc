@@ -1,0 +1,426 @@
+// The experts of one rank in a resident set (training-runtime.md section 12): every expert is a
+// slot with its compute weights, its gradient and its masters and moments. The model asks for
+// weights and gradients expert by expert while it visits a layer; norm, update and checkpoints go
+// through all of them in order. Values are those of experts that are always in memory, bit for bit:
+// only where bytes lie differs.
+#include <ATen/Parallel.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/log/log.h"
+#include "kernels/pointwise/params.h"
+#include "worker/offload/spill_file.h"
+#include "worker/shard/mesh.h"
+
+namespace heddle::shard {
+
+namespace {
+
+using offload::Access;
+using offload::ExpectedUse;
+using offload::Kind;
+
+void MoveTo(const at::Tensor& flat, std::byte* memory) {
+  flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
+      at::DataPtr(memory, at::Device(at::kCPU)));
+}
+
+std::vector<at::Tensor> Unplaced(const model::ModelPlan& plan, at::ScalarType type) {
+  alignas(128) static std::byte none[128];  // LibTorch wants an address; it is never looked at
+  std::vector<at::Tensor> tensors;
+  for (const model::UnitSpec& unit : plan.units) {
+    tensors.push_back(at::from_blob(none, {unit.elements}, at::TensorOptions().dtype(type)));
+    MoveTo(tensors.back(), nullptr);
+  }
+  return tensors;
+}
+
+class OffloadedExperts : public Parameters, public layers::ExpertMemory {
+ public:
+  OffloadedExperts(model::ModelPlan plan, const Options& options,
+                   std::unique_ptr<offload::ResidentSet> set, int64_t window_bytes)
+      : plan_(std::move(plan)),
+        options_(options),
+        set_(std::move(set)),
+        window_bytes_(window_bytes),
+        weights_(Unplaced(plan_, model::ComputeType(options.precision))),
+        gradients_(Unplaced(plan_, at::kFloat)),
+        has_gradient_(plan_.units.size(), false) {}
+
+  // ---- Parameters ----
+  model::ModelMemory memory() override {
+    model::ModelMemory memory;
+    memory.plan = &plan_;
+    memory.precision = options_.precision;
+    memory.weights = weights_;
+    memory.gradients = gradients_;
+    memory.experts.memory = this;
+    return memory;
+  }
+  const model::ModelPlan& plan() const override { return plan_; }
+  std::span<float> buffers() override { return {}; }
+  Status ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) override;
+  int64_t owned_elements() const override { return 0; }
+  int64_t gathered_bytes() const override { return 0; }
+  void Connect(comm::Communicator* /*group*/) override {}
+  void BeginStep() override;
+  model::UnitHooks Hooks(Visit visit) override;
+  Status FinishGradients() override { return failed_; }
+  Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override;
+  Status RefreshComputeWeights() override;
+  int64_t offloaded_from() const override { return 0; }
+  Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override;
+  void Updated() override {}
+  std::optional<offload::ResidentSetStats> TakeOffloadStats() override { return set_->TakeStats(); }
+
+  // ---- layers::ExpertMemory ----
+  Status Begin(int layer, std::span<const int> experts, Use use) override;
+  StatusOr<size_t> Next() override;
+  Status End() override;
+
+ private:
+  // A layer's turn in a pass.
+  struct Turn {
+    int layer = 0;  // index into expert_layers
+    Use use = Use::kForward;
+  };
+
+  bool narrow() const { return options_.precision == model::Precision::kBf16; }
+  uint32_t SlotOf(int layer, int expert) const {
+    return static_cast<uint32_t>(layer * plan_.experts.count + expert);
+  }
+  int64_t Elements(uint32_t slot) const { return plan_.units[slot].elements; }
+  void AddUses(uint32_t slot, Use use, std::vector<ExpectedUse>* uses) const;
+  // Everything that comes after this turn, as far as it can matter.
+  void AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses);
+  Status PinFor(uint32_t slot, Use use);
+  // Blocks that a touch needs of every slot.
+  std::vector<ExpectedUse> UsesOf(Touch touch, uint32_t slot) const;
+  StatusOr<Held> PinHeld(Touch touch, uint32_t slot);
+  std::span<float> Floats(std::byte* data, uint32_t slot) const {
+    return {reinterpret_cast<float*>(data), static_cast<size_t>(Elements(slot))};
+  }
+  // Of the state block of a slot: masters (bf16 training only), then the moments.
+  int64_t PartOffset(uint32_t slot, int part) const {
+    const int64_t masters = narrow() ? 4 * Elements(slot) : 0;
+    return part == 0 ? 0 : masters + (part - 1) * options_.moment_bytes * Elements(slot);
+  }
+
+  const model::ModelPlan plan_;  // of the experts alone, one unit each
+  const Options options_;
+  const std::unique_ptr<offload::ResidentSet> set_;
+  const int64_t window_bytes_;  // that one Next() pins at most, but for one expert
+  const std::vector<at::Tensor> weights_;
+  const std::vector<at::Tensor> gradients_;
+  std::vector<bool> has_gradient_;  // of this step, by slot
+  Status failed_;                   // of a call that could not say so
+
+  std::vector<Turn> turns_;  // of the pass under way
+  size_t turn_ = 0;
+  Use use_ = Use::kForward;
+  std::vector<uint32_t> order_;  // slots of the layer under way
+  size_t done_ = 0;
+  size_t there_ = 0;
+};
+
+// Gradients become zero: nothing is read or written for it.
+void OffloadedExperts::BeginStep() {
+  for (size_t slot = 0; slot < has_gradient_.size(); ++slot) {
+    if (!has_gradient_[slot]) continue;
+    const Status discarded = set_->Discard(static_cast<uint32_t>(slot), Kind::kGradient);
+    if (failed_.ok()) failed_ = discarded;
+    has_gradient_[slot] = false;
+  }
+}
+
+// What is visited is known: forward layer by layer, backward the same way back.
+model::UnitHooks OffloadedExperts::Hooks(Visit visit) {
+  turns_.clear();
+  turn_ = 0;
+  const int layers = static_cast<int>(plan_.expert_layers.size());
+  for (int l = 0; l < layers; ++l) turns_.push_back({l, Use::kForward});
+  for (int l = layers; visit.train && l > 0; --l) turns_.push_back({l - 1, Use::kBackward});
+  return {};
+}
+
+void OffloadedExperts::AddUses(uint32_t slot, Use use, std::vector<ExpectedUse>* uses) const {
+  uses->push_back({{slot, Kind::kWeights}, Access::kRead});
+  if (use == Use::kBackward) uses->push_back({{slot, Kind::kGradient}, Access::kUpdate});
+}
+
+void OffloadedExperts::AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses) {
+  // A layer may be visited more than once a turn: several micro-batches, recomputation.
+  for (size_t t = turn_; t < turns_.size(); ++t) {
+    if (turns_[t].layer == now.layer && turns_[t].use == now.use) turn_ = t;
+  }
+  for (size_t t = turn_ + 1; t < turns_.size(); ++t) {
+    for (int expert = 0; expert < plan_.experts.count; ++expert) {
+      AddUses(SlotOf(turns_[t].layer, expert), turns_[t].use, uses);
+    }
+  }
+}
+
+Status OffloadedExperts::Begin(int layer, std::span<const int> experts, Use use) {
+  RETURN_IF_ERROR(failed_);
+  const auto found = std::find(plan_.expert_layers.begin(), plan_.expert_layers.end(), layer);
+  HEDDLE_CHECK(found != plan_.expert_layers.end());
+  const int index = static_cast<int>(found - plan_.expert_layers.begin());
+  use_ = use;
+  order_.clear();
+  done_ = there_ = 0;
+  std::vector<ExpectedUse> uses;
+  for (const int expert : experts) {
+    order_.push_back(SlotOf(index, expert));
+    AddUses(order_.back(), use, &uses);
+  }
+  AddLaterTurns({index, use}, &uses);
+  return set_->Expect(uses);
+}
+
+Status OffloadedExperts::PinFor(uint32_t slot, Use use) {
+  ASSIGN_OR_RETURN(std::byte* const weights, set_->Pin(slot, Kind::kWeights, Access::kRead));
+  MoveTo(weights_[slot], weights);
+  if (use == Use::kForward) return OkStatus();
+  ASSIGN_OR_RETURN(std::byte* const gradient, set_->Pin(slot, Kind::kGradient, Access::kUpdate));
+  MoveTo(gradients_[slot], gradient);
+  has_gradient_[slot] = true;
+  return OkStatus();
+}
+
+StatusOr<size_t> OffloadedExperts::Next() {
+  const int64_t element = narrow() ? 2 : 4;
+  const int64_t per_element = use_ == Use::kForward ? element : element + 4;
+  int64_t bytes = 0;
+  while (done_ + there_ < order_.size()) {
+    const uint32_t slot = order_[done_ + there_];
+    bytes += per_element * Elements(slot);
+    if (there_ > 0 && bytes > window_bytes_) break;
+    RETURN_IF_ERROR(PinFor(slot, use_));
+    ++there_;
+  }
+  return there_;
+}
+
+Status OffloadedExperts::End() {
+  Status status;
+  const auto note = [&](const Status& next) {
+    if (status.ok()) status = next;
+  };
+  for (; there_ > 0; --there_, ++done_) {
+    const uint32_t slot = order_[done_];
+    MoveTo(weights_[slot], nullptr);
+    note(set_->Unpin(slot, Kind::kWeights));
+    if (use_ == Use::kForward) continue;
+    MoveTo(gradients_[slot], nullptr);
+    note(set_->Unpin(slot, Kind::kGradient));
+  }
+  return status;
+}
+
+std::vector<ExpectedUse> OffloadedExperts::UsesOf(Touch touch, uint32_t slot) const {
+  const ExpectedUse read_gradient = {{slot, Kind::kGradient}, Access::kRead};
+  // In fp32 the weights are the masters.
+  const auto state = [&](Access access, std::vector<ExpectedUse>* uses) {
+    uses->push_back({{slot, Kind::kState}, access});
+    if (!narrow()) uses->push_back({{slot, Kind::kWeights}, access});
+  };
+  std::vector<ExpectedUse> uses;
+  switch (touch) {
+    case Touch::kResident:
+      break;
+    case Touch::kReadState:
+      state(Access::kRead, &uses);
+      break;
+    case Touch::kWriteState:
+      state(Access::kOverwrite, &uses);
+      break;
+    case Touch::kReadGradients:
+      uses.push_back(read_gradient);
+      break;
+    case Touch::kWriteGradients:
+      uses.push_back({{slot, Kind::kGradient}, Access::kUpdate});
+      break;
+    case Touch::kUpdate:
+      uses.push_back(read_gradient);
+      state(Access::kUpdate, &uses);
+      if (narrow()) uses.push_back({{slot, Kind::kWeights}, Access::kUpdate});
+      break;
+  }
+  return uses;
+}
+
+StatusOr<Held> OffloadedExperts::PinHeld(Touch touch, uint32_t slot) {
+  Held held;
+  const model::UnitSpec& unit = plan_.units[slot];
+  held.range = {unit.offset, unit.offset + unit.elements};
+  held.offloaded = true;
+  for (const ExpectedUse& use : UsesOf(touch, slot)) {
+    ASSIGN_OR_RETURN(std::byte* const data, set_->Pin(slot, use.block.kind, use.access));
+    switch (use.block.kind) {
+      case Kind::kGradient:
+        held.gradient = Floats(data, slot);
+        break;
+      case Kind::kWeights:
+        if (narrow()) {
+          held.compute_bf16 = {reinterpret_cast<uint16_t*>(data),
+                               static_cast<size_t>(Elements(slot))};
+        } else {
+          held.master = Floats(data, slot);
+          if (touch == Touch::kWriteState) std::fill(held.master.begin(), held.master.end(), 0.0f);
+        }
+        break;
+      case Kind::kState:
+        if (touch == Touch::kWriteState) {
+          const int64_t bytes = PartOffset(slot, options_.moments + 1);
+          std::memset(data, 0, static_cast<size_t>(bytes));
+        }
+        if (narrow()) held.master = Floats(data, slot);
+        for (int m = 0; m < options_.moments; ++m) {
+          held.moments[m] = data + PartOffset(slot, m + 1);
+        }
+        break;
+    }
+  }
+  return held;
+}
+
+Status OffloadedExperts::ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) {
+  RETURN_IF_ERROR(failed_);
+  if (touch == Touch::kResident) return OkStatus();
+  std::vector<ExpectedUse> uses;
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    const std::vector<ExpectedUse> of_slot = UsesOf(touch, slot);
+    uses.insert(uses.end(), of_slot.begin(), of_slot.end());
+  }
+  RETURN_IF_ERROR(set_->Expect(uses));
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    ASSIGN_OR_RETURN(const Held held, PinHeld(touch, slot));
+    if (touch == Touch::kWriteGradients) has_gradient_[slot] = true;
+    const Status visited = visit(held);
+    for (const ExpectedUse& use : UsesOf(touch, slot)) {
+      RETURN_IF_ERROR(set_->Unpin(slot, use.block.kind));
+    }
+    RETURN_IF_ERROR(visited);
+  }
+  return OkStatus();
+}
+
+// Experts without a gradient add nothing to a norm.
+Status OffloadedExperts::ForEachMeasured(const std::function<void(const Measured&)>& visit) {
+  std::vector<ExpectedUse> uses;
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    if (has_gradient_[slot]) uses.push_back({{slot, Kind::kGradient}, Access::kRead});
+  }
+  RETURN_IF_ERROR(set_->Expect(uses));
+  for (const ExpectedUse& use : uses) {
+    const uint32_t slot = use.block.slot;
+    ASSIGN_OR_RETURN(std::byte* const data, set_->Pin(slot, Kind::kGradient, Access::kRead));
+    visit({plan_.units[slot].offset, Floats(data, slot)});
+    RETURN_IF_ERROR(set_->Unpin(slot, Kind::kGradient));
+  }
+  return OkStatus();
+}
+
+Status OffloadedExperts::RefreshComputeWeights() {
+  RETURN_IF_ERROR(failed_);
+  if (!narrow()) return OkStatus();
+  std::vector<ExpectedUse> uses;
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    uses.push_back({{slot, Kind::kState}, Access::kRead});
+    uses.push_back({{slot, Kind::kWeights}, Access::kOverwrite});
+  }
+  RETURN_IF_ERROR(set_->Expect(uses));
+  const kernels::pointwise::Table& kernels =
+      kernels::pointwise::Kernels(kernels::pointwise::Element::kBFloat16);
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    ASSIGN_OR_RETURN(const std::byte* const state, set_->Pin(slot, Kind::kState, Access::kRead));
+    ASSIGN_OR_RETURN(std::byte* const weights, set_->Pin(slot, Kind::kWeights, Access::kOverwrite));
+    kernels.convert({state, weights}, {0, Elements(slot)});
+    RETURN_IF_ERROR(set_->Unpin(slot, Kind::kState));
+    RETURN_IF_ERROR(set_->Unpin(slot, Kind::kWeights));
+  }
+  return OkStatus();
+}
+
+Status OffloadedExperts::WriteState(int64_t first, int part, std::span<const std::byte> bytes) {
+  const auto after =
+      std::upper_bound(plan_.units.begin(), plan_.units.end(), first,
+                       [](int64_t at, const model::UnitSpec& unit) { return at < unit.offset; });
+  const auto slot = static_cast<uint32_t>(after - plan_.units.begin() - 1);
+  const int64_t within = first - plan_.units[slot].offset;
+  const bool master = part == 0;
+  const Kind kind = master && !narrow() ? Kind::kWeights : Kind::kState;
+  const int64_t element = master ? 4 : options_.moment_bytes;
+  const int64_t offset = (kind == Kind::kWeights ? 0 : PartOffset(slot, part)) + element * within;
+  ASSIGN_OR_RETURN(std::byte* const data, set_->Pin(slot, kind, Access::kUpdate));
+  std::memcpy(data + offset, bytes.data(), bytes.size());
+  return set_->Unpin(slot, kind);
+}
+
+// Each expert a unit, as in the whole plan.
+model::ModelPlan ExpertUnits(const model::ModelPlan& plan) {
+  model::ModelPlan experts = model::ExpertPart(plan);
+  const auto first = plan.units.begin() + plan.dense_units;
+  const int64_t base = first->offset;
+  experts.units.assign(first, plan.units.end());
+  for (model::UnitSpec& unit : experts.units) {
+    unit.offset -= base;
+    unit.first_tensor -= first->first_tensor;
+  }
+  for (size_t u = 0; u < experts.units.size(); ++u) {
+    const model::UnitSpec& unit = experts.units[u];
+    for (int i = 0; i < unit.tensor_count; ++i) {
+      experts.tensors[static_cast<size_t>(unit.first_tensor + i)].unit = static_cast<int>(u);
+    }
+  }
+  return experts;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Parameters>> MakeOffloaded(const model::ModelPlan& plan,
+                                                    const Options& options) {
+  if (options.world != 1) {
+    return InvalidArgument(
+        Str("memory.expert_offloading: ", options.world,
+            " ranks would hold the same experts; set parallel.expert to parallel.ranks"));
+  }
+  model::ModelPlan experts = ExpertUnits(plan);
+  const bool narrow = options.precision == model::Precision::kBf16;
+  std::vector<offload::SlotBytes> slots;
+  int64_t all = 0;
+  int64_t together = 0;  // of one expert at its update
+  for (const model::UnitSpec& unit : experts.units) {
+    const int64_t masters = narrow ? 4 * unit.elements : 0;
+    slots.push_back({(narrow ? 2 : 4) * unit.elements, 4 * unit.elements,
+                     masters + options.moments * options.moment_bytes * unit.elements});
+    int64_t of_slot = 0;
+    for (const int64_t bytes : slots.back()) of_slot += offload::BlockMemoryBytes(bytes);
+    all += of_slot;
+    together = std::max(together, of_slot);
+  }
+  ASSIGN_OR_RETURN(const offload::BlockTable table, offload::BlockTable::Make(slots));
+  offload::ResidentSetOptions set;
+  set.budget_bytes = options.offload.budget_bytes > 0 ? options.offload.budget_bytes : all;
+  set.min_pinned_bytes = together;
+  if (set.budget_bytes < 2 * together) {
+    return InvalidArgument(
+        Str("memory.expert_offloading.resident_mb: ", set.budget_bytes >> 20,
+            " MiB are less than two experts with their gradients and optimizer state (",
+            (2 * together + (1 << 20) - 1) >> 20, " MiB): raise it to that"));
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<offload::Home> home,
+                   offload::MakeHome(options.offload.spill_dir, table, offload::DiskMethod::kAuto));
+  ASSIGN_OR_RETURN(std::unique_ptr<offload::ResidentSet> resident,
+                   offload::ResidentSet::Create(table, set, std::move(home)));
+  HEDDLE_INFO("experts are offloaded", {"experts", experts.units.size()}, {"bytes", all},
+              {"set", resident->Describe()});
+  // Half of the set is being computed with, the other half on its way.
+  return std::make_unique<OffloadedExperts>(std::move(experts), options, std::move(resident),
+                                            set.budget_bytes / 2);
+}
+
+}  // namespace heddle::shard
