@@ -1,0 +1,154 @@
+#include "worker/offload/spill_file.h"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <thread>
+
+#include "tests/worker/offload/offload_test_util.h"
+
+namespace heddle::offload {
+namespace {
+
+// Runs `body` in a thread with mounts of its own, with a tmpfs at `path`. False: not allowed here.
+bool WithMemoryFileSystem(const std::string& path, unsigned long flags, const char* options,
+                          const std::function<void()>& body) {
+  bool mounted = false;
+  std::thread([&] {
+    mounted = unshare(CLONE_NEWNS) == 0 &&
+              mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+              mount("test", path.c_str(), "tmpfs", flags, options) == 0;
+    if (mounted) body();
+  }).join();
+  return mounted;
+}
+
+StatusOr<std::unique_ptr<Spill>> MakeSpill(const std::string& dir, const BlockTable& table) {
+  return Spill::Create(dir, table, MakeThreadDisk());
+}
+
+TEST(Spill, KeepsEveryKindOfBlocksOfUnequalSizes) {
+  const TempDir dir;
+  const std::vector<SlotBytes> slots = {{5000, 4096, 1}, {0, 12288, 70000}, {4097, 0, 3}};
+  const BlockTable table = *BlockTable::Make(slots);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill, MakeSpill(dir.path(), table));
+  BlockMemory memory(1 << 20);
+  std::vector<std::byte*> data(table.size());
+  std::vector<TransferEnd> ends;
+  const auto move_all = [&](bool write) {
+    size_t moving = 0;
+    for (uint32_t block = 0; block < table.size(); ++block) {
+      if (table.Bytes(block) == 0) continue;
+      if (write) {
+        data[block] = memory.Take(table.MemoryBytes(block));
+        std::ranges::copy(Contents(block, 1, table.Bytes(block)), data[block]);
+      } else {
+        std::memset(data[block], 0, static_cast<size_t>(table.MemoryBytes(block)));
+      }
+      spill->Begin({write, block, data[block]});
+      ++moving;
+    }
+    for (ends.clear(); ends.size() < moving;) spill->Wait(ends);
+    for (const TransferEnd& end : ends) EXPECT_OK(end.status);
+  };
+  move_all(true);
+  move_all(false);
+  for (uint32_t block = 0; block < table.size(); ++block) {
+    if (data[block] == nullptr) continue;
+    EXPECT_TRUE(Equal(data[block], Contents(block, 1, table.Bytes(block)))) << block;
+    memory.Give(data[block], table.MemoryBytes(block));
+  }
+}
+
+TEST(Spill, LeavesNoNameThatAKillCouldLeaveBehind) {
+  const TempDir dir;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill,
+                       MakeSpill(dir.path(), WeightSlots(4, 100'000)));
+  EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
+}
+
+TEST(Spill, AllocatesItsBlocksBeforeTheFirstWrite) {
+  const TempDir dir;
+  ASSERT_OK_AND_ASSIGN(const SpillFd file, OpenSpillFile(dir.path()));
+  ASSERT_OK_AND_ASSIGN(const bool allocated, AllocateSpillFile(file, dir.path(), 1 << 20));
+  if (!allocated) GTEST_SKIP() << "the file system of " << dir.path() << " cannot allocate";
+  struct stat status = {};
+  ASSERT_EQ(fstat(file.value, &status), 0);
+  EXPECT_GE(status.st_blocks * 512, 1 << 20);
+}
+
+TEST(Spill, RefusesAFolderThatIsNotThereAndSaysWhatToDo) {
+  const TempDir dir;
+  const BlockTable table = WeightSlots(1, 1);
+  std::ofstream(dir.path() + "/file") << "x";
+  for (const char* name : {"/missing", "/file/below", "/file"}) {
+    EXPECT_STATUS(MakeSpill(dir.path() + name, table), StatusCode::kInvalidArgument,
+                  "create the folder on this machine");
+  }
+}
+
+TEST(Spill, RefusesAReadOnlyFileSystem) {
+  const TempDir dir;
+  Status status = OkStatus();
+  const bool mounted = WithMemoryFileSystem(dir.path(), MS_RDONLY, "size=1m", [&] {
+    status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(1, 1)));
+  });
+  if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
+  EXPECT_STATUS(status, StatusCode::kFailedPrecondition, "EROFS");
+  EXPECT_STATUS(status, StatusCode::kFailedPrecondition, "that this user can write");
+}
+
+TEST(Spill, RefusesAFullDiskAtTheStartWithTheNumbers) {
+  const TempDir dir;
+  Status status = OkStatus();
+  Status fits = Internal("not tried");
+  std::string text;
+  const bool mounted = WithMemoryFileSystem(dir.path(), 0, "size=1m", [&] {
+    status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(3, 409'600)));
+    StatusOr<std::unique_ptr<Spill>> small = MakeSpill(dir.path(), WeightSlots(2, 409'600));
+    fits = small.status();
+    if (small.ok()) text = (*small)->Describe();
+  });
+  if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
+  EXPECT_STATUS(status, StatusCode::kResourceExhausted, "need 1228800 bytes, 1048576 bytes");
+  EXPECT_OK(fits);
+  EXPECT_NE(text.find("a file system in memory"), std::string::npos) << text;
+}
+
+// What statvfs promises, fallocate may refuse: a quota, another process.
+TEST(Spill, RefusesWhatCannotBeAllocated) {
+  const TempDir dir;
+  Status status = OkStatus();
+  const bool mounted = WithMemoryFileSystem(dir.path(), 0, "size=1m", [&] {
+    const StatusOr<SpillFd> file = OpenSpillFile(dir.path());
+    ASSERT_OK(file);
+    status = ::heddle::status_internal::ToStatus(AllocateSpillFile(*file, dir.path(), 2 << 20));
+  });
+  if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
+  EXPECT_STATUS(status, StatusCode::kResourceExhausted, "need 2097152 bytes, 1048576 bytes");
+}
+
+TEST(Spill, KnowsFileSystemsThatAreNotADisk) {
+  EXPECT_NE(FileSystemNote(0x6969).find("network"), std::string_view::npos);
+  EXPECT_NE(FileSystemNote(static_cast<int32_t>(0xff534d42)).find("network"),
+            std::string_view::npos);
+  EXPECT_NE(FileSystemNote(0x65735546).find("FUSE"), std::string_view::npos);
+  EXPECT_EQ(FileSystemNote(0xef53), "");  // ext4
+}
+
+TEST(Spill, SaysHowItReachesTheDisk) {
+  const TempDir dir;
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill,
+                       MakeSpill(dir.path(), WeightSlots(2, 1 << 20)));
+  const std::string text = spill->Describe();
+  EXPECT_NE(text.find("spill files of 2MiB in " + dir.path() + " (threads"), std::string::npos)
+      << text;
+}
+
+}  // namespace
+}  // namespace heddle::offload
