@@ -179,7 +179,7 @@ void ResidentSet::FinishRead(uint32_t number, const Status& status) {
   Resident& block = blocks_[number];
   if (block.written) {
     reading_.End(clock_.NowSteady());
-    stats_.bytes_read += table_.MemoryBytes(number);
+    if (status.ok()) stats_.bytes_read += table_.MemoryBytes(number);
   }
   if (status.ok()) {
     block.state = State::kHere;
@@ -192,9 +192,9 @@ void ResidentSet::FinishRead(uint32_t number, const Status& status) {
 void ResidentSet::FinishWrite(uint32_t number, const Status& status) {
   Resident& block = blocks_[number];
   writing_.End(clock_.NowSteady());
-  stats_.bytes_written += table_.MemoryBytes(number);
   block.writing = false;
   if (status.ok()) {
+    stats_.bytes_written += table_.MemoryBytes(number);
     block.dirty = false;
     block.written = true;
   } else if (failed_.ok()) {

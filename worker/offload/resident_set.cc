@@ -198,14 +198,17 @@ Status ResidentSet::Await(std::unique_lock<std::mutex>& lock, uint32_t number, A
   const Resident& block = blocks_[number];
   demand_ = {number, access};
   StopLeaving(number);
+  bool planned = false;
   while (failed_.ok() && !Ready(block, access)) {
     if (const auto error = read_errors_.find(number); error != read_errors_.end()) {
       // What is overwritten need not be readable.
       if (access != Access::kOverwrite) failed_ = error->second;
       read_errors_.erase(error);
+      planned = false;
       continue;
     }
-    home_->Wake();
+    // Once: after that the owner plans anew whenever a transfer ends.
+    if (!std::exchange(planned, true)) home_->Wake();
     changed_.wait(lock);
   }
   demand_.reset();

@@ -31,7 +31,6 @@ Status Refused(const std::string& dir, int error) {
   }
 }
 
-// Without O_TMPFILE (old or network file systems): a name that is gone at once.
 int OpenNamed(const std::string& dir, int flags) {
   for (int attempt = 0; attempt < 100; ++attempt) {
     const std::string path = Str(dir, "/heddle-spill-", getpid(), "-", attempt);
@@ -50,6 +49,20 @@ int OpenNameless(const std::string& dir, int flags) {
   // EISDIR: a kernel or file system that does not know the flag.
   if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR)) return fd;
   return OpenNamed(dir, flags);
+}
+
+StatusOr<SpillFd> Open(const std::string& dir, int (*open_file)(const std::string&, int)) {
+  constexpr int kFlags = O_RDWR | O_CLOEXEC;
+  SpillFd direct(open_file(dir, kFlags | O_DIRECT));
+  if (direct.value >= 0) {
+    direct.direct = true;
+    return direct;
+  }
+  // EINVAL is how a file system says that it has no O_DIRECT.
+  if (errno != EINVAL) return Refused(dir, errno);
+  SpillFd buffered(open_file(dir, kFlags));
+  if (buffered.value < 0) return Refused(dir, errno);
+  return buffered;
 }
 
 Status DoesNotFit(const std::string& dir, int64_t bytes) {
@@ -76,19 +89,9 @@ SpillFd& SpillFd::operator=(SpillFd&& other) noexcept {
   return *this;
 }
 
-StatusOr<SpillFd> OpenSpillFile(const std::string& dir) {
-  constexpr int kFlags = O_RDWR | O_CLOEXEC;
-  SpillFd direct(OpenNameless(dir, kFlags | O_DIRECT));
-  if (direct.value >= 0) {
-    direct.direct = true;
-    return direct;
-  }
-  // EINVAL is how a file system says that it has no O_DIRECT.
-  if (errno != EINVAL) return Refused(dir, errno);
-  SpillFd buffered(OpenNameless(dir, kFlags));
-  if (buffered.value < 0) return Refused(dir, errno);
-  return buffered;
-}
+StatusOr<SpillFd> OpenSpillFile(const std::string& dir) { return Open(dir, OpenNameless); }
+
+StatusOr<SpillFd> OpenNamedSpillFile(const std::string& dir) { return Open(dir, OpenNamed); }
 
 Status CheckFreeBytes(const std::string& dir, int64_t bytes) {
   struct statvfs disk = {};

@@ -25,6 +25,9 @@ struct SpillFd {
 // Opens such a file in `dir` for reading and writing. INVALID_ARGUMENT: no such folder;
 // FAILED_PRECONDITION: it cannot be written; others by errno.
 StatusOr<SpillFd> OpenSpillFile(const std::string& dir);
+// The same where the file system cannot make a file without a name (O_TMPFILE): it has one for as
+// long as it takes to remove it.
+StatusOr<SpillFd> OpenNamedSpillFile(const std::string& dir);
 
 // RESOURCE_EXHAUSTED with the bytes needed and free if `bytes` do not fit.
 Status CheckFreeBytes(const std::string& dir, int64_t bytes);

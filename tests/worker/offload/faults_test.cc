@@ -1,6 +1,8 @@
 // Faults of a disk: the right error from the right call, and never wrong bytes.
 #include <gtest/gtest.h>
 
+#include <ctime>
+
 #include "base/status/errno_of.h"
 #include "tests/worker/offload/faulty_disk.h"
 #include "tests/worker/offload/offload_test_util.h"
@@ -13,8 +15,7 @@ constexpr int64_t kBytes = 4 * kPageBytes;
 
 class FaultTest : public ::testing::TestWithParam<DiskMethod> {
  protected:
-  // Room for two blocks. Slots 0..7 hold version 1; reads and writes are counted from here on only
-  // if `written` is false, in which case nothing was written.
+  // Room for two blocks. Nothing was written: all requests are counted.
   void Make(const DiskFaults& faults) {
     StatusOr<std::unique_ptr<Disk>> disk = MakeDisk(GetParam());
     if (!disk.ok()) GTEST_SKIP() << disk.status().ToString();
@@ -75,11 +76,12 @@ TEST_P(FaultTest, AReadErrorOfAPrefetchWaitsForItsPin) {
 }
 
 TEST_P(FaultTest, WhatIsOverwrittenNeedNotBeReadable) {
-  ASSERT_NO_FATAL_FAILURE(Make({.read_error_at = 1}));
+  std::atomic<int> reads_seen = 0;
+  ASSERT_NO_FATAL_FAILURE(Make({.read_error_at = 1, .reads_seen = &reads_seen}));
   if (!set_) return;
   FillAll();
   ASSERT_OK(set_->Expect(std::vector<ExpectedUse>{{{0, Kind::kWeights}, Access::kRead}}));
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_TRUE(test::WaitUntil([&] { return reads_seen == 1; }));
   EXPECT_OK(Fill(*set_, 0, 1, kBytes));
   EXPECT_EQ(FirstError().first, kSlots);
 }
@@ -90,12 +92,30 @@ TEST_P(FaultTest, AFailedWriteIsReportedByTheNextCallAndEveryLaterOne) {
   Status status = OkStatus();
   uint32_t slot = 0;
   for (; slot < kSlots && status.ok(); ++slot) status = Fill(*set_, slot, 1, kBytes);
-  // Slot 1 is written to make room for slot 3; at the latest the calls after it see the error.
-  EXPECT_GE(slot, 4u);
-  EXPECT_LE(slot, 5u);
+  // Slot 1 is written to make room for slot 3, whose pin waits for that.
+  EXPECT_EQ(slot, 4u);
   EXPECT_STATUS(status, StatusCode::kResourceExhausted,
                 "write of the weights of slot 1 at file offset 16384");
   EXPECT_EQ(ErrnoOf(status), ENOSPC);
+  ExpectAllCallsFailLike(status);
+}
+
+TEST_P(FaultTest, AFailedWriteBehindTheCallersBackIsReportedToo) {
+  ASSERT_NO_FATAL_FAILURE(Make({.write_error_at = 1}));
+  if (!set_) return;
+  ASSERT_OK(Fill(*set_, 0, 1, kBytes));
+  ASSERT_OK(Fill(*set_, 1, 1, kBytes));
+  ASSERT_OK(set_->Pin(1, Kind::kWeights, Access::kRead));
+  // Makes the owner write slot 0.
+  ASSERT_OK(set_->Expect(std::vector<ExpectedUse>{{{2, Kind::kWeights}, Access::kRead}}));
+  Status status = OkStatus();
+  EXPECT_TRUE(test::WaitUntil([&] {
+    status = set_->Discard(3, Kind::kWeights);  // never written: nothing to do
+    return !status.ok();
+  }));
+  EXPECT_EQ(ErrnoOf(status), ENOSPC);
+  EXPECT_EQ(set_->Unpin(1, Kind::kWeights), status);
+  EXPECT_STATUS(set_->Unpin(1, Kind::kWeights), StatusCode::kFailedPrecondition, "not pinned");
   ExpectAllCallsFailLike(status);
 }
 
@@ -148,12 +168,26 @@ TEST_P(FaultTest, ASlowDiskShowsInTheTimeThatIsWaited) {
   }
   ASSERT_OK(set_->Expect(uses));
   for (uint32_t slot = 0; slot < kSlots; ++slot) {
-    std::this_thread::sleep_for(20 * kDelay);
+    std::this_thread::sleep_for(10 * kDelay);
     EXPECT_OK(Check(*set_, slot, 1, kBytes));
   }
   const ResidentSetStats hidden = set_->TakeStats();
-  EXPECT_EQ(hidden.hits, kSlots);
-  EXPECT_EQ(hidden.exposed_seconds, 0);
+  // One may be late on a machine that is busy with other things.
+  EXPECT_GE(hidden.hits, kSlots - 1);
+  EXPECT_LE(hidden.exposed_seconds, least / 2);
+}
+
+TEST_P(FaultTest, WaitingTakesNoProcessorTime) {
+  ASSERT_NO_FATAL_FAILURE(Make({.delay = std::chrono::milliseconds(50)}));
+  if (!set_) return;
+  FillAll();
+  set_->TakeStats();
+  const clock_t before = std::clock();
+  EXPECT_EQ(FirstError().first, kSlots);
+  const double busy = static_cast<double>(std::clock() - before) / CLOCKS_PER_SEC;
+  const double waited = set_->TakeStats().exposed_seconds;
+  EXPECT_GE(waited, kSlots * 0.050);
+  EXPECT_LE(busy, waited / 4);
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, FaultTest,

@@ -3,10 +3,12 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -25,6 +27,7 @@ struct DiskFaults {
   int flip_before_read = 0;            // one bit in the file, in the middle of what is read
   int again_at_read = 0;               // EAGAIN
   std::chrono::milliseconds delay{0};  // of every reply
+  std::atomic<int>* reads_seen = nullptr;
 };
 
 class FaultyDisk : public Disk {
@@ -39,6 +42,7 @@ class FaultyDisk : public Disk {
       if (number == faults_.write_error_at) return Reply({request.tag, -ENOSPC});
       if (number == faults_.short_write_at) changed.bytes = Half(request.bytes);
     } else {
+      if (faults_.reads_seen != nullptr) *faults_.reads_seen = number;
       if (number == faults_.read_error_at) return Reply({request.tag, -EIO});
       if (number == faults_.again_at_read) return Reply({request.tag, -EAGAIN});
       if (number == faults_.end_at_read) return Reply({request.tag, 100});
@@ -48,13 +52,22 @@ class FaultyDisk : public Disk {
     inner_->Submit(changed);
   }
 
+  ~FaultyDisk() override {
+    for (std::thread& timer : timers_) timer.join();
+  }
+
   void Wait(std::vector<DiskReply>& replies) override {
-    if (own_.empty()) {
-      inner_->Wait(replies);
-    } else {
-      replies = std::exchange(own_, {});
+    if (TakeOwn(replies)) return;
+    if (faults_.delay.count() == 0) return inner_->Wait(replies);
+    std::vector<DiskReply> early;
+    inner_->Wait(early);
+    for (const DiskReply& reply : early) {
+      timers_.emplace_back([this, reply] {
+        std::this_thread::sleep_for(faults_.delay);
+        Reply(reply);
+      });
     }
-    std::this_thread::sleep_for(faults_.delay * replies.size());
+    TakeOwn(replies);
   }
 
   void Wake() override { inner_->Wake(); }
@@ -63,7 +76,19 @@ class FaultyDisk : public Disk {
  private:
   static int64_t Half(int64_t bytes) { return bytes / kPageBytes / 2 * kPageBytes; }
 
-  void Reply(const DiskReply& reply) { own_.push_back(reply); }
+  void Reply(const DiskReply& reply) {
+    {
+      const std::lock_guard lock(mutex_);
+      own_.push_back(reply);
+    }
+    inner_->Wake();
+  }
+
+  bool TakeOwn(std::vector<DiskReply>& replies) {
+    const std::lock_guard lock(mutex_);
+    replies.insert(replies.end(), own_.begin(), own_.end());
+    return !std::exchange(own_, {}).empty();
+  }
 
   static void FlipBit(const DiskRequest& request) {
     void* page = nullptr;
@@ -79,6 +104,8 @@ class FaultyDisk : public Disk {
   const DiskFaults faults_;
   int reads_ = 0;
   int writes_ = 0;
+  std::vector<std::thread> timers_;
+  std::mutex mutex_;  // guards own_
   std::vector<DiskReply> own_;
 };
 

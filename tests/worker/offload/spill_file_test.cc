@@ -15,14 +15,19 @@
 namespace heddle::offload {
 namespace {
 
-// Runs `body` in a thread with mounts of its own, with a tmpfs at `path`. False: not allowed here.
-bool WithMemoryFileSystem(const std::string& path, unsigned long flags, const char* options,
-                          const std::function<void()>& body) {
+// Runs `body` in a thread with mounts of its own, with a file system at `path`. False: not allowed
+// here.
+struct Mount {
+  const char* type = "tmpfs";
+  unsigned long flags = 0;
+  const char* options = "size=1m";
+};
+bool WithMount(const std::string& path, const Mount& what, const std::function<void()>& body) {
   bool mounted = false;
   std::thread([&] {
     mounted = unshare(CLONE_NEWNS) == 0 &&
               mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
-              mount("test", path.c_str(), "tmpfs", flags, options) == 0;
+              mount("test", path.c_str(), what.type, what.flags, what.options) == 0;
     if (mounted) body();
   }).join();
   return mounted;
@@ -95,7 +100,7 @@ TEST(Spill, RefusesAFolderThatIsNotThereAndSaysWhatToDo) {
 TEST(Spill, RefusesAReadOnlyFileSystem) {
   const TempDir dir;
   Status status = OkStatus();
-  const bool mounted = WithMemoryFileSystem(dir.path(), MS_RDONLY, "size=1m", [&] {
+  const bool mounted = WithMount(dir.path(), {.flags = MS_RDONLY}, [&] {
     status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(1, 1)));
   });
   if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
@@ -108,7 +113,7 @@ TEST(Spill, RefusesAFullDiskAtTheStartWithTheNumbers) {
   Status status = OkStatus();
   Status fits = Internal("not tried");
   std::string text;
-  const bool mounted = WithMemoryFileSystem(dir.path(), 0, "size=1m", [&] {
+  const bool mounted = WithMount(dir.path(), {}, [&] {
     status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(3, 409'600)));
     StatusOr<std::unique_ptr<Spill>> small = MakeSpill(dir.path(), WeightSlots(2, 409'600));
     fits = small.status();
@@ -124,13 +129,46 @@ TEST(Spill, RefusesAFullDiskAtTheStartWithTheNumbers) {
 TEST(Spill, RefusesWhatCannotBeAllocated) {
   const TempDir dir;
   Status status = OkStatus();
-  const bool mounted = WithMemoryFileSystem(dir.path(), 0, "size=1m", [&] {
+  const bool mounted = WithMount(dir.path(), {}, [&] {
     const StatusOr<SpillFd> file = OpenSpillFile(dir.path());
     ASSERT_OK(file);
     status = ::heddle::status_internal::ToStatus(AllocateSpillFile(*file, dir.path(), 2 << 20));
   });
   if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
   EXPECT_STATUS(status, StatusCode::kResourceExhausted, "need 2097152 bytes, 1048576 bytes");
+}
+
+// ramfs has no O_DIRECT, cannot allocate, and knows no sizes.
+TEST(Spill, WorksOnAFileSystemThatCanDoLittle) {
+  const TempDir dir;
+  Status status = Internal("not tried");
+  std::string text;
+  const BlockTable table = WeightSlots(6, 10'000);
+  const bool mounted = WithMount(dir.path(), {.type = "ramfs", .options = ""}, [&] {
+    StatusOr<std::unique_ptr<Spill>> spill = MakeSpill(dir.path(), table);
+    ASSERT_OK(spill);
+    text = (*spill)->Describe();
+    ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ResidentSet> set,
+                         ResidentSet::Create(table, {.budget_bytes = 25'000}, *std::move(spill)));
+    for (uint32_t slot = 0; slot < 6; ++slot) ASSERT_OK(Fill(*set, slot, 1, 10'000));
+    for (uint32_t slot = 0; slot < 6; ++slot) ASSERT_OK(Check(*set, slot, 1, 10'000));
+    status = OkStatus();
+  });
+  if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
+  EXPECT_OK(status);
+  EXPECT_NE(text.find("buffered: no O_DIRECT here, not allocated in advance"), std::string::npos)
+      << text;
+}
+
+TEST(Spill, RemovesTheNameWhereAFileNeedsOne) {
+  const TempDir dir;
+  ASSERT_OK_AND_ASSIGN(const SpillFd first, OpenNamedSpillFile(dir.path()));
+  ASSERT_OK_AND_ASSIGN(const SpillFd second, OpenNamedSpillFile(dir.path()));
+  EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
+  EXPECT_OK(AllocateSpillFile(first, dir.path(), kPageBytes));
+  EXPECT_OK(AllocateSpillFile(second, dir.path(), kPageBytes));
+  EXPECT_STATUS(OpenNamedSpillFile(dir.path() + "/missing"), StatusCode::kInvalidArgument,
+                "create the folder");
 }
 
 TEST(Spill, KnowsFileSystemsThatAreNotADisk) {
