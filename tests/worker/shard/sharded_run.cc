@@ -178,19 +178,23 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&loss, 1)));
     out->losses.push_back(loss);
     out->norms.push_back(std::sqrt(squares));
-    RETURN_IF_ERROR(parameters->ForEachHeld([&](const Held& held) {
+    RETURN_IF_ERROR(parameters->ForEachHeld(Touch::kUpdate, [&](const Held& held) {
       if (step == 0) {
         Place(plan, whole, held, held.gradient, &out->first_gradients);
       }
-      const size_t offset = static_cast<size_t>(held.owned_offset);
-      const size_t size = held.master.size();
-      optim::OptimizerStep(hyper, groups, ArgsOf(c, step, squares),
-                           {.flat_offset = held.range.begin,
+      optim::Shard shard = {.flat_offset = held.range.begin,
                             .master = held.master,
-                            .m = std::span<float>(m).subspan(offset, size),
-                            .v = std::span<float>(v).subspan(offset, size),
                             .gradient = held.gradient,
-                            .compute_bf16 = held.compute_bf16});
+                            .compute_bf16 = held.compute_bf16};
+      const size_t size = held.master.size();
+      if (held.offloaded) {
+        shard.m = {reinterpret_cast<float*>(held.moments[0]), size};
+        shard.v = {reinterpret_cast<float*>(held.moments[1]), size};
+      } else {
+        shard.m = std::span<float>(m).subspan(static_cast<size_t>(held.owned_offset), size);
+        shard.v = std::span<float>(v).subspan(static_cast<size_t>(held.owned_offset), size);
+      }
+      optim::OptimizerStep(hyper, groups, ArgsOf(c, step, squares), shard);
       return OkStatus();
     }));
     parameters->Updated();
@@ -203,8 +207,9 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
                                     parameters->Hooks({.train = false})));
   }
   out->gathered_bytes = parameters->gathered_bytes();
+  if (const auto stats = parameters->TakeOffloadStats()) out->offload = *stats;
   out->buffers.assign(parameters->buffers().begin(), parameters->buffers().end());
-  return parameters->ForEachHeld([&](const Held& held) {
+  return parameters->ForEachHeld(Touch::kReadState, [&](const Held& held) {
     Place(plan, whole, held, held.master, &out->masters);
     return OkStatus();
   });

@@ -39,6 +39,7 @@ struct Outcome {
   std::vector<double> losses;  // of all ranks, step by step
   std::vector<double> norms;
   Values buffers;
+  offload::ResidentSetStats offload;
 };
 
 // The run of one process that plays all ranks one after the other.

@@ -76,8 +76,13 @@ class CheckpointerTest : public testing::Test {
   Status Stage(Checkpointer* checkpointer, uint64_t step) {
     heddle::v1::TrainState state;
     state.set_step(step);
-    return checkpointer->Stage({{.tensor = 1, .count = values_.size(), .data = values_.data()}},
-                               state);
+    return checkpointer->Stage(
+        [this](checkpoint::Snapshot* snapshot) {
+          const checkpoint::LocalRange all = {
+              .tensor = 1, .count = values_.size(), .data = values_.data()};
+          return snapshot->Stage(OptionsOf(0).tensors, {all});
+        },
+        state);
   }
 
   static bool WaitUntilIdle(const Checkpointer& checkpointer) {

@@ -73,7 +73,7 @@ class Weight {
  private:
   static float& Place(RunState* state) {
     shard::Held held;
-    EXPECT_OK(state->parameters()->ForEachHeld([&](const shard::Held& next) {
+    EXPECT_OK(state->parameters()->ForEachHeld(shard::Touch::kUpdate, [&](const shard::Held& next) {
       held = next;  // the last one
       return OkStatus();
     }));

@@ -62,13 +62,14 @@ struct World {
   // Gradients are a function of the element, so every layout computes the same.
   void Update(int64_t update) {
     for (const auto& state : states) {
-      EXPECT_OK(state->parameters()->ForEachHeld([](const shard::Held& held) {
-        for (size_t i = 0; i < held.gradient.size(); ++i) {
-          const double place = static_cast<double>(held.range.begin) + static_cast<double>(i);
-          held.gradient[i] = static_cast<float>(std::sin(0.37 * place + 1.1));
-        }
-        return OkStatus();
-      }));
+      EXPECT_OK(state->parameters()->ForEachHeld(
+          shard::Touch::kWriteGradients, [](const shard::Held& held) {
+            for (size_t i = 0; i < held.gradient.size(); ++i) {
+              const double place = static_cast<double>(held.range.begin) + static_cast<double>(i);
+              held.gradient[i] = static_cast<float>(std::sin(0.37 * place + 1.1));
+            }
+            return OkStatus();
+          }));
       optim::StepArgs args;
       args.update = update;
       args.learning_rate = 1e-3;
@@ -88,8 +89,7 @@ struct World {
     const uint32_t ranks = static_cast<uint32_t>(states.size());
     for (uint32_t rank = 0; rank < ranks; ++rank) {
       checkpoint::Snapshot snapshot;
-      ASSIGN_OR_RETURN(const auto ranges, states[rank]->RangesToSave());
-      RETURN_IF_ERROR(snapshot.Stage(states[rank]->tensors(), ranges));
+      RETURN_IF_ERROR(states[rank]->CopyTo(&snapshot));
       checkpoint::ShardWriterOptions options;
       options.root = root;
       options.dir = record.dir();
@@ -116,13 +116,15 @@ struct World {
   std::map<std::pair<uint32_t, int>, std::vector<float>> Values() const {
     std::map<std::pair<uint32_t, int>, std::vector<float>> all;
     for (size_t rank = 0; rank < states.size(); ++rank) {
-      const auto ranges = states[rank]->RangesToSave();
-      EXPECT_OK(ranges);
-      for (const checkpoint::LocalRange& range : *ranges) {
-        std::vector<float>& values = all[{range.tensor, range.tensor_class}];
-        values.resize(checkpoint::Elements(states[0]->tensors()[range.tensor - 1]), std::nanf(""));
-        CopyValues(range, values.data() + range.first);
-      }
+      EXPECT_OK(states[rank]->ForEachRanges([&](const auto& ranges, bool /*offloaded*/) {
+        for (const checkpoint::LocalRange& range : ranges) {
+          std::vector<float>& values = all[{range.tensor, range.tensor_class}];
+          values.resize(checkpoint::Elements(states[0]->tensors()[range.tensor - 1]),
+                        std::nanf(""));
+          CopyValues(range, values.data() + range.first);
+        }
+        return OkStatus();
+      }));
     }
     return all;
   }
@@ -198,7 +200,7 @@ TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
   const auto bytes = [](Moments moments) {
     const World world(moments, Mode::kNone, 1);
     checkpoint::Snapshot snapshot;
-    EXPECT_OK(snapshot.Stage(world.states[0]->tensors(), *world.states[0]->RangesToSave()));
+    EXPECT_OK(world.states[0]->CopyTo(&snapshot));
     return snapshot.bytes();
   };
   EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);

@@ -1,0 +1,147 @@
+// Experts in a bounded resident set train as experts that are always in memory do, bit for bit:
+// losses, norms, parameters, balancing biases (training-runtime.md 12, 20.6).
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "tests/checkpoint/temp_dir.h"
+#include "tests/support/status_matchers.h"
+#include "tests/worker/shard/gloo_ranks.h"
+#include "tests/worker/shard/sharded_run.h"
+
+namespace heddle::shard {
+namespace {
+
+// 32 experts, two for a token, in two of three layers: 64 slots of five pages and more.
+Case OffloadCase(int world, Precision precision) {
+  Case c;
+  c.config = model_test::TinyConfig(model_test::Kind::kHybrid, true);
+  heddle::v1::MoeConfig* moe = c.config.mutable_moe();
+  moe->set_n_experts(32);
+  moe->set_top_k(2);
+  moe->set_d_expert(16);
+  moe->add_layers(0);
+  moe->add_layers(2);
+  moe->set_router(heddle::v1::MoeConfig::ROUTER_SIGMOID);
+  moe->set_bias_update_rate(0.01);
+  moe->set_aux_loss(0.01);
+  c.world = world;
+  c.options.mode = Mode::kFull;
+  c.options.accumulation = Accumulation::kSyncLast;
+  c.options.precision = precision;
+  c.options.expert_degree = world;
+  c.clip = 0.5;
+  return c;
+}
+
+// Bytes of all blocks of a rank: the set that leaves nothing out.
+int64_t AllBytes(const Case& c) {
+  const model::ModelPlan plan =
+      *model::PlanModel(c.config, model::ExpertsOfRank(c.config, 0, c.options.expert_degree));
+  int64_t bytes = 0;
+  for (size_t u = static_cast<size_t>(plan.dense_units); u < plan.units.size(); ++u) {
+    const int64_t elements = plan.units[u].elements;
+    const bool bf16 = c.options.precision == Precision::kBf16;
+    bytes += offload::BlockMemoryBytes((bf16 ? 2 : 4) * elements) +
+             offload::BlockMemoryBytes(4 * elements) +
+             offload::BlockMemoryBytes((bf16 ? 12 : 8) * elements);
+  }
+  return bytes;
+}
+
+void ExpectSameBits(const Outcome& got, const Outcome& expected, const std::string& what) {
+  EXPECT_EQ(got.losses, expected.losses) << what;
+  EXPECT_EQ(got.norms, expected.norms) << what;
+  EXPECT_EQ(got.masters, expected.masters) << what;
+  EXPECT_EQ(got.buffers, expected.buffers) << what;
+}
+
+struct Parts {
+  Precision precision = Precision::kBf16;
+  int percent = 100;
+  bool spill = false;
+};
+
+class OffloadEquality : public testing::TestWithParam<Parts> {};
+
+TEST_P(OffloadEquality, FiftyStepsHaveTheBitsOfExpertsInMemory) {
+  const Parts parts = GetParam();
+  Case c = OffloadCase(1, parts.precision);
+  c.steps = 50;
+  const Outcome expected = RunOnRanks(c);
+  EXPECT_LT(expected.losses.back(), expected.losses.front() - 0.5) << "nothing was learned";
+  const checkpoint::TempDir dir;
+  const int64_t all = AllBytes(c);
+  c.options.offload = {.enabled = true,
+                       .budget_bytes = all * parts.percent / 100,
+                       .spill_dir = parts.spill ? dir.path() : ""};
+  const Outcome got = RunOnRanks(c);
+  ExpectSameBits(got, expected, "offloaded");
+  EXPECT_LE(got.offload.peak_bytes, c.options.offload.budget_bytes);
+  if (parts.percent < 100) {
+    EXPECT_GT(got.offload.evictions, 0) << "everything fitted";
+    EXPECT_GT(got.offload.bytes_written, all) << "nothing went home";
+    EXPECT_GT(got.offload.bytes_read, all);
+  } else {
+    EXPECT_EQ(got.offload.evictions, 0);
+  }
+}
+
+std::vector<Parts> AllParts() {
+  std::vector<Parts> all;
+  for (const Precision precision : {Precision::kBf16, Precision::kFp32}) {
+    for (const int percent : {100, 50, 10}) {
+      for (const bool spill : {false, true}) all.push_back({precision, percent, spill});
+    }
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Budgets, OffloadEquality, testing::ValuesIn(AllParts()),
+                         [](const testing::TestParamInfo<Parts>& info) {
+                           return Str(info.param.precision == Precision::kBf16 ? "bf16" : "fp32",
+                                      "_", info.param.percent, info.param.spill ? "_spill" : "");
+                         });
+
+TEST(Offload, EveryAccumulationRecomputationAndDegreeHasTheSameBits) {
+  for (const int world : {1, 2, 4}) {
+    for (const Accumulation accumulation : {Accumulation::kSyncLast, Accumulation::kLayerMajor}) {
+      for (const Recompute recompute :
+           {Recompute::kNone, Recompute::kSelective, Recompute::kFull}) {
+        Case c = OffloadCase(world, Precision::kBf16);
+        c.options.accumulation = accumulation;
+        c.recompute = recompute;
+        const Outcome expected = RunOnRanks(c);
+        const checkpoint::TempDir dir;
+        // At least the update of two experts.
+        c.options.offload = {.enabled = true,
+                             .budget_bytes = std::max<int64_t>(AllBytes(c) / 8, 64 << 10),
+                             .spill_dir = dir.path()};
+        ExpectSameBits(RunOnRanks(c), expected,
+                       Str(world, " ranks, accumulation ", static_cast<int>(accumulation),
+                           ", recompute ", static_cast<int>(recompute)));
+      }
+    }
+  }
+}
+
+TEST(Offload, BoundsThatCannotWorkAreRefusedWithTheNumbers) {
+  const Case c = OffloadCase(2, Precision::kBf16);
+  const model::ModelPlan plan = *model::PlanModel(c.config);
+  Options options = c.options;
+  options.world = 1;
+  options.expert_degree = 1;
+  options.offload = {.enabled = true, .budget_bytes = 8192, .spill_dir = ""};
+  EXPECT_STATUS(MakeParameters(plan, options).status(), StatusCode::kInvalidArgument,
+                "two experts");
+  options.offload = {.enabled = true, .budget_bytes = 1 << 20, .spill_dir = "/no/such/folder"};
+  EXPECT_STATUS(MakeParameters(plan, options).status(), StatusCode::kInvalidArgument,
+                "/no/such/folder");
+  options.world = 2;
+  options.offload.spill_dir = "";
+  EXPECT_STATUS(MakeParameters(plan, options).status(), StatusCode::kInvalidArgument,
+                "parallel.expert");
+}
+
+}  // namespace
+}  // namespace heddle::shard
