@@ -247,14 +247,6 @@ StepEstimate EstimateStep(const RunConfig& config, const HostFigures& host) {
   return step;
 }
 
-double TokensThatHideCollectives(double reduce_bytes, const HostFigures& host) {
-  return (4 + reduce_bytes) * host.matmul_flops / (6 * host.link_bytes);
-}
-
-double SaveIntervalSeconds(double blocking, double mean_time_to_failure) {
-  return std::sqrt(2 * blocking * mean_time_to_failure);
-}
-
 StorageEstimate EstimateStorage(const RunConfig& config, double step_seconds) {
   StorageEstimate storage;
   const StatusOr<ModelPlan> plan = PlanModel(config.model());

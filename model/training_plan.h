@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "model/cost_formulas.h"
 #include "model/model_plan.h"
 
 namespace heddle::v1 {
@@ -76,14 +77,8 @@ struct StepEstimate {
 // all-reduce of whole gradients comes after it.
 StepEstimate EstimateStep(const heddle::v1::RunConfig& config, const HostFigures& host);
 
-// Tokens per rank and micro-batch from which the collectives of parallel.shard=full are hidden;
-// `reduce_bytes` per element, 4 or 2.
-double TokensThatHideCollectives(double reduce_bytes, const HostFigures& host);
-
 // ---- disk ----
 
-// Formula (7): seconds between saves of which each blocks training for `blocking` seconds.
-double SaveIntervalSeconds(double blocking, double mean_time_to_failure);
 // Assumed where nothing was measured.
 inline constexpr double kMeanTimeToFailureSeconds = 7.9 * 3600;
 

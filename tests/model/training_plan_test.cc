@@ -1,5 +1,5 @@
-// Formulas (1) and (7) with the figures of training-runtime.md section 4, what changes fit into a
-// limit, and what a submit is told that reserves too little.
+// What a step takes, what changes fit into a limit, and what a submit is told that reserves too
+// little. The formulas themselves: cost_formulas_test.cc.
 #include "model/training_plan.h"
 
 #include <gtest/gtest.h>
@@ -32,27 +32,6 @@ RunConfig Config(int ranks = 1) {
   config.mutable_parallel()->mutable_ranks()->set_min(ranks);
   config.mutable_parallel()->mutable_ranks()->set_max(ranks);
   return config;
-}
-
-TEST(TrainingPlan, CollectivesAreHiddenFromTheTokensOfFormulaOne) {
-  const struct {
-    double link;
-    double flops;
-    double at_four;
-    double at_two;
-  } rows[] = {{360e9, 400e12, 1480, 1110},
-              {50e9, 400e12, 10'700, 8'000},
-              {12.5e9, 400e12, 42'700, 32'000},
-              {0.83e9, 0.58e12, 930, 700}};
-  for (const auto& row : rows) {
-    const HostFigures host{.matmul_flops = row.flops, .link_bytes = row.link};
-    EXPECT_NEAR(TokensThatHideCollectives(4, host) / row.at_four, 1, 0.005);
-    EXPECT_NEAR(TokensThatHideCollectives(2, host) / row.at_two, 1, 0.005);
-  }
-}
-
-TEST(TrainingPlan, SavesAtTheIntervalOfFormulaSeven) {
-  EXPECT_NEAR(SaveIntervalSeconds(0.8, kMeanTimeToFailureSeconds), 213, 1);
 }
 
 // From that number of tokens on the step is bound by its computation, below it by the link.
