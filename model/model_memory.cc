@@ -339,14 +339,17 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
 // Everything that a rank keeps of the parameters: dense units over all ranks, experts over those
 // that have the same ones.
 void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
-                   const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
+                   const heddle::v1::ParallelConfig& parallel, bool experts_apart,
+                   MemoryEstimate* memory) {
   const int64_t ranks = std::max(1, parallel.ranks().max());
-  const int64_t degree = std::max(1, parallel.expert());
-  memory->gathered += ExchangeBuffers(plan, parallel);
-  AddMesh(DensePart(plan), ranks, model.tie_embeddings(), training, parallel, memory);
-  if (plan.experts.count == 0) return;
-  AddMesh(ExpertPart(plan), std::max<int64_t>(1, ranks / degree), false, training, parallel,
-          memory);
+  const int64_t degree = ExpertDegree(parallel);
+  const ModelPlan dense = DensePart(plan);
+  memory->gathered += ExchangeBuffers(dense, parallel);
+  AddMesh(dense, ranks, model.tie_embeddings(), training, parallel, memory);
+  if (plan.experts.count == 0 || experts_apart) return;
+  const ModelPlan experts = ExpertPart(plan);
+  memory->gathered += ExchangeBuffers(experts, parallel);
+  AddMesh(experts, std::max<int64_t>(1, ranks / degree), false, training, parallel, memory);
 }
 
 }  // namespace
@@ -369,10 +372,19 @@ TrainingConfig::Accumulation AccumulationOf(const TrainingConfig& training,
              : TrainingConfig::ACCUMULATION_SYNC_EACH;
 }
 
+int64_t ExpertDegree(const heddle::v1::ParallelConfig& parallel) {
+  return std::max(1, parallel.expert());
+}
+
 MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training,
                               const heddle::v1::ParallelConfig& parallel) {
+  return EstimateMemoryApart(model, training, parallel, false);
+}
+
+MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfig& training,
+                                   const heddle::v1::ParallelConfig& parallel, bool experts_apart) {
   const StatusOr<ModelPlan> plan =
-      PlanModel(model, ExpertsOfRank(model, 0, std::max(1, parallel.expert())));
+      PlanModel(model, ExpertsOfRank(model, 0, static_cast<int>(ExpertDegree(parallel))));
   if (!plan.ok()) return {};
   const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
   const int64_t b = bf16 ? 2 : 4;
@@ -380,7 +392,7 @@ MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& tr
   const int64_t d = model.d_model();
 
   MemoryEstimate memory;
-  AddParameters(*plan, model, training, parallel, &memory);
+  AddParameters(*plan, model, training, parallel, experts_apart, &memory);
   memory.buffers = 4 * plan->buffer_elements;
   const Blocks blocks = MeasureBlocks(model, b, training.max_seq_len());
   const double rows = static_cast<double>(n);

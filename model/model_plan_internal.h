@@ -72,4 +72,17 @@ bool UsesKind(const heddle::v1::ModelConfig& config, heddle::v1::AttentionKind k
 // Whether dsa layers select rows of an MLA latent.
 bool DsaOnLatent(const heddle::v1::ModelConfig& config);
 
+// ---- memory (model_memory.cc) ----
+
+// Bytes that the forward of one token of a document of `length` writes for the backward, logits
+// included, in all layers; `element` bytes of the compute type.
+double KeptBytesPerToken(const heddle::v1::ModelConfig& model, int64_t element, int64_t length);
+
+// Ranks that share the experts of a layer: parallel.expert.
+int64_t ExpertDegree(const heddle::v1::ParallelConfig& parallel);
+// EstimateMemory, of everything or of all but the experts' weights, gradients and states.
+MemoryEstimate EstimateMemoryApart(const heddle::v1::ModelConfig& model,
+                                   const heddle::v1::TrainingConfig& training,
+                                   const heddle::v1::ParallelConfig& parallel, bool experts_apart);
+
 }  // namespace heddle::model

@@ -2,17 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <utility>
 
 #include "base/units/units.h"
 #include "heddle/v1/config.pb.h"
 #include "heddle/v1/jobs.pb.h"
+#include "model/cost_formulas.h"
 
 namespace heddle::model {
 namespace {
 
-using heddle::v1::ModelConfig;
 using heddle::v1::ParallelConfig;
 using heddle::v1::RunConfig;
 using heddle::v1::TrainingConfig;
@@ -25,60 +26,6 @@ constexpr int64_t kReclaimableBytes = int64_t{128} << 20;
 constexpr double kPlanError = 0.05;
 
 int64_t RanksOf(const RunConfig& config) { return std::max(1, config.parallel().ranks().max()); }
-
-int64_t ElementBytes(const TrainingConfig& training) {
-  return training.precision() == TrainingConfig::PRECISION_FP32 ? 4 : 2;
-}
-
-// Multiply-adds of the feed-forward layers that one token visits, times 2.
-double FeedForwardFlops(const ModelConfig& model, const ModelPlan& plan) {
-  const heddle::v1::MoeConfig& moe = model.moe();
-  double weights = 0;
-  for (const TensorSpec& tensor : plan.tensors) {
-    if (tensor.shape.size() != 2 || tensor.name.find(".mlp.") == std::string::npos) continue;
-    const bool routed = tensor.name.find(".experts.") != std::string::npos;
-    const double share =
-        routed && moe.n_experts() > 0 ? static_cast<double>(moe.top_k()) / moe.n_experts() : 1.0;
-    weights += share * static_cast<double>(tensor.elements);
-  }
-  return 2 * weights;
-}
-
-double FlopsPerTokenOf(const RunConfig& config, const ModelPlan& plan) {
-  const TokenFlops flops = FlopsPerToken(config.model(), config.training().max_seq_len());
-  switch (config.training().gradient_checkpointing()) {
-    case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
-      return flops.training + flops.forward_weights + flops.forward_core;
-    case TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE:
-      return flops.training + FeedForwardFlops(config.model(), plan);
-    default:
-      return flops.training;
-  }
-}
-
-// That a rank sends in a step (formula 1, for all its micro-batches).
-double CommunicationBytes(const RunConfig& config, const ModelPlan& plan) {
-  const double ranks = static_cast<double>(RanksOf(config));
-  const double others = (ranks - 1) / ranks;
-  const double parameters = static_cast<double>(plan.flat_elements);
-  const double element = static_cast<double>(ElementBytes(config.training()));
-  const double reduce =
-      config.parallel().reduce_dtype() == ParallelConfig::REDUCE_DTYPE_BF16 ? 2 : 4;
-  const auto accumulation = AccumulationOf(config.training(), config.parallel());
-  const double batches =
-      static_cast<double>(MicroBatchesPerRank(config.training(), config.parallel()));
-  const double passes = accumulation == TrainingConfig::ACCUMULATION_LAYER_MAJOR ? 1 : batches;
-  const double reductions = accumulation == TrainingConfig::ACCUMULATION_SYNC_EACH ? batches : 1;
-  switch (config.parallel().shard()) {
-    case ParallelConfig::SHARD_NONE:  // reduced and gathered in fp32, once
-      return 2 * 4 * parameters * others;
-    case ParallelConfig::SHARD_OPTIMIZER:
-      return (element + reduce * reductions) * parameters * others;
-    case ParallelConfig::SHARD_FULL:
-    default:
-      return (2 * element * passes + reduce * reductions) * parameters * others;
-  }
-}
 
 // ---- changes ----
 
@@ -120,6 +67,34 @@ std::string DivideMicroBatch(RunConfig* config) {
              " training.gradient_accumulation_steps=", training->gradient_accumulation_steps());
 }
 
+// Experts over as many ranks as divide both.
+std::string DivideExperts(RunConfig* config) {
+  const int64_t ranks = RanksOf(*config);
+  const int64_t experts = config->model().moe().n_experts();
+  if (experts == 0 || config->parallel().expert() > 1) return "";
+  int64_t degree = std::min(ranks, experts);
+  while (ranks % degree != 0 || experts % degree != 0) --degree;
+  if (degree == 1) return "";
+  config->mutable_parallel()->set_expert(static_cast<int32_t>(degree));
+  return Str("parallel.expert=", degree);
+}
+
+// Half of the experts that are in memory go to disk.
+std::string SpillExperts(RunConfig* config) {
+  if (config->model().moe().n_experts() == 0) return "";
+  heddle::v1::ExpertOffloadingConfig* offload =
+      config->mutable_memory()->mutable_expert_offloading();
+  offload->set_enabled(true);
+  const RankMemory now = EstimateRank(*config);
+  const int64_t half = (now.experts_resident + now.experts_host) / 2;
+  const int64_t resident = std::max(half, LeastResidentBytes(*config)) / kMiB + 1;
+  if (resident * kMiB >= now.experts_resident + now.experts_host) return "";
+  offload->set_resident_mb(resident);
+  if (offload->spill_dir().empty()) offload->set_spill_dir("DIR");
+  return Str("memory.expert_offloading.enabled=true memory.expert_offloading.resident_mb=",
+             resident, " memory.expert_offloading.spill_dir=", offload->spill_dir());
+}
+
 // By what they cost: nothing but rounding, then communication, then computation.
 const std::vector<Step>& Steps() {
   static const std::vector<Step> steps = {
@@ -140,6 +115,7 @@ const std::vector<Step>& Steps() {
        }},
       {"weights gathered twice a micro-batch",
        [](RunConfig* config) { return Shard(config, ParallelConfig::SHARD_FULL, "full"); }},
+      {"tokens sent to the ranks of their experts and back, twice a layer", DivideExperts},
       {"about a third more computation",
        [](RunConfig* config) {
          return Recompute(config, TrainingConfig::GRADIENT_CHECKPOINTING_FULL, "full");
@@ -150,26 +126,28 @@ const std::vector<Step>& Steps() {
          config->mutable_training()->set_precision(TrainingConfig::PRECISION_BF16);
          return "training.precision=bf16";
        }},
+      {"experts read from disk and written back every step", SpillExperts},
   };
   return steps;
 }
 
 }  // namespace
 
-std::vector<NamedBytes> MemoryCategories(const MemoryEstimate& memory) {
+std::vector<NamedBytes> MemoryCategories(const RankMemory& rank) {
+  const MemoryEstimate& memory = rank.compute;
   std::vector<NamedBytes> all = {
       {"weights", memory.compute_weights}, {"masters", memory.master},
       {"moments", memory.moments},         {"gradients", memory.gradients},
       {"gathered", memory.gathered},       {"checkpoint", memory.checkpoint},
       {"buffers", memory.buffers},         {"activations", memory.activations},
-      {"workspace", memory.workspace},     {"runtime", kRuntimeBytes}};
+      {"workspace", memory.workspace},     {"experts", rank.experts_resident + rank.experts_host},
+      {"runtime", kRuntimeBytes}};
   std::erase_if(all, [](const NamedBytes& one) { return one.bytes == 0; });
   return all;
 }
 
 int64_t BytesPerRank(const RunConfig& config) {
-  return EstimateMemory(config.model(), config.training(), config.parallel()).Total() +
-         kRuntimeBytes;
+  return EstimateRank(config).Total() + kRuntimeBytes;
 }
 
 std::string SettingsText(const Change& change) {
@@ -220,34 +198,9 @@ std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit,
   return {};
 }
 
-StepEstimate EstimateStep(const RunConfig& config, const HostFigures& host) {
-  StepEstimate step;
-  const StatusOr<ModelPlan> plan = PlanModel(config.model());
-  if (!plan.ok()) return step;
-  const TrainingConfig& training = config.training();
-  const int64_t ranks = RanksOf(config);
-  const int64_t batches = MicroBatchesPerRank(training, config.parallel());
-  const int64_t sequences = training.global_batch_size() > 0
-                                ? training.global_batch_size()
-                                : batches * training.micro_batch_size() * ranks;
-  step.tokens = sequences * training.max_seq_len();
-  step.flops_per_token = FlopsPerTokenOf(config, *plan);
-  step.communication_bytes = ranks > 1 ? CommunicationBytes(config, *plan) : 0;
-  if (host.matmul_flops <= 0 || (ranks > 1 && host.link_bytes <= 0)) return step;
-  // The rank with most micro-batches holds the others up.
-  const double most = static_cast<double>(batches * training.micro_batch_size()) *
-                      static_cast<double>(training.max_seq_len());
-  step.compute_seconds = most * step.flops_per_token / host.matmul_flops;
-  step.communication_seconds = ranks > 1 ? step.communication_bytes / host.link_bytes : 0;
-  const bool beside = config.parallel().shard() != ParallelConfig::SHARD_NONE;
-  step.step_seconds = beside ? std::max(step.compute_seconds, step.communication_seconds)
-                             : step.compute_seconds + step.communication_seconds;
-  step.tokens_per_second = static_cast<double>(step.tokens) / step.step_seconds;
-  step.bound = step.communication_seconds > step.compute_seconds ? "communication" : "compute";
-  return step;
-}
-
-StorageEstimate EstimateStorage(const RunConfig& config, double step_seconds) {
+StorageEstimate EstimateStorage(const RunConfig& config, const StepEstimate& step,
+                                double mean_time_to_failure) {
+  const double step_seconds = step.step_seconds;
   StorageEstimate storage;
   const StatusOr<ModelPlan> plan = PlanModel(config.model());
   if (!plan.ok()) return storage;
@@ -261,8 +214,7 @@ StorageEstimate EstimateStorage(const RunConfig& config, double step_seconds) {
     storage.save_seconds = step_seconds * static_cast<double>(storage.save_steps);
   } else {
     const double copied = static_cast<double>(storage.checkpoint_bytes / RanksOf(config));
-    storage.save_seconds =
-        SaveIntervalSeconds(copied / kCopyBytesPerSecond, kMeanTimeToFailureSeconds);
+    storage.save_seconds = SaveIntervalSeconds(copied / kCopyBytesPerSecond, mean_time_to_failure);
     if (step_seconds > 0) {
       storage.save_steps = std::max<int64_t>(1, std::llround(storage.save_seconds / step_seconds));
     }
@@ -275,7 +227,34 @@ StorageEstimate EstimateStorage(const RunConfig& config, double step_seconds) {
     kept += training.max_steps() / config.checkpoint().keep_every();
   }
   storage.kept_bytes = (kept + 1) * storage.checkpoint_bytes;
+  const int64_t ranks = RanksOf(config);
+  storage.spill_bytes = EstimateRank(config).experts_disk * ranks;
+  if (step_seconds > 0) {
+    storage.spill_tb_per_day =
+        TerabytesADay(step.disk_written_bytes * static_cast<double>(ranks), step_seconds);
+    storage.checkpoint_tb_per_day =
+        TerabytesADay(static_cast<double>(storage.checkpoint_bytes),
+                      step_seconds * static_cast<double>(storage.save_steps));
+  }
   return storage;
+}
+
+std::string EnduranceWarning(const StorageEstimate& storage) {
+  constexpr double kFewTerabytes = 4;
+  char text[32];
+  const auto number = [&text](double value) {
+    std::snprintf(text, sizeof(text), "%.3g", value);
+    return text;
+  };
+  if (storage.spill_tb_per_day > 0) {
+    return Str("spilled experts write ", number(storage.spill_tb_per_day),
+               " TB a day to memory.expert_offloading.spill_dir: check what the drive is sold for");
+  }
+  if (storage.checkpoint_tb_per_day > kFewTerabytes) {
+    return Str("checkpoints write ", number(storage.checkpoint_tb_per_day),
+               " TB a day: check what the drive is sold for, or raise checkpoint.save_interval");
+  }
+  return "";
 }
 
 int64_t DefaultReservation(const RunConfig& config) {
@@ -301,8 +280,7 @@ std::vector<std::string> ChangeLines(const RunConfig& config, int64_t limit) {
 
 void FillMemory(const RunConfig& config, heddle::v1::PlanReply::Memory* memory) {
   int64_t sum = 0;
-  for (const NamedBytes& one :
-       MemoryCategories(EstimateMemory(config.model(), config.training(), config.parallel()))) {
+  for (const NamedBytes& one : MemoryCategories(EstimateRank(config))) {
     heddle::v1::MemoryUse* use = memory->add_categories();
     use->set_name(one.name);
     use->set_planned(static_cast<uint64_t>(one.bytes));
@@ -331,11 +309,7 @@ void FillThroughput(const RunConfig& config, const HostFigures& host, const Step
   throughput->set_accumulation(WordOf(AccumulationOf(config.training(), config.parallel())));
   if (host.matmul_flops > 0) throughput->set_matmul_flops(host.matmul_flops);
   if (step.tokens_per_second == 0) {
-    plan->add_warnings(
-        RanksOf(config) > 1
-            ? "tokens per second are not known without figures of the hosts: give --matmul-tflops "
-              "and --link-gbs"
-            : "tokens per second are not known without a figure of the host: give --matmul-tflops");
+    plan->add_warnings(Str("tokens per second are not known: ", step.missing));
     return;
   }
   throughput->set_tokens_per_second(step.tokens_per_second);
@@ -347,6 +321,7 @@ void FillThroughput(const RunConfig& config, const HostFigures& host, const Step
 }  // namespace
 
 Status CheckReservation(const RunConfig& config) {
+  if (config.kind() == RunConfig::KIND_TRAIN) RETURN_IF_ERROR(CheckResidentBound(config));
   const int64_t given = config.parallel().memory_per_rank();
   const int64_t plan = BytesPerRank(config);
   if (config.kind() != RunConfig::KIND_TRAIN || given == 0 ||
@@ -364,18 +339,25 @@ Status CheckReservation(const RunConfig& config) {
                              changes));
 }
 
-void FillPlan(const RunConfig& config, const HostFigures& host, heddle::v1::PlanReply* plan) {
+void FillPlan(const RunConfig& config, const HostFigures& host, heddle::v1::PlanReply* plan,
+              double mean_time_to_failure) {
   const StatusOr<ModelPlan> model = PlanModel(config.model());
   if (model.ok()) plan->set_parameters(static_cast<uint64_t>(model->parameters));
   FillMemory(config, plan->mutable_memory());
   LimitMemory(config, ReservedFor(config), plan);
+  if (const Status bound = CheckResidentBound(config); !bound.ok()) {
+    plan->mutable_memory()->set_fits(false);
+    plan->add_warnings(Message(bound));
+  }
   if (plan->memory().fits() &&
       plan->memory().reserved_per_rank() < plan->memory().bytes_per_rank() * (1 + kPlanError)) {
     plan->add_warnings("parallel.memory_per_rank leaves less than 5 % beside the plan");
   }
   const StepEstimate step = EstimateStep(config, host);
   FillThroughput(config, host, step, plan);
-  const StorageEstimate storage = EstimateStorage(config, step.step_seconds);
+  const StorageEstimate storage = EstimateStorage(config, step, mean_time_to_failure);
+  const std::string endurance = EnduranceWarning(storage);
+  if (!endurance.empty()) plan->add_warnings(endurance);
   plan->mutable_storage()->set_checkpoint_bytes(static_cast<uint64_t>(storage.checkpoint_bytes));
   if (storage.save_steps > 0) plan->mutable_storage()->set_save_interval_steps(storage.save_steps);
   if (storage.save_seconds > 0) {

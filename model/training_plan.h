@@ -7,8 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "model/cost_formulas.h"
 #include "model/model_plan.h"
+#include "model/rank_memory.h"
+#include "model/step_estimate.h"
 
 namespace heddle::v1 {
 class PlanReply;
@@ -29,7 +30,7 @@ struct NamedBytes {
   int64_t bytes = 0;
 };
 // The estimate by category, without empty ones, and the runtime's own.
-std::vector<NamedBytes> MemoryCategories(const MemoryEstimate& memory);
+std::vector<NamedBytes> MemoryCategories(const RankMemory& memory);
 // Their sum: what a rank takes at its peak. REQUIRES: PlanModel(config.model()).ok().
 int64_t BytesPerRank(const heddle::v1::RunConfig& config);
 
@@ -37,7 +38,7 @@ int64_t BytesPerRank(const heddle::v1::RunConfig& config);
 // a tenth of it for what no plan knows, and pages of libraries and data.
 int64_t DefaultReservation(const heddle::v1::RunConfig& config);
 // INVALID_ARGUMENT, with the changes that fit: parallel.memory_per_rank is given, and by more than
-// the plan's error less than the run takes.
+// the plan's error less than the run takes; or the error of CheckResidentBound.
 Status CheckReservation(const heddle::v1::RunConfig& config);
 
 // Settings that bring a rank below a limit, as key=value, with what a rank takes then.
@@ -50,32 +51,10 @@ struct Change {
 std::string SettingsText(const Change& change);
 // Every single change that fits, cheapest first; if none does, the shortest row of cheapest ones
 // that does; if that does not either, nothing. All leave the global batch and the mathematics of
-// the run alone, but for rounding. `without`: a key that is not to change ("training.moments").
+// the run alone, but for rounding. The folder of spilled experts is the user's to choose: DIR.
+// `without`: a key that is not to change ("training.moments").
 std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit,
                                    const std::string& without = "");
-
-// ---- time ----
-
-// Per rank, sustained in training; 0: unknown.
-struct HostFigures {
-  double matmul_flops = 0;  // a second
-  double link_bytes = 0;    // a second, in one direction
-};
-
-struct StepEstimate {
-  int64_t tokens = 0;              // of all ranks, documents as long as the sequence
-  double flops_per_token = 0;      // recomputation included
-  double communication_bytes = 0;  // that a rank sends in a step
-  // 0 where a figure is missing.
-  double compute_seconds = 0;
-  double communication_seconds = 0;
-  double step_seconds = 0;
-  double tokens_per_second = 0;
-  std::string bound;  // compute, communication; empty where a figure is missing
-};
-// Formula (1). Sharded gathers and reductions run beside the computation: the longer one counts; an
-// all-reduce of whole gradients comes after it.
-StepEstimate EstimateStep(const heddle::v1::RunConfig& config, const HostFigures& host);
 
 // ---- disk ----
 
@@ -87,8 +66,18 @@ struct StorageEstimate {
   double save_seconds = 0;       // between saves; 0: unknown, where only steps are given
   int64_t save_steps = 0;        // 0: by time, and the time of a step is not known
   int64_t kept_bytes = 0;        // at the end of the run, one in the making included
+  int64_t spill_bytes = 0;       // spill files of all ranks
+  // Terabytes (1e12) a day by spilled experts and checkpoints, all ranks; 0 where the time of a
+  // step is not known.
+  double spill_tb_per_day = 0;
+  double checkpoint_tb_per_day = 0;
 };
-StorageEstimate EstimateStorage(const heddle::v1::RunConfig& config, double step_seconds);
+// `step`: of EstimateStep. Intervals of `auto` by formula (7).
+StorageEstimate EstimateStorage(const heddle::v1::RunConfig& config, const StepEstimate& step,
+                                double mean_time_to_failure = kMeanTimeToFailureSeconds);
+// What to say of a disk that takes so much; empty where it is no matter. Drives are sold for about
+// one filling a day over five years: a few terabytes.
+std::string EnduranceWarning(const StorageEstimate& storage);
 
 // ---- all together ----
 
@@ -96,7 +85,7 @@ StorageEstimate EstimateStorage(const heddle::v1::RunConfig& config, double step
 // stay absent, and a warning says so. Placement and configuration are the caller's.
 // REQUIRES: PlanModel(config.model()).ok().
 void FillPlan(const heddle::v1::RunConfig& config, const HostFigures& host,
-              heddle::v1::PlanReply* plan);
+              heddle::v1::PlanReply* plan, double mean_time_to_failure = kMeanTimeToFailureSeconds);
 // A rank must also fit into `limit` bytes, the largest node: sets memory.fits and the changes.
 void LimitMemory(const heddle::v1::RunConfig& config, int64_t limit, heddle::v1::PlanReply* plan);
 

@@ -50,8 +50,8 @@ int64_t ActualOf(const v1::RankOutcome& exit) {
 }
 
 // Plan by category, and what was measured where it was.
-void AddMemoryLines(const v1::RankOutcome& exit, const model::MemoryEstimate& plan,
-                    int64_t reserved, v1::FindingRecord* finding) {
+void AddMemoryLines(const v1::RankOutcome& exit, const model::RankMemory& plan, int64_t reserved,
+                    v1::FindingRecord* finding) {
   const int64_t peak = ActualOf(exit);
   finding->add_evidence(Str(
       "rank ", exit.rank(), ": planned ", ApproximateBytes(plan.Total()), " and ",
@@ -76,7 +76,7 @@ std::string SubmitLine(JobId job, bool saved) {
                : "heddle submit CONFIG KEY=VALUE";
 }
 
-std::string MemoryAdvice(const v1::RunConfig& config, const model::MemoryEstimate& plan,
+std::string MemoryAdvice(const v1::RunConfig& config, const model::RankMemory& plan,
                          int64_t reserved, int64_t peak, JobId job, bool saved) {
   // What the process needs beside the plan is as large as it was.
   const int64_t beside = std::max(model::kRuntimeBytes, peak - plan.Total());
@@ -115,7 +115,7 @@ struct MemoryReport {
   JobId job;
   bool saved = false;  // the job has a checkpoint to go on from
   int64_t peak = 0;
-  model::MemoryEstimate plan;
+  model::RankMemory plan;
   std::string advice;
 };
 
@@ -139,7 +139,7 @@ v1::FindingRecord MemoryFinding(const v1::RunConfig& config, const v1::TaskRecor
   }
   const auto reserved = static_cast<int64_t>(task.memory_per_rank());
   if (report.advice.empty()) {
-    report.plan = model::EstimateMemory(config.model(), config.training(), config.parallel());
+    report.plan = model::EstimateRank(config);
     report.advice =
         MemoryAdvice(config, report.plan, reserved, report.peak, report.job, report.saved);
   }

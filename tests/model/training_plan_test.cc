@@ -89,8 +89,7 @@ TEST(TrainingPlan, CategoriesAddUpToWhatARankTakes) {
   RunConfig config = Config(2);
   config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
   int64_t sum = 0;
-  for (const NamedBytes& one :
-       MemoryCategories(EstimateMemory(config.model(), config.training(), config.parallel()))) {
+  for (const NamedBytes& one : MemoryCategories(EstimateRank(config))) {
     EXPECT_GT(one.bytes, 0) << one.name;
     sum += one.bytes;
   }

@@ -186,8 +186,7 @@ class Memory : public testing::TestWithParam<Setting> {};
 
 TEST_P(Memory, PlanIsWithinFivePercentOfThePeak) {
   const Setting& setting = GetParam();
-  const model::MemoryEstimate plan = model::EstimateMemory(
-      setting.config.model(), setting.config.training(), setting.config.parallel());
+  const model::RankMemory plan = model::EstimateRank(setting.config);
   const Measured measured = Measure(setting.config);
   std::printf("%-28s peak %.1f MiB, plan %.1f (%+.1f %%)\n", setting.name.c_str(),
               measured.peak / kMiB, model::BytesPerRank(setting.config) / kMiB,
