@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "cli/commands/client.h"
 #include "cli/commands/verb.h"
 
@@ -54,6 +56,16 @@ StatusOr<int> RunProgram(const std::vector<std::string>& arguments) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
+// In the format that this program was asked for.
+StatusOr<int> RunWithOutput(const CommandContext& context, std::vector<std::string> arguments) {
+  if (context.json()) {
+    arguments.insert(arguments.end(), {"-o", "json"});
+  } else if (context.output == OutputFormat::kWide) {
+    arguments.insert(arguments.end(), {"-o", "wide"});
+  }
+  return RunProgram(arguments);
+}
+
 bool IsFolder(const std::string& path) {
   struct stat info = {};
   return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
@@ -78,12 +90,14 @@ StatusOr<int> RunModelProgram(const CommandContext& context, const std::string& 
     return NotFound(Str(target, ": no such model folder, and not a checkpoint (JOB@STEP)"));
   }
   arguments.insert(arguments.end(), words.begin(), words.end());
-  if (context.json()) {
-    arguments.insert(arguments.end(), {"-o", "json"});
-  } else if (context.output == OutputFormat::kWide) {
-    arguments.insert(arguments.end(), {"-o", "wide"});
-  }
-  return RunProgram(arguments);
+  return RunWithOutput(context, std::move(arguments));
+}
+
+StatusOr<int> RunModelVerb(const CommandContext& context, const std::string& verb,
+                           const std::vector<std::string>& words) {
+  std::vector<std::string> arguments = {context.program_dir + "/heddle-model", verb};
+  arguments.insert(arguments.end(), words.begin(), words.end());
+  return RunWithOutput(context, std::move(arguments));
 }
 
 }  // namespace heddle::cli

@@ -17,4 +17,8 @@ struct CommandContext;
 StatusOr<int> RunModelProgram(const CommandContext& context, const std::string& verb,
                               const std::string& target, const std::vector<std::string>& words);
 
+// The same for a verb without a model.
+StatusOr<int> RunModelVerb(const CommandContext& context, const std::string& verb,
+                           const std::vector<std::string>& words);
+
 }  // namespace heddle::cli

@@ -6,7 +6,9 @@
 
 #include "base/settings/settings.h"
 #include "base/status/status.h"
+#include "cli/commands/host_figures.h"
 #include "heddle/v1/jobs.pb.h"
+#include "model/training_plan.h"
 
 namespace heddle::cli {
 
@@ -19,7 +21,16 @@ StatusOr<std::vector<settings::ResolvedConfig>> ResolveJobs(
 // To standard error.
 void Warn(const settings::ResolvedConfig& config);
 
-// Returns the exit status: 1 where the run does not fit.
-int PrintPlan(const v1::PlanReply& plan, const CommandContext& context);
+// What a plan reckons with.
+struct PlanFigures {
+  KeptFigures host;  // with what the user said of it
+  double mean_time_to_failure = model::kMeanTimeToFailureSeconds;
+};
+// What `heddle bench-host` kept; nothing where it never ran. DATA_LOSS of ReadHostFigures.
+StatusOr<PlanFigures> FiguresOfHost(const CommandContext& context);
+
+// Completes the reply with what these figures say of time and disk, and shows it. Returns the exit
+// status: 1 where the run does not fit.
+int PrintPlan(v1::PlanReply plan, const PlanFigures& figures, const CommandContext& context);
 
 }  // namespace heddle::cli

@@ -48,12 +48,13 @@ v1::SubmitRequest RequestOf(const SubmitState& state, const v1::RunConfig& confi
 // What would be submitted, as `plan` shows it.
 StatusOr<int> DryRun(const SubmitState& state, const CommandContext& context) {
   ASSIGN_OR_RETURN(const std::vector<settings::ResolvedConfig> configs, Resolve(state));
+  ASSIGN_OR_RETURN(const PlanFigures figures, FiguresOfHost(context));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
   int worst = 0;
   for (const settings::ResolvedConfig& config : configs) {
     Warn(config);
-    ASSIGN_OR_RETURN(const v1::PlanReply plan, client->Plan(RequestOf(state, config.config)));
-    worst = std::max(worst, PrintPlan(plan, context));
+    ASSIGN_OR_RETURN(v1::PlanReply plan, client->Plan(RequestOf(state, config.config)));
+    worst = std::max(worst, PrintPlan(std::move(plan), figures, context));
   }
   return worst;
 }

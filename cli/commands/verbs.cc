@@ -7,10 +7,11 @@ namespace heddle::cli {
 
 std::vector<Verb> AllVerbs() {
   std::vector<Verb> all;
-  for (auto make : {ClusterVerbs, SubmitVerbs, PlanVerbs,       ListVerbs,   DescribeVerbs,
-                    DoctorVerbs,  EventVerbs,  LogVerbs,        MetricVerbs, WaitVerbs,
-                    StopVerbs,    ResumeVerbs, CheckpointVerbs, NodeVerbs,   DataVerbs,
-                    ModelVerbs,   ConfigVerbs, CompletionVerbs, HelpVerbs,   VersionVerbs}) {
+  for (auto make :
+       {ClusterVerbs,    SubmitVerbs,     PlanVerbs,   BenchHostVerbs, ListVerbs,  DescribeVerbs,
+        DoctorVerbs,     EventVerbs,      LogVerbs,    MetricVerbs,    WaitVerbs,  StopVerbs,
+        ResumeVerbs,     CheckpointVerbs, NodeVerbs,   DataVerbs,      ModelVerbs, ConfigVerbs,
+        CompletionVerbs, HelpVerbs,       VersionVerbs}) {
     for (Verb& verb : make()) {
       all.push_back(std::move(verb));
     }

@@ -10,6 +10,7 @@ namespace heddle::cli {
 std::vector<Verb> ClusterVerbs();     // up.cc: up, down
 std::vector<Verb> SubmitVerbs();      // submit.cc: submit, run
 std::vector<Verb> PlanVerbs();        // plan.cc: plan
+std::vector<Verb> BenchHostVerbs();   // bench_host.cc: bench-host
 std::vector<Verb> ListVerbs();        // ps.cc: ps, status
 std::vector<Verb> DescribeVerbs();    // describe.cc: describe, why
 std::vector<Verb> DoctorVerbs();      // doctor.cc: doctor

@@ -2,6 +2,7 @@
 // `ckpt export`, with a checkpoint already resolved to its record (architecture.md P5).
 //   heddle-model show|logits|recall|generate|export|import DIR | --record FILE --root DIR ... [-o
 //   json]
+//   heddle-model bench-host [--dir DIR] [--out FILE] [-o json]
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
@@ -59,6 +60,7 @@ struct Options {
   heddle::tool::GenerateVerbOptions generate;
   heddle::tool::RecallOptions recall;
   heddle::tool::ExportVerbOptions write;
+  heddle::tool::BenchHostOptions bench_host;
   std::string output = "table";
 };
 
@@ -105,6 +107,11 @@ void Declare(CLI::App* app, Options* options) {
   recall->add_option("--sequence-length", options->recall.sequence_length, "Longest document");
   recall->add_option("--seed", options->recall.seed, "Seed of the random selections");
 
+  CLI::App* bench = app->add_subcommand("bench-host", "Rates of this host");
+  AddOutput(bench, options);
+  bench->add_option("--dir", options->bench_host.dir, "Folder on the disk to measure");
+  bench->add_option("--out", options->bench_host.out, "File that keeps the figures");
+
   for (const char* name : {"export", "import"}) {
     CLI::App* write = app->add_subcommand(name, "Write a model folder");
     AddSource(write, &options->write.source);
@@ -121,11 +128,13 @@ void Declare(CLI::App* app, Options* options) {
 Status Run(const CLI::App& app, Options* options) {
   const bool json = options->output == "json";
   options->show.wide = options->output == "wide";
-  options->show.json = options->generate.json = options->write.json = options->recall.json = json;
+  options->show.json = options->generate.json = options->write.json = options->recall.json =
+      options->bench_host.json = json;
   if (app.got_subcommand("show")) return heddle::tool::RunShow(options->show);
   if (app.got_subcommand("logits")) return heddle::tool::RunLogits(options->logits);
   if (app.got_subcommand("generate")) return heddle::tool::RunGenerate(options->generate);
   if (app.got_subcommand("recall")) return heddle::tool::RunRecall(options->recall);
+  if (app.got_subcommand("bench-host")) return heddle::tool::RunBenchHost(options->bench_host);
   return heddle::tool::RunExport(options->write);
 }
 

@@ -65,6 +65,14 @@ struct RecallOptions {
 // Attention mass on the keys that the model's indexers select, beside random selections.
 Status RunRecall(const RecallOptions& options);
 
+struct BenchHostOptions {
+  std::string dir = ".";  // on the disk to measure
+  std::string out;        // file that keeps the figures for `heddle plan`; empty: none
+  bool json = false;
+};
+// Rates of this host (model/tool/host_bench.h).
+Status RunBenchHost(const BenchHostOptions& options);
+
 struct ExportVerbOptions {
   SourceOptions source;
   std::string out;

@@ -1,5 +1,6 @@
 // plan and submit --dry-run.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -115,6 +116,105 @@ TEST_F(PlanTest, WithoutAClusterAllButThePlacementIsKnown) {
                 .status,
             4)
       << "who named one hears that it is away";
+}
+
+// What `heddle bench-host` keeps, for a host of two threads; with another value of one field.
+void KeepFigures(const FakeCluster& fake, const std::string& name = "",
+                 const nlohmann::json& value = {}) {
+  nlohmann::json json = {{"version", 1},
+                         {"host", "loom"},
+                         {"cpu", "Test CPU"},
+                         {"threads", 2},
+                         {"measured_at", 1'750'000'000'000},
+                         {"bf16_flops", 1e12},
+                         {"fp32_flops", 0.2e12},
+                         {"dram_bytes", 30e9},
+                         {"dram_thread_bytes", 20e9},
+                         {"update_bytes", 28e9},
+                         {"exchange_bytes", 4e9},
+                         {"disk_dir", "/d"},
+                         {"disk_read_bytes", 1e9},
+                         {"disk_write_bytes", 1e9}};
+  if (!name.empty()) json[name] = value;
+  std::ofstream(fake.folder() + "/host_bench.json") << json.dump();
+}
+
+TEST_F(PlanTest, ReckonsWithTheFiguresOfThisHost) {
+  const Outcome before = fake_.Run({"plan", Config()});
+  EXPECT_EQ(before.status, 0);
+  EXPECT_NE(before.err.find("no figures of this host: run heddle bench-host"), std::string::npos)
+      << before.err;
+  EXPECT_NE(before.out.find("not known"), std::string::npos);
+
+  KeepFigures(fake_);
+  const Outcome outcome = fake_.Run({"plan", Config(), "-o", "json"});
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("are those of loom"), std::string::npos) << outcome.err;
+  const nlohmann::json plan = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(plan["host"]["host"], "loom");
+  EXPECT_EQ(plan["host"]["threads"], 2);
+  const nlohmann::json& throughput = plan["throughput"];
+  EXPECT_NEAR(
+      throughput["step_seconds"].get<double>(),
+      throughput["compute_seconds"].get<double>() + throughput["optimizer_seconds"].get<double>(),
+      1e-9);
+  EXPECT_GT(throughput["tokens_per_second"], 0);
+  EXPECT_EQ(throughput["bound"], "compute");
+  EXPECT_EQ(plan["memory"]["tiers"][0]["name"], "compute");
+  EXPECT_GE(plan["storage"]["checkpoint_tb_per_day"], 0);
+  EXPECT_FALSE(plan["warnings"].dump().find("not known") != std::string::npos);
+
+  const Outcome table = fake_.Run({"plan", Config()});
+  for (const char* part : {"computing", "optimizer", "written a day"}) {
+    EXPECT_NE(table.out.find(part), std::string::npos) << part << "\n" << table.out;
+  }
+  const Outcome dry = fake_.Run({"submit", Config(), "--dry-run", "-o", "json"});
+  EXPECT_GT(nlohmann::json::parse(dry.out)["throughput"]["tokens_per_second"], 0);
+}
+
+TEST_F(PlanTest, RefusesFiguresThatAreNone) {
+  const std::vector<std::pair<std::string, nlohmann::json>> bad = {
+      {"version", 2},      {"threads", 0}, {"threads", "two"},      {"bf16_flops", -1.0},
+      {"dram_bytes", "x"}, {"host", ""},   {"measured_at", nullptr}};
+  for (const auto& [name, value] : bad) {
+    KeepFigures(fake_, name, value);
+    const Outcome outcome = fake_.Run({"plan", Config()});
+    EXPECT_EQ(outcome.status, 1) << name;
+    EXPECT_NE(outcome.err.find("run heddle bench-host again"), std::string::npos) << outcome.err;
+  }
+  std::ofstream(fake_.folder() + "/host_bench.json") << "{\"version\": 1, \"thr";
+  EXPECT_EQ(fake_.Run({"plan", Config()}).status, 1) << "half a file";
+}
+
+TEST_F(PlanTest, FailuresSetTheCheckpointInterval) {
+  KeepFigures(fake_);
+  const std::string config = Config("data: {path: /d}\ncheckpoint: {save_interval: auto}\n");
+  const auto seconds = [&](const std::string& mttf) {
+    const Outcome outcome = fake_.Run({"plan", config, "--mttf", mttf, "-o", "json"});
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return nlohmann::json::parse(outcome.out)["storage"]["save_interval_seconds"].get<double>();
+  };
+  EXPECT_NEAR(seconds("16h") / seconds("4h"), 2, 1e-6);
+  for (const char* bad : {"often", "0", "3"}) {
+    EXPECT_EQ(fake_.Run({"plan", config, "--mttf", bad}).status, 2) << bad;
+  }
+}
+
+TEST_F(PlanTest, BenchHostRunsHeddleModelWithTheFolderAndTheFile) {
+  const std::string program = fake_.folder() + "/heddle-model";
+  std::ofstream(program) << "#!/bin/sh\necho \"$@\" > " << fake_.folder() << "/words\nexit 3\n";
+  ASSERT_EQ(chmod(program.c_str(), 0755), 0);
+  const auto words = [&] {
+    std::ifstream file(fake_.folder() + "/words");
+    std::string line;
+    std::getline(file, line);
+    return line;
+  };
+  const std::string out = " --out " + fake_.folder() + "/host_bench.json";
+  EXPECT_EQ(fake_.Run({"bench-host", "--dir", "/disk", "-o", "json"}, true).status, 3);
+  EXPECT_EQ(words(), "bench-host --dir /disk" + out + " -o json");
+  EXPECT_EQ(fake_.Run({"bench-host"}, true).status, 3);
+  EXPECT_EQ(words(), "bench-host --dir " + fake_.folder() + out);
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ TEST(ModelPlan, CountsThePresetsExactly) {
       {"dsa-medium", 20'954'368},       {"dsa-large", 145'601'024},
       {"dsa-v32", 671'877'929'216},     {"swa-mla-small", 262'564'864},
       {"swa-mla-base", 983'053'824},    {"swa-mla-large", 1'940'904'448},
-      {"swa-mla-xl", 8'578'671'616},
+      {"swa-mla-xl", 8'578'671'616},    {"spill-moe", 16'271'616},
   };
   const std::vector<std::string> names = settings::ListPresets("model", plan_test::PresetPath());
   EXPECT_EQ(names.size(), expected.size());

@@ -100,6 +100,7 @@ TEST(Presets, ModelsHaveTheirPublishedParameterCounts) {
       {"tiny-mla", 5'097'984},
       {"tiny-swa-mla", 5'024'128},
       {"tiny-moe", 5'531'904},
+      {"spill-moe", 16'271'616},
       {"small-dense", 30'548'480},
       {"small-swa", 30'548'480},
       {"small-nsa", 30'680'576},

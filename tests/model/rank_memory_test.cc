@@ -1,0 +1,236 @@
+// Experts divided over ranks, offloaded and spilled: what a rank keeps where.
+#include "model/rank_memory.h"
+
+#include <gtest/gtest.h>
+
+#include "base/units/units.h"
+#include "heddle/v1/config.pb.h"
+#include "heddle/v1/jobs.pb.h"
+#include "model/training_plan.h"
+#include "tests/model/plan_configs.h"
+
+namespace heddle::model {
+namespace {
+
+using heddle::v1::ParallelConfig;
+using heddle::v1::RunConfig;
+using heddle::v1::TrainingConfig;
+
+constexpr int64_t kExperts = 8;
+// 4 layers of 8 experts of three matrices 256 x 512.
+constexpr int64_t kExpertParameters = 4 * kExperts * 3 * 256 * 512;
+
+RunConfig Moe(int ranks = 1) {
+  RunConfig config;
+  *config.mutable_model() = plan_test::TinyDense();
+  config.mutable_model()->mutable_moe()->set_n_experts(kExperts);
+  config.mutable_model()->mutable_moe()->set_top_k(2);
+  config.mutable_model()->mutable_moe()->set_d_expert(512);
+  config.mutable_training()->set_max_seq_len(512);
+  config.mutable_training()->set_micro_batch_size(1);
+  config.mutable_training()->set_max_steps(100);
+  config.mutable_parallel()->mutable_ranks()->set_min(ranks);
+  config.mutable_parallel()->mutable_ranks()->set_max(ranks);
+  return config;
+}
+
+RunConfig Offloaded(int64_t resident_mb, const std::string& spill, int ranks = 1) {
+  RunConfig config = Moe(ranks);
+  auto* offload = config.mutable_memory()->mutable_expert_offloading();
+  offload->set_enabled(true);
+  offload->set_resident_mb(resident_mb);
+  if (!spill.empty()) offload->set_spill_dir(spill);
+  return config;
+}
+
+TEST(RankMemory, IsThePlanOfBeforeWithoutExpertsElsewhere) {
+  for (const int ranks : {1, 2, 4}) {
+    for (const auto shard : {ParallelConfig::SHARD_NONE, ParallelConfig::SHARD_OPTIMIZER,
+                             ParallelConfig::SHARD_FULL}) {
+      RunConfig config = Moe(ranks);
+      config.mutable_parallel()->set_shard(shard);
+      const RankMemory rank = EstimateRank(config);
+      EXPECT_EQ(rank.Total(),
+                EstimateMemory(config.model(), config.training(), config.parallel()).Total());
+      EXPECT_EQ(rank.ExpertBytes(), 0);
+      EXPECT_EQ(TiersOf(config).size(), 1u);
+    }
+  }
+}
+
+TEST(RankMemory, ExpertsAreDividedOverTheirRanks) {
+  RunConfig config = Moe(4);
+  const MemoryEstimate whole = EstimateRank(config).compute;
+  config.mutable_parallel()->set_expert(4);
+  const MemoryEstimate quarter = EstimateRank(config).compute;
+  // Not sharded: everything but three quarters of the experts is on every rank.
+  EXPECT_EQ(whole.master - quarter.master, 4 * kExpertParameters * 3 / 4);
+  EXPECT_EQ(whole.compute_weights - quarter.compute_weights, 2 * kExpertParameters * 3 / 4);
+  EXPECT_EQ(whole.moments - quarter.moments, 8 * kExpertParameters * 3 / 4);
+  EXPECT_EQ(whole.gradients - quarter.gradients, 4 * kExpertParameters * 3 / 4);
+  // A rank saves what nobody else has: the same bytes as before, a quarter of everything.
+  EXPECT_EQ(whole.checkpoint, quarter.checkpoint);
+
+  // Sharded: each keeps a quarter of the experts either way, but gathers fewer of them at a time.
+  config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  const MemoryEstimate divided = EstimateRank(config).compute;
+  config.mutable_parallel()->set_expert(1);
+  const MemoryEstimate gathered = EstimateRank(config).compute;
+  EXPECT_NEAR(static_cast<double>(divided.master) / static_cast<double>(gathered.master), 1, 0.001);
+  EXPECT_LT(divided.gathered, gathered.gathered / 2);
+}
+
+TEST(RankMemory, ABoundKeepsExpertsInMemoryAndTheRestOnDisk) {
+  const RankMemory plain = EstimateRank(Moe());
+  const RankMemory spilled = EstimateRank(Offloaded(64, "/spill"));
+  EXPECT_EQ(spilled.expert_parameters, kExpertParameters);
+  EXPECT_EQ(spilled.bytes_per_expert_parameter, 18);
+  EXPECT_EQ(spilled.ExpertBytes(), 18 * kExpertParameters);
+  EXPECT_EQ(spilled.experts_resident, 64 * kMiB);
+  EXPECT_EQ(spilled.experts_host, 0);
+  EXPECT_EQ(spilled.experts_disk, 18 * kExpertParameters - 64 * kMiB);
+  // Weights, gradients, masters, moments and their copy in a save: none of it in the rest.
+  EXPECT_NEAR(static_cast<double>(plain.compute.Total() - spilled.compute.Total()),
+              (18.0 + 12.0) * kExpertParameters, 64.0 * 1024);
+
+  const RankMemory host = EstimateRank(Offloaded(64, ""));
+  EXPECT_EQ(host.experts_disk, 0);
+  EXPECT_EQ(host.experts_resident + host.experts_host, 18 * kExpertParameters);
+  EXPECT_NEAR(static_cast<double>(host.Total()), static_cast<double>(plain.Total()), 64.0 * 1024)
+      << "without a disk and a device nothing is saved";
+  EXPECT_EQ(EstimateRank(Offloaded(0, "/spill")).experts_disk, 0) << "no bound";
+}
+
+TEST(RankMemory, StateOfAnExpertFollowsItsTypes) {
+  const auto bytes = [](auto change) {
+    RunConfig config = Offloaded(64, "/spill");
+    change(config.mutable_training());
+    return EstimateRank(config).bytes_per_expert_parameter;
+  };
+  EXPECT_EQ(bytes([](TrainingConfig* t) { t->set_moments(TrainingConfig::MOMENTS_BF16); }), 14);
+  EXPECT_EQ(bytes([](TrainingConfig* t) { t->set_precision(TrainingConfig::PRECISION_FP32); }), 16);
+  EXPECT_EQ(bytes([](TrainingConfig* t) { t->set_optimizer(TrainingConfig::OPTIMIZER_LION); }), 14);
+}
+
+TEST(RankMemory, DividedAndSpilledTogether) {
+  RunConfig config = Offloaded(16, "/spill", 4);
+  config.mutable_parallel()->set_expert(2);
+  EXPECT_EQ(EstimateRank(config).expert_parameters, kExpertParameters / 2);
+  config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  EXPECT_EQ(EstimateRank(config).expert_parameters, kExpertParameters / 4)
+      << "two ranks share what two hold";
+}
+
+TEST(RankMemory, TiersAddUpToTheRankAndItsFiles) {
+  const RunConfig config = Offloaded(64, "/spill");
+  const std::vector<Tier> tiers = TiersOf(config);
+  ASSERT_EQ(tiers.size(), 3u);
+  EXPECT_EQ(tiers[0].name, "compute");
+  EXPECT_EQ(tiers[1].name, "host arena");
+  EXPECT_EQ(tiers[2].name, "disk spill");
+  EXPECT_EQ(tiers[0].bytes + tiers[1].bytes, BytesPerRank(config));
+  EXPECT_EQ(tiers[2].bytes, EstimateRank(config).experts_disk);
+}
+
+TEST(RankMemory, ABoundBelowTwoExpertsIsRefusedWithTheLeast) {
+  // Two experts of 393,216 parameters, 18 bytes each: 13.5 MiB.
+  EXPECT_EQ(LeastResidentBytes(Offloaded(1, "/spill")), 2 * 3 * 256 * 512 * 18);
+  EXPECT_TRUE(CheckResidentBound(Offloaded(14, "/spill")).ok());
+  EXPECT_TRUE(CheckResidentBound(Offloaded(0, "/spill")).ok());
+  const RunConfig small = Offloaded(13, "/spill");
+  const Status refused = CheckResidentBound(small);
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(Message(refused).find("at least 14"), std::string::npos) << refused;
+  EXPECT_EQ(CheckReservation(small).code(), StatusCode::kInvalidArgument) << "at submit";
+  heddle::v1::PlanReply plan;
+  FillPlan(small, {}, &plan);
+  EXPECT_FALSE(plan.memory().fits());
+}
+
+// What is refused for memory is told that experts may be divided or spilled, with the bytes of it.
+TEST(RankMemory, ChangesDivideAndSpillExperts) {
+  const RunConfig config = Moe(2);
+  const int64_t limit = BytesPerRank(config) - 50 * kMiB;
+  bool divided = false;
+  bool spilled = false;
+  for (const Change& change : ChangesThatFit(config, limit)) {
+    EXPECT_LE(change.bytes, limit);
+    RunConfig changed = config;
+    if (change.settings[0] == "parallel.expert=2") {
+      divided = true;
+      changed.mutable_parallel()->set_expert(2);
+      EXPECT_EQ(change.bytes, BytesPerRank(changed));
+    }
+    if (change.settings[0].rfind("memory.expert_offloading.enabled=true", 0) == 0) {
+      spilled = true;
+      EXPECT_NE(change.settings[0].find("spill_dir=DIR"), std::string::npos);
+      EXPECT_FALSE(change.price.empty());
+    }
+  }
+  EXPECT_TRUE(divided);
+  EXPECT_TRUE(spilled);
+  // A dense model has none to divide.
+  RunConfig dense = config;
+  dense.mutable_model()->clear_moe();
+  for (const Change& change : ChangesThatFit(dense, BytesPerRank(dense) - kMiB)) {
+    EXPECT_EQ(SettingsText(change).find("expert"), std::string::npos) << SettingsText(change);
+  }
+}
+
+// Halved again where one half is not enough.
+TEST(RankMemory, SpillsAsMuchAsItTakes) {
+  RunConfig config = Moe();
+  config.mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
+  config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  RunConfig least = config;
+  auto* offload = least.mutable_memory()->mutable_expert_offloading();
+  offload->set_enabled(true);
+  offload->set_spill_dir("/spill");
+  offload->set_resident_mb(24);
+  const int64_t limit = BytesPerRank(least);
+  const std::vector<Change> row = ChangesThatFit(config, limit);
+  ASSERT_EQ(row.size(), 1u);
+  EXPECT_LE(row[0].bytes, limit);
+  EXPECT_NE(SettingsText(row[0]).find("memory.expert_offloading.resident_mb="), std::string::npos);
+}
+
+// Presets of whole runs and of models, mechanisms of later versions included.
+TEST(Presets, AllPlan) {
+  settings::LoadOptions options;
+  options.search_path = plan_test::PresetPath();
+  options.require_implemented = false;
+  std::vector<std::pair<std::string, std::string>> runs = {{"tiny", ""}, {"spill-moe", ""}};
+  for (const std::string& model : settings::ListPresets("model", options.search_path)) {
+    runs.emplace_back("tiny", "model=" + model);
+  }
+  EXPECT_GE(runs.size(), 34u);
+  for (const auto& [run, model] : runs) {
+    std::vector<std::string> overrides = {"data.path=/d"};
+    if (!model.empty()) overrides.push_back(model);
+    const StatusOr<settings::ResolvedConfig> resolved = settings::Load(run, overrides, options);
+    ASSERT_TRUE(resolved.ok()) << run << " " << model << " " << resolved.status();
+    heddle::v1::PlanReply plan;
+    FillPlan(resolved->config, {}, &plan);
+    EXPECT_GT(plan.parameters(), 0u) << model;
+    EXPECT_TRUE(plan.memory().fits()) << model;
+    EXPECT_GT(plan.throughput().flops_per_token(), 0) << model;
+  }
+}
+
+TEST(Presets, SpillMoeHasThreeTimesTheExpertsThatFit) {
+  settings::LoadOptions options;
+  options.search_path = plan_test::PresetPath();
+  options.require_implemented = false;
+  const StatusOr<settings::ResolvedConfig> run =
+      settings::Load("spill-moe", {"data.path=/d"}, options);
+  ASSERT_TRUE(run.ok()) << run.status();
+  const RankMemory memory = EstimateRank(run->config);
+  EXPECT_EQ(memory.bytes_per_expert_parameter, 18);
+  EXPECT_EQ(memory.ExpertBytes(), 3 * memory.experts_resident);
+  EXPECT_EQ(memory.experts_disk, 2 * memory.experts_resident);
+  EXPECT_TRUE(CheckResidentBound(run->config).ok());
+}
+
+}  // namespace
+}  // namespace heddle::model
