@@ -376,6 +376,21 @@ int64_t ExpertDegree(const heddle::v1::ParallelConfig& parallel) {
   return std::max(1, parallel.expert());
 }
 
+std::vector<MeshUnit> MeshOf(const ModelConfig& model, const heddle::v1::ParallelConfig& parallel) {
+  const int64_t ranks = std::max(1, parallel.ranks().max());
+  const int64_t degree = ExpertDegree(parallel);
+  const StatusOr<ModelPlan> plan =
+      PlanModel(model, ExpertsOfRank(model, 0, static_cast<int>(degree)));
+  std::vector<MeshUnit> units;
+  if (!plan.ok()) return units;
+  for (const UnitSpec& unit : DensePart(*plan).units) units.push_back({unit, ranks});
+  if (plan->experts.count == 0) return units;
+  for (const UnitSpec& unit : ExpertPart(*plan).units) {
+    units.push_back({unit, std::max<int64_t>(1, ranks / degree)});
+  }
+  return units;
+}
+
 MemoryEstimate EstimateMemory(const ModelConfig& model, const TrainingConfig& training,
                               const heddle::v1::ParallelConfig& parallel) {
   return EstimateMemoryApart(model, training, parallel, false);

@@ -80,6 +80,16 @@ double KeptBytesPerToken(const heddle::v1::ModelConfig& model, int64_t element, 
 
 // Ranks that share the experts of a layer: parallel.expert.
 int64_t ExpertDegree(const heddle::v1::ParallelConfig& parallel);
+// A unit, or the experts of one layer that a rank holds, and the ranks over which it is divided:
+// all, or those that hold the same experts (training-runtime.md 10.1).
+struct MeshUnit {
+  UnitSpec unit;
+  int64_t ranks = 1;
+};
+// Of rank 0: dense units, then experts. Empty for a model that PlanModel refuses.
+std::vector<MeshUnit> MeshOf(const heddle::v1::ModelConfig& model,
+                             const heddle::v1::ParallelConfig& parallel);
+
 // EstimateMemory, of everything or of all but the experts' weights, gradients and states.
 MemoryEstimate EstimateMemoryApart(const heddle::v1::ModelConfig& model,
                                    const heddle::v1::TrainingConfig& training,

@@ -92,7 +92,7 @@ double ExpertRowBytes(const RunConfig& config) {
 }
 
 // That a rank sends in a step (formula 1, for all its micro-batches).
-double CommunicationBytes(const RunConfig& config, const ModelPlan& plan) {
+double CommunicationBytes(const RunConfig& config) {
   const double element = ElementBytes(config.training());
   const double reduce =
       config.parallel().reduce_dtype() == ParallelConfig::REDUCE_DTYPE_BF16 ? 2 : 4;
@@ -102,7 +102,7 @@ double CommunicationBytes(const RunConfig& config, const ModelPlan& plan) {
           ? static_cast<double>(MicroBatchesPerRank(config.training(), config.parallel()))
           : 1;
   double sent = 0;  // elements of a collective that reach the other ranks
-  for (const MeshUnit& one : MeshOf(plan, config.model(), config.parallel(), false)) {
+  for (const MeshUnit& one : MeshOf(config.model(), config.parallel())) {
     const double ranks = static_cast<double>(one.ranks);
     sent += static_cast<double>(one.unit.elements) * (ranks - 1) / ranks;
   }
@@ -181,7 +181,7 @@ double Over(const DiskTraffic& traffic, const RankRates& rates) {
   return std::max(traffic.read / rates.disk_read, traffic.written / rates.disk_write);
 }
 
-double OptimizerBytes(const RunConfig& config, const ModelPlan& plan) {
+double OptimizerBytes(const RunConfig& config) {
   const TrainingConfig& training = config.training();
   const bool fp32 = training.precision() == TrainingConfig::PRECISION_FP32;
   const double update = BytesPerUpdate(
@@ -191,7 +191,7 @@ double OptimizerBytes(const RunConfig& config, const ModelPlan& plan) {
        .weights = fp32 ? 0.0 : 2.0});
   const bool whole = config.parallel().shard() == ParallelConfig::SHARD_NONE;
   double elements = 0;
-  for (const MeshUnit& one : MeshOf(plan, config.model(), config.parallel(), false)) {
+  for (const MeshUnit& one : MeshOf(config.model(), config.parallel())) {
     elements += static_cast<double>(one.unit.elements) / static_cast<double>(whole ? 1 : one.ranks);
   }
   return elements * (update + kGradientBytes);
@@ -226,7 +226,7 @@ StepEstimate CountStep(const RunConfig& config, const ModelPlan& plan, const Wor
                                 : batches * training.micro_batch_size() * ranks;
   step.tokens = sequences * training.max_seq_len();
   step.flops_per_token = work.Total();
-  step.communication_bytes = ranks > 1 ? CommunicationBytes(config, plan) : 0;
+  step.communication_bytes = ranks > 1 ? CommunicationBytes(config) : 0;
   step.micro_batch_tokens = static_cast<double>(training.micro_batch_size()) *
                             static_cast<double>(training.max_seq_len());
   const heddle::v1::MoeConfig& moe = config.model().moe();
@@ -284,7 +284,7 @@ StepEstimate EstimateStep(const RunConfig& config, const HostFigures& host) {
   step.compute_seconds = ComputeSeconds(config, host, rates, work);
   const bool shares = RanksOf(config) > 1;
   step.communication_seconds = shares ? step.communication_bytes / rates.link : 0;
-  step.optimizer_seconds = rates.update > 0 ? OptimizerBytes(config, *plan) / rates.update : 0;
+  step.optimizer_seconds = rates.update > 0 ? OptimizerBytes(config) / rates.update : 0;
   const double weights_disk = Over(spill.weights, rates);
   const double states_disk = Over(spill.states, rates);
   step.disk_seconds = weights_disk + states_disk;
