@@ -17,6 +17,7 @@
 #include "tests/worker/comm/fake_rendezvous.h"
 #include "tests/worker/comm/forked_ranks.h"
 #include "tests/worker/comm/group_checks.h"
+#include "tests/worker/comm/subset_checks.h"
 #include "worker/comm/communicator.h"
 
 namespace heddle::comm {
@@ -36,7 +37,7 @@ std::string Bytes(const std::string& path) {
 }
 
 // What `rank` of a world over Gloo computes, as bytes; ranks are threads.
-std::vector<std::string> OverGloo(int world) {
+std::vector<std::string> OverGloo(int world, int salt = 0) {
   FakeRendezvous server;
   std::vector<std::string> found(static_cast<size_t>(world));
   std::vector<std::thread> threads;
@@ -49,7 +50,7 @@ std::vector<std::string> OverGloo(int world) {
       };
       const auto group = ConnectGloo(options);
       ASSERT_OK(group.status());
-      const std::vector<float> values = AllResults(rank, group->get());
+      const std::vector<float> values = AllResults(rank, group->get(), salt);
       found[static_cast<size_t>(rank)].assign(reinterpret_cast<const char*>(values.data()),
                                               values.size() * sizeof(float));
     });
@@ -84,6 +85,10 @@ TEST(AMpiGroup, HasTheBitsOfGlooWithinATaskAndBetweenTasks) {
       if (!group.ok()) return Message(group.status());
       if ((*group)->backend() != "mpi") return (*group)->backend();
       Save(folder + "/result-" + std::to_string(rank), AllResults(rank, group->get()));
+      ExpectAllExchanges(group->get());
+      for (size_t p = 0; world.ranks == 4 && p < kPairs.size(); ++p) {
+        Save(Str(folder, "/pair-", p, "-", rank), SubsetResults(group->get(), kPairs[p]));
+      }
       // OpenMPI left to itself ends a process a second after its launcher.
       if (world.per_task == 2) {
         std::this_thread::sleep_for(milliseconds(1300));
@@ -103,6 +108,57 @@ TEST(AMpiGroup, HasTheBitsOfGlooWithinATaskAndBetweenTasks) {
                                          << " per task, rank " << rank << ": other bits";
     }
   }
+  std::vector<std::string> alone[std::size(kSalts) + 1];
+  for (const int salt : kSalts) alone[salt] = OverGloo(2, salt);
+  for (int at = 0; at < 8; ++at) {
+    const int rank = at % 4;
+    const std::vector<int>& members = MembersWith(kPairs[static_cast<size_t>(at / 4)], rank);
+    EXPECT_TRUE(Bytes(Str(folders.back()->path(), "/pair-", at / 4, "-", rank)) ==
+                alone[SaltOf(members)][members[1] == rank])
+        << "rank " << rank << " with " << members[0] << " and " << members[1] << ": other bits";
+  }
+}
+
+TEST(AMpiGroup, ExchangesSlicesOfSeveralMessages) {
+  const checkpoint::TempDir folder;
+  const auto ends = ForkRanks(2, [&](int rank) -> std::string {
+    const auto group = ConnectMpi(ForkedOptions(folder.path(), rank, 2, 2));
+    if (!group.ok()) return Message(group.status());
+    // A message is 64 MiB at most.
+    const size_t message = size_t{64} << 20;
+    ExpectExchanged(group->get(), {{3, message + 5}, {message, 0}}, 1);
+    return testing::Test::HasFailure() ? "another slice" : "";
+  });
+  EXPECT_EQ(ends, (std::vector<int>{0, 0}));
+}
+
+TEST(AMpiGroup, NamesRanksThatDisagreeOnASize) {
+  for (const Apart& apart : kApart) {
+    const checkpoint::TempDir folder;
+    const auto ends = ForkRanks(2, [&](int rank) -> std::string {
+      const auto group = ConnectMpi(ForkedOptions(folder.path(), rank, 2, 2));
+      if (!group.ok()) return Message(group.status());
+      (*group)->SetTimeout(milliseconds(1000));
+      const Status end = ExchangeApart(group->get(), apart.sent, apart.expected);
+      if (rank == 0) return "";
+      const bool named = Message(end).find(ApartText(apart)) != std::string::npos;
+      if (end.code() != StatusCode::kInternal || !named) return "not named: " + Message(end);
+      std::vector<double> one = {1.0};
+      return (*group)->AllReduceSum(std::span<double>(one)).ok() ? "the group lives" : "";
+    });
+    EXPECT_EQ(ends, (std::vector<int>{0, 0})) << ApartText(apart);
+  }
+}
+
+TEST(AMpiGroup, ASubsetSeesTheDeathOfARankThatIsNoMember) {
+  const checkpoint::TempDir folder;
+  const std::vector<int> ends = ForkRanks(4, [&](int rank) -> std::string {
+    const auto group = ConnectMpi(ForkedOptions(folder.path(), rank, 4, 4));
+    return group.ok() ? DieOrSurvive(group->get(), kPairs[0]) : Message(group.status());
+  });
+  ASSERT_EQ(ends.size(), 4u);
+  EXPECT_EQ(std::vector<int>(ends.begin(), ends.end() - 1), std::vector<int>(3, 0));
+  EXPECT_TRUE(WIFSIGNALED(ends[3]) && WTERMSIG(ends[3]) == SIGKILL);
 }
 
 TEST(AMpiGroup, ARankThatNeverComesEndsTheStartAtTheDeadline) {

@@ -1,7 +1,13 @@
 // Four ranks in two subsets of two, and what a group of two alone makes of the same values.
 #pragma once
 
+#include <signal.h>
+
 #include <array>
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "tests/worker/comm/exchange_checks.h"
@@ -31,6 +37,26 @@ inline std::vector<float> SubsetResults(Communicator* whole, const Pairs& pairs)
   EXPECT_EQ(subset->backend(), whole->backend());
   ExpectAllExchanges(subset.get(), SaltOf(members));
   return AllResults(subset->rank(), subset.get(), SaltOf(members));
+}
+
+// Rank 3 dies in the third sum; what is wrong with how the others end.
+inline std::string DieOrSurvive(Communicator* whole, const Pairs& pairs) {
+  whole->SetTimeout(std::chrono::milliseconds(3000));
+  const auto subset = MakeSubset(whole, MembersWith(pairs, whole->rank()));
+  std::vector<float> values(100'000, 1.0f);
+  for (int i = 0; i < 2; ++i) {
+    if (!subset->AllReduceSum(std::span<float>(values)).ok()) return "no first sums";
+  }
+  if (values[0] != 4.0f) return "another sum";
+  if (whole->rank() == 3) raise(SIGKILL);
+  const auto begin = std::chrono::steady_clock::now();
+  Status end = OkStatus();
+  // The others' part of a sum may be done before they miss the dead one.
+  for (int i = 0; i < 3 && end.ok(); ++i) end = subset->AllReduceSum(std::span<float>(values));
+  if (end.code() != StatusCode::kUnavailable) return "no error: " + Message(end);
+  return std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(6000)
+             ? ""
+             : "it took too long";
 }
 
 }  // namespace heddle::comm

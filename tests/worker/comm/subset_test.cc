@@ -24,24 +24,6 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// Rank 3 dies in the third sum; what is wrong with how the others end.
-std::string DieOrSurvive(Communicator* whole, const Pairs& pairs) {
-  whole->SetTimeout(milliseconds(3000));
-  const auto subset = MakeSubset(whole, MembersWith(pairs, whole->rank()));
-  std::vector<float> values(100'000, 1.0f);
-  for (int i = 0; i < 2; ++i) {
-    if (!subset->AllReduceSum(std::span<float>(values)).ok()) return "no first sums";
-  }
-  if (values[0] != 4.0f) return "another sum";
-  if (whole->rank() == 3) raise(SIGKILL);
-  const auto begin = std::chrono::steady_clock::now();
-  Status end = OkStatus();
-  // The others' part of a sum may be done before they miss the dead one.
-  for (int i = 0; i < 3 && end.ok(); ++i) end = subset->AllReduceSum(std::span<float>(values));
-  if (end.code() != StatusCode::kUnavailable) return "no error: " + Message(end);
-  return std::chrono::steady_clock::now() - begin < milliseconds(6000) ? "" : "it took too long";
-}
-
 // First of all tests: the others use threads of LibTorch, which a fork does not take along.
 TEST(ASubset, SeesTheDeathOfARankThatIsNoMember) {
   for (const bool in_memory : {false, true}) {

@@ -218,17 +218,23 @@ class Group {
   // True: an operation was posted or has ended.
   bool Advance(const std::vector<Operation*>& open) {
     bool any = false;
+    std::vector<Operation*> earlier;  // of them, those that are still open
     for (Operation* operation : open) {
       if (Failed()) return any;  // buffers may be gone
       if (!operation->posted) {
         Post(operation);
         any = true;
       }
-      const int code = Test(operation, &any);
-      if (code == MPI_SUCCESS) continue;
+      bool ended = false;
+      const int code = Test(operation, &ended);
+      if (code == MPI_SUCCESS) {
+        any |= ended;
+        if (!ended) earlier.push_back(operation);
+        continue;
+      }
       // What came before may have ended since: it tells whoever waits more than the failure does.
-      for (Operation* earlier : open) {
-        if (earlier == operation || Test(earlier, &any) != MPI_SUCCESS) break;
+      for (Operation* other : earlier) {
+        if (Test(other, &ended) != MPI_SUCCESS) break;
       }
       const std::lock_guard<std::mutex> lock(mutex_);
       Fail(WhyFailed(*operation, code));
@@ -237,8 +243,8 @@ class Group {
     return any;
   }
 
-  // An error of MPI; sets `any` where the operation has ended.
-  int Test(Operation* operation, bool* any) {
+  // An error of MPI. Where it has ended, it belongs to whoever waits for it and may be gone.
+  int Test(Operation* operation, bool* ended) {
     int all = 0;
     const int code = MPI_Testall(static_cast<int>(operation->requests.size()),
                                  operation->requests.data(), &all, operation->statuses.data());
@@ -246,7 +252,7 @@ class Group {
       const std::lock_guard<std::mutex> lock(mutex_);
       operation->done = true;
       changed_.notify_all();
-      *any = true;
+      *ended = true;
     }
     return code;
   }
