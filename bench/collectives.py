@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Collectives between processes of one host by back end and size, beside LibTorch's own Gloo group as DDP and FSDP2 use it.
 
-Milliseconds of an all-reduce, a reduce-scatter (fp32 and bf16 on the wire) and an all-gather; a size is the number of fp32
-elements of the whole tensor. Back ends take turns, round by round of processes.
+Milliseconds of an all-reduce, a reduce-scatter (fp32 and bf16 on the wire), an all-gather and an all-to-all, ours as one of
+uneven slices; a size is the number of fp32 elements of the whole tensor. Back ends take turns, round by round of processes.
 usage: collectives.py [--ranks 2,3,4] [--sizes 16384,1048576,16777216] [--rounds 5] [--turns 3] [--quick]
 """
 
@@ -13,7 +13,7 @@ from figures import BIN, Figures, median, rounded, run_json
 
 QUICK = "--quick" in sys.argv
 BACKENDS = ("gloo", "shared", "mpi", "c10d")
-OPERATIONS = ("all_reduce", "reduce_scatter", "reduce_scatter_bf16", "all_gather")
+OPERATIONS = ("all_reduce", "reduce_scatter", "reduce_scatter_bf16", "all_gather", "all_to_all")
 
 
 def option(name, default):

@@ -34,9 +34,14 @@ constexpr int kWarmUp = 2;
 
 struct Arrays {
   explicit Arrays(size_t elements, size_t world)
-      : whole(elements / world * world, 1.0f), part(elements / world, 1.0f) {}
+      : whole(elements / world * world, 1.0f),
+        part(elements / world, 1.0f),
+        other(whole.size()),
+        slices(world, part.size() * sizeof(float)) {}
   std::vector<float> whole;
   std::vector<float> part;
+  std::vector<float> other;
+  std::vector<size_t> slices;
 };
 
 // An operation on the arrays of one size; throws or exits where it fails.
@@ -66,6 +71,12 @@ std::map<std::string, Operation> OperationsOf(Communicator* group) {
       {"all_reduce", [group](Arrays* a) { Must(group->AllReduceSum(std::span<float>(a->whole))); }},
       {"reduce_scatter", scatter(Wire::kFp32)},
       {"reduce_scatter_bf16", scatter(Wire::kBf16)},
+      {"all_to_all",
+       [group](Arrays* a) {
+         Finish(group->StartAllToAll(std::as_bytes(std::span<const float>(a->whole)), a->slices,
+                                     std::as_writable_bytes(std::span<float>(a->other)), a->slices,
+                                     0));
+       }},
       {"all_gather", [group](Arrays* a) {
          Finish(group->StartAllGather(std::as_bytes(std::span<const float>(a->part)),
                                       std::as_writable_bytes(std::span<float>(a->whole)), 0));
@@ -88,6 +99,13 @@ std::map<std::string, Operation> OperationsOf(c10d::ProcessGroupGloo* group) {
              at::Tensor whole = View(&a->whole);
              at::Tensor part = View(&a->part);
              group->_reduce_scatter_base(part, whole)->wait();
+           }},
+          {"all_to_all",
+           [group](Arrays* a) {
+             at::Tensor whole = View(&a->whole);
+             at::Tensor other = View(&a->other);
+             std::vector<int64_t> equal;
+             group->alltoall_base(other, whole, equal, equal)->wait();
            }},
           {"all_gather", [group](Arrays* a) {
              at::Tensor whole = View(&a->whole);

@@ -13,6 +13,7 @@ TEST(RankWords, PhasesAndCollectivesHaveTheirWords) {
   EXPECT_EQ(PartOfPhase(6), PhasePart::kDisk);
   EXPECT_EQ(CollectiveText(1812, 3, 8, 12), "#1812 all-gather block.7");
   EXPECT_EQ(CollectiveText(5, 4, 13, 12), "#5 reduce-scatter head");
+  EXPECT_EQ(CollectiveText(6, 6, 2, 12), "#6 all-to-all block.1");
 }
 
 TEST(RankWords, SumsOverAllParametersNameNoUnit) {

@@ -42,6 +42,7 @@ inline std::vector<int> ForkRanks(int world, const std::function<std::string(int
   for (int rank = 0; rank < world; ++rank) {
     ranks.push_back(fork());
     if (ranks.back() == 0) {
+      signal(SIGPIPE, SIG_IGN);  // as in the trainer
       const std::string problem = body(rank);
       if (!problem.empty()) std::fprintf(stderr, "rank %d: %s\n", rank, problem.c_str());
       _exit(problem.empty() ? 0 : 1);

@@ -183,6 +183,21 @@ TEST(Mismatch, SharedMemoryTellsUnitsApart) {
       "of unit 3");
 }
 
+TEST(Mismatch, SharedMemoryTellsAnAllToAllFromAGather) {
+  ExpectRefusedInMemory(
+      [](int rank, Communicator* group) -> Status {
+        const std::vector<std::byte> sent(16);
+        std::vector<std::byte> received(16);
+        const std::vector<size_t> sizes = {8, 8};
+        ASSIGN_OR_RETURN(const auto pending,
+                         rank == 0 ? group->StartAllToAll(sent, sizes, received, sizes, 3)
+                                   : group->StartAllGather(
+                                         std::span<const std::byte>(sent).first(8), received, 3));
+        return pending->Wait();
+      },
+      "all-to-all of unit 3");
+}
+
 // What a rank waits for others is told apart from its own time (17.4).
 TEST(Recorder, CountsTheWaitOfWhoCameFirst) {
   const test::TempDir dir;

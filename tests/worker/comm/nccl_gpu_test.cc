@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/checkpoint/temp_dir.h"
+#include "tests/worker/comm/exchange_checks.h"
 #include "tests/worker/comm/forked_ranks.h"
 #include "tests/worker/comm/group_checks.h"
 #include "worker/comm/communicator.h"
@@ -64,6 +65,7 @@ std::string RankProblem(int rank, int world, const std::string& folder) {
   // Gathers and scatters, and sums of a world of one, which nothing rounds.
   const std::vector<float> all = AllResults(rank, group->get());
   if (world == 1 && all != AllResults(0, MakeSolo().get())) return "other bits than without NCCL";
+  ExpectAllExchanges(group->get());
   return testing::Test::HasFailure() ? "a collective failed" : "";
 }
 
