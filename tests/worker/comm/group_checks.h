@@ -25,15 +25,16 @@ inline std::vector<float> RandomValues(uint64_t seed, size_t count) {
   return out;
 }
 
-// `salt`: of groups whose values are to be told apart.
-inline std::vector<float> AllResults(int rank, Communicator* group, int salt = 0) {
+// `salt`: of groups whose values are to be told apart. 1.2M floats are more than a slot of shared
+// memory.
+inline std::vector<float> AllResults(int rank, Communicator* group, int salt = 0,
+                                     size_t largest = 1'200'001) {
   const size_t world = static_cast<size_t>(group->world_size());
   std::vector<float> found;
   const auto keep = [&](std::span<const float> values) {
     found.insert(found.end(), values.begin(), values.end());
   };
-  // 1.2M floats are more than a slot of shared memory.
-  for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, size_t{1'200'001}}) {
+  for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, largest}) {
     const uint64_t seed = 100 * count + static_cast<uint64_t>(rank + 1'000'003 * salt);
     std::vector<float> reduced = RandomValues(seed, count);
     EXPECT_OK(group->AllReduceSum(std::span<float>(reduced)));

@@ -29,14 +29,15 @@ inline int SaltOf(const std::vector<int>& members) { return 1 + members[0]; }
 inline constexpr int kSalts[] = {1, 2, 3};
 
 // What this rank of `whole` computes within its pair.
-inline std::vector<float> SubsetResults(Communicator* whole, const Pairs& pairs) {
+inline std::vector<float> SubsetResults(Communicator* whole, const Pairs& pairs,
+                                        size_t largest = 1'200'001) {
   const std::vector<int>& members = MembersWith(pairs, whole->rank());
   const std::unique_ptr<Communicator> subset = MakeSubset(whole, members);
   EXPECT_EQ(subset->world_size(), 2);
   EXPECT_EQ(members[static_cast<size_t>(subset->rank())], whole->rank());
   EXPECT_EQ(subset->backend(), whole->backend());
   ExpectAllExchanges(subset.get(), SaltOf(members));
-  return AllResults(subset->rank(), subset.get(), SaltOf(members));
+  return AllResults(subset->rank(), subset.get(), SaltOf(members), largest);
 }
 
 // Rank 3 dies in the third sum; what is wrong with how the others end.
