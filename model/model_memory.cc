@@ -372,6 +372,12 @@ TrainingConfig::Accumulation AccumulationOf(const TrainingConfig& training,
              : TrainingConfig::ACCUMULATION_SYNC_EACH;
 }
 
+double KeptBytesPerToken(const ModelConfig& model, int64_t element, int64_t length) {
+  // Logits and their gradient are kept for a chunk only, but written and read all the same.
+  return MeasureBlocks(model, element, length).kept_sum +
+         static_cast<double>(element * model.vocab_size());
+}
+
 int64_t ExpertDegree(const heddle::v1::ParallelConfig& parallel) {
   return std::max(1, parallel.expert());
 }

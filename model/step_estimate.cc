@@ -216,7 +216,7 @@ std::string MissingFigure(const RunConfig& config, const HostFigures& host, cons
 }
 
 // What the configuration alone says.
-StepEstimate CountStep(const RunConfig& config, const ModelPlan& plan, const Work& work) {
+StepEstimate CountStep(const RunConfig& config, const Work& work) {
   StepEstimate step;
   const TrainingConfig& training = config.training();
   const int64_t ranks = RanksOf(config);
@@ -273,7 +273,7 @@ StepEstimate EstimateStep(const RunConfig& config, const HostFigures& host) {
   const StatusOr<ModelPlan> plan = PlanModel(config.model());
   if (!plan.ok()) return {};
   const Work work = WorkPerToken(config, *plan);
-  StepEstimate step = CountStep(config, *plan, work);
+  StepEstimate step = CountStep(config, work);
   const RankRates rates = RatesOf(config, host);
   const Spill spill = SpillOf(config);
   step.disk_read_bytes = spill.weights.read + spill.states.read;

@@ -221,6 +221,13 @@ class FieldChecker {
     Refuse(expert > 0 && ranks % expert != 0, "parallel.expert",
            Str("must divide parallel.ranks (", expert, " and ", ranks, ")"));
     const int32_t experts = config_.model().moe().n_experts();
+    const bool offloads = config_.memory().expert_offloading().enabled();
+    Refuse(offloads && experts == 0, "memory.expert_offloading.enabled",
+           "the model has no experts: set model.moe.n_experts");
+    Refuse(offloads && experts > 0 && expert > 0 && ranks > expert,
+           "memory.expert_offloading.enabled",
+           Str("needs parallel.expert = parallel.ranks, so that one rank holds an expert (are ",
+               expert, " and ", ranks, ")"));
     Refuse(expert > 1 && experts == 0, "parallel.expert",
            Str(expert, " ranks share experts, and the model has none: set model.moe.n_experts"));
     Refuse(expert > 1 && experts % expert != 0, "parallel.expert",

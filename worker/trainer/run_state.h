@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/status/status.h"
+#include "checkpoint/tensor_io/load.h"
 #include "checkpoint/tensor_io/save.h"
 #include "data/stream/skip_windows.h"
 #include "heddle/v1/checkpoints.pb.h"

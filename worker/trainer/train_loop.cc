@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/log/log.h"
+#include "model/cost_formulas.h"
 #include "model/optim/gradient_norm.h"
 #include "model/optim/optimizer.h"
 #include "model/optim/schedule.h"

@@ -175,6 +175,22 @@ std::vector<Setting> Settings() {
     moe->set_n_shared(1);
     moe->set_d_expert(344);
   }
+  // Experts of 148 MiB; half of them in memory, then the other half on each of two ranks.
+  all.push_back({"moe_offloaded", all.back().config});
+  {
+    heddle::v1::ExpertOffloadingConfig* offloading =
+        all.back().config.mutable_memory()->mutable_expert_offloading();
+    offloading->set_enabled(true);
+    offloading->set_resident_mb(74);
+    offloading->set_spill_dir(P_tmpdir);
+  }
+  all.push_back({"moe_divided", all.back().config});
+  all.back().config.clear_memory();
+  all.back().config.mutable_parallel()->set_expert(2);
+  all.back().config.mutable_parallel()->mutable_ranks()->set_min(2);
+  all.back().config.mutable_parallel()->mutable_ranks()->set_max(2);
+  all.back().config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  all.back().config.mutable_training()->set_global_batch_size(2);
   all.push_back({"selective_bf16_moments", Base(1, 2048)});
   all.back().config.mutable_training()->set_gradient_checkpointing(
       TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);

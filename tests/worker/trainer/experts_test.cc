@@ -1,0 +1,167 @@
+// Experts divided over ranks and experts in a bounded resident set, in whole runs: kills, other
+// degrees, other homes (training-runtime.md 10, 12, 20.3, 20.6, 20.7).
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status/status.h"
+#include "checkpoint/tensor_io/load.h"
+#include "tests/support/status_matchers.h"
+#include "tests/worker/trainer/job.h"
+
+namespace heddle::trainer {
+namespace {
+
+using heddle::v1::RunConfig;
+
+RunConfig ExpertConfig(int ranks, int degree, int64_t steps) {
+  RunConfig config = SmallConfig(ranks, steps);
+  heddle::v1::MoeConfig* moe = config.mutable_model()->mutable_moe();
+  moe->set_n_experts(8);
+  moe->set_top_k(2);
+  moe->set_n_shared(1);
+  moe->set_d_expert(32);
+  moe->set_router(heddle::v1::MoeConfig::ROUTER_SIGMOID);
+  moe->set_bias_update_rate(0.01);
+  config.mutable_parallel()->set_expert(degree);
+  config.mutable_parallel()->set_shard(heddle::v1::ParallelConfig::SHARD_FULL);
+  return config;
+}
+
+// Of about 2 MiB of experts one stays in memory.
+void Offload(RunConfig* config, const std::string& spill_dir) {
+  heddle::v1::ExpertOffloadingConfig* offloading =
+      config->mutable_memory()->mutable_expert_offloading();
+  offloading->set_enabled(true);
+  offloading->set_resident_mb(1);
+  offloading->set_spill_dir(spill_dir);
+}
+
+std::map<std::string, std::vector<float>> NewestWeights(Job* job) {
+  std::map<std::string, std::vector<float>> weights;
+  const auto read = checkpoint::ReadModelWeights(job->records().back(), job->root());
+  EXPECT_TRUE(read.ok()) << Message(read.status());
+  if (!read.ok()) return weights;
+  for (const checkpoint::Weight& weight : *read) weights[weight.name] = weight.values;
+  return weights;
+}
+
+void KillAt(Job* job, uint64_t step, uint32_t rank) {
+  FakeAttempt attempt(job->Next());
+  ASSERT_TRUE(attempt.WaitForStep(step));
+  attempt.Kill(rank, SIGKILL);
+  attempt.Wait(30);
+  job->Collect(&attempt);
+}
+
+TEST(Experts, OffloadedRunsGoOnBitForBitAndAreThoseOfExpertsInMemory) {
+  for (const bool fp32 : {false, true}) {
+    RunConfig config = ExpertConfig(1, 1, 50);
+    config.mutable_training()->set_precision(fp32 ? heddle::v1::TrainingConfig::PRECISION_FP32
+                                                  : heddle::v1::TrainingConfig::PRECISION_BF16);
+    Job resident(config, 1);
+    RunToEnd(&resident);
+    const checkpoint::TempDir spill;
+    Offload(&config, spill.path());
+    Job offloaded(config, 1);
+    KillAt(&offloaded, 13, 0);
+    KillAt(&offloaded, 31, 0);
+    EXPECT_TRUE(std::filesystem::is_empty(spill.path())) << "a kill left files behind";
+    RunToEnd(&offloaded);
+    ExpectSameBits(resident.series(), offloaded.series());
+    EXPECT_EQ(NewestWeights(&resident), NewestWeights(&offloaded));
+    const heddle::v1::OffloadUse& use = offloaded.series().at(50).offload();
+    EXPECT_GT(use.evictions(), 0u) << "everything fitted";
+    EXPECT_GT(use.bytes_read(), 0u);
+    EXPECT_GT(use.bytes_written(), 0u);
+    EXPECT_LE(use.resident_bytes(), 1u << 20);
+    EXPECT_FALSE(resident.series().at(50).has_offload());
+  }
+}
+
+// Checkpoints do not know where experts were.
+TEST(Experts, ResidentAndOffloadedContinueEachOther) {
+  RunConfig config = ExpertConfig(2, 2, 20);
+  Job resident(config, 2);
+  RunToEnd(&resident);
+  const checkpoint::TempDir spill;
+  Job mixed(config, 2);
+  KillAt(&mixed, 7, 1);
+  Offload(&mixed.config(), spill.path());
+  KillAt(&mixed, 13, 0);
+  mixed.config().mutable_memory()->mutable_expert_offloading()->set_spill_dir("");
+  RunToEnd(&mixed);
+  ExpectSameBits(resident.series(), mixed.series());
+  EXPECT_EQ(NewestWeights(&resident), NewestWeights(&mixed));
+}
+
+TEST(Experts, DividedExpertsGoOnBitForBitInEveryMode) {
+  for (const auto mode :
+       {heddle::v1::ParallelConfig::SHARD_NONE, heddle::v1::ParallelConfig::SHARD_OPTIMIZER,
+        heddle::v1::ParallelConfig::SHARD_FULL}) {
+    RunConfig config = ExpertConfig(2, 2, 15);
+    config.mutable_parallel()->set_shard(mode);
+    Job calm(config, 2);
+    RunToEnd(&calm);
+    Job killed(config, 2);
+    KillAt(&killed, 8, 1);
+    RunToEnd(&killed);
+    ExpectSameBits(calm.series(), killed.series());
+    EXPECT_EQ(NewestWeights(&calm), NewestWeights(&killed));
+  }
+}
+
+// A run goes on with another degree and another number of ranks: its loss is that of a run that
+// never changed, its balancing biases are the same.
+TEST(Experts, AnyDegreeContinuesAnyOther) {
+  RunConfig config = ExpertConfig(1, 1, 24);
+  Job one(config, 1);
+  RunToEnd(&one);
+  Job moving(config, 1);
+  KillAt(&moving, 6, 0);
+  const std::vector<std::pair<int, int>> places = {{4, 2}, {2, 2}, {4, 4}};
+  uint64_t step = 11;
+  for (const auto& [ranks, degree] : places) {
+    moving.set_ranks(ranks);
+    moving.config().mutable_parallel()->mutable_ranks()->set_min(ranks);
+    moving.config().mutable_parallel()->mutable_ranks()->set_max(ranks);
+    moving.config().mutable_parallel()->set_expert(degree);
+    if (step < 20) {
+      KillAt(&moving, step, 0);
+    } else {
+      RunToEnd(&moving);
+    }
+    step += 5;
+  }
+  for (const auto& [at, point] : one.series()) {
+    const heddle::v1::MetricPoint& other = moving.series().at(at);
+    EXPECT_EQ(point.batch_hash(), other.batch_hash()) << at;
+    EXPECT_NEAR(point.loss(), other.loss(), 1e-3 * point.loss()) << at;
+  }
+  const auto expected = NewestWeights(&one);
+  for (const auto& [name, values] : NewestWeights(&moving)) {
+    if (name.find("e_score_correction_bias") == std::string::npos) continue;
+    EXPECT_EQ(values, expected.at(name)) << name;
+  }
+}
+
+TEST(Experts, ASpillFolderThatIsNotThereEndsTheRunWithItsName) {
+  RunConfig config = ExpertConfig(1, 1, 5);
+  Offload(&config, "/no/such/folder");
+  Job job(config, 1);
+  FakeAttempt attempt(job.Next());
+  const std::vector<FakeRankEnd> ends = attempt.Wait(30);
+  ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
+  ASSERT_TRUE(ends.front().words.has_value());
+  EXPECT_NE(ends.front().words->detail().find("/no/such/folder"), std::string::npos)
+      << ends.front().words->detail();
+}
+
+}  // namespace
+}  // namespace heddle::trainer
