@@ -302,7 +302,7 @@ int64_t ExchangeBuffers(const ModelPlan& plan, const heddle::v1::ParallelConfig&
 
 // Everything that a rank of `ranks` keeps of the parameters of one mesh.
 void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConfig& training,
-             const heddle::v1::ParallelConfig& parallel, MemoryEstimate* memory) {
+             heddle::v1::ParallelConfig parallel, MemoryEstimate* memory) {
   using heddle::v1::ParallelConfig;
   const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
   const int64_t element = bf16 ? 2 : 4;
@@ -336,6 +336,22 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
   }
 }
 
+// Rows of tokens that go to the ranks of their experts (model/moe/routed_experts.cc), as many as
+// come: kept until the backward, and in five copies while a layer exchanges them (what is sent and
+// what comes, there and back, and its result). Routers are uneven: a rank may get a quarter more
+// than its share. `row_bytes` of one column of a micro-batch.
+void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
+                      const TrainingConfig& training, int64_t row_bytes, int64_t lanes,
+                      MemoryEstimate* memory) {
+  constexpr int64_t kCopies = 5;
+  const int64_t rows = row_bytes * model.d_model() * model.moe().top_k() * 5 / 4;
+  const bool keeps =
+      training.gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
+  const auto layers = static_cast<int64_t>(plan.expert_layers.size());
+  memory->activations += rows * (keeps ? layers * lanes : 1);
+  memory->workspace += kCopies * rows;
+}
+
 // Everything that a rank keeps of the parameters: dense units over all ranks, experts over those
 // that have the same ones.
 void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
@@ -348,8 +364,11 @@ void AddParameters(const ModelPlan& plan, const ModelConfig& model, const Traini
   AddMesh(dense, ranks, model.tie_embeddings(), training, parallel, memory);
   if (plan.experts.count == 0 || experts_apart) return;
   const ModelPlan experts = ExpertPart(plan);
-  memory->gathered += ExchangeBuffers(experts, parallel);
-  AddMesh(experts, std::max<int64_t>(1, ranks / degree), false, training, parallel, memory);
+  const int64_t sharing = std::max<int64_t>(1, ranks / degree);
+  heddle::v1::ParallelConfig mesh = parallel;
+  if (sharing == 1 && degree > 1) mesh.set_shard(heddle::v1::ParallelConfig::SHARD_NONE);
+  memory->gathered += ExchangeBuffers(experts, mesh);
+  AddMesh(experts, sharing, false, training, mesh, memory);
 }
 
 }  // namespace
@@ -439,6 +458,7 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
   memory.workspace = b * (logits_rows * model.vocab_size() + (2 + lanes) * n * d) +
                      static_cast<int64_t>(rows * blocks.scratch_max) + CompiledKernels(model) +
                      (bf16 ? 2 * LargestMatrix(*plan, model) : kPackedBytes);
+  if (ExpertDegree(parallel) > 1) AddExchangedRows(*plan, model, training, n * b, lanes, &memory);
   return memory;
 }
 

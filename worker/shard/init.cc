@@ -26,6 +26,7 @@ StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan,
   Options mesh = options;
   mesh.rank = options.rank / options.expert_degree;
   mesh.world = options.world / options.expert_degree;
+  if (mesh.world == 1) mesh.mode = Mode::kNone;  // nothing to share: a gather would be a copy
   StatusOr<std::unique_ptr<Parameters>> experts =
       options.offload.enabled
           ? MakeOffloaded(plan, mesh)
