@@ -1,6 +1,6 @@
-// Streams blocks through a resident set as an update does: every block is read, changed by one pass
-// over its words, and written back.
-//   bench_offload DIR [BLOCKS] [BLOCK_MIB] [RESIDENT_BLOCKS] [ROUNDS]
+// Streams blocks through a resident set as an update does: every block is read, changed by some
+// passes over its words, and written back. What can be gained is the time of the passes.
+//   bench_offload DIR [BLOCKS] [BLOCK_MIB] [RESIDENT_BLOCKS] [ROUNDS] [PASSES]
 // Contenders: the set over io_uring, over threads, and over a host arena, and `serial`, which
 // reads, changes and writes one block after the other with O_DIRECT. Prints one JSON line each:
 // seconds, GB/s of reads and writes together, and the share of the time in which the caller waited.
@@ -29,6 +29,7 @@ struct Shape {
   int64_t block_mib = 12;
   int64_t resident_blocks = 8;
   int64_t rounds = 2;
+  int64_t passes = 12;
   int64_t BlockBytes() const { return block_mib * kMiB; }
 };
 
@@ -36,19 +37,22 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-void Change(std::byte* data, int64_t bytes) {
+void Change(std::byte* data, const Shape& shape) {
   auto* const words = reinterpret_cast<uint64_t*>(data);
-  for (int64_t i = 0; i < bytes / 8; ++i) words[i] = words[i] * 5 + 1;
+  for (int64_t pass = 0; pass < shape.passes; ++pass) {
+    for (int64_t i = 0; i < shape.BlockBytes() / 8; ++i) words[i] = words[i] * 5 + 1;
+  }
 }
 
 void Print(std::string_view name, const Shape& shape, double seconds, double moved_bytes,
            double exposed_seconds) {
   std::printf(
       "{\"contender\": \"%.*s\", \"blocks\": %ld, \"block_mib\": %ld, "
-      "\"resident_blocks\": %ld, \"seconds\": %.3f, \"gb_per_s\": %.2f, "
+      "\"resident_blocks\": %ld, \"passes\": %ld, \"seconds\": %.3f, \"gb_per_s\": %.2f, "
       "\"exposed_share\": %.3f}\n",
       static_cast<int>(name.size()), name.data(), shape.blocks, shape.block_mib,
-      shape.resident_blocks, seconds, moved_bytes / 1e9 / seconds, exposed_seconds / seconds);
+      shape.resident_blocks, shape.passes, seconds, moved_bytes / 1e9 / seconds,
+      exposed_seconds / seconds);
 }
 
 Status RunSet(std::string_view name, const std::string& dir, DiskMethod method,
@@ -75,7 +79,7 @@ Status RunSet(std::string_view name, const std::string& dir, DiskMethod method,
     RETURN_IF_ERROR(set->Expect(uses));
     for (const ExpectedUse& use : uses) {
       ASSIGN_OR_RETURN(std::byte* const data, set->Pin(use.block.slot, use.block.kind, use.access));
-      Change(data, shape.BlockBytes());
+      Change(data, shape);
       RETURN_IF_ERROR(set->Unpin(use.block.slot, use.block.kind));
     }
   }
@@ -107,7 +111,7 @@ Status RunSerial(const std::string& dir, const Shape& shape) {
         return FromErrno("pread in", dir);
       }
       const double change = Now();
-      Change(data, bytes);
+      Change(data, shape);
       const double write = Now();
       if (pwrite(file.value, data, static_cast<size_t>(bytes), block * bytes) != bytes) {
         return FromErrno("pwrite in", dir);
@@ -131,8 +135,8 @@ Status Run(const std::string& dir, const Shape& shape) {
 int Main(int argc, char** argv) {
   Shape shape;
   int64_t* const numbers[] = {&shape.blocks, &shape.block_mib, &shape.resident_blocks,
-                              &shape.rounds};
-  bool usable = argc >= 2 && argc <= 6;
+                              &shape.rounds, &shape.passes};
+  bool usable = argc >= 2 && argc <= 7;
   for (int i = 2; usable && i < argc; ++i) {
     const std::string_view text = argv[i];
     usable = std::from_chars(text.data(), text.data() + text.size(), *numbers[i - 2]).ec ==
@@ -140,7 +144,8 @@ int Main(int argc, char** argv) {
              *numbers[i - 2] > 0;
   }
   if (!usable) {
-    std::fprintf(stderr, "bench_offload DIR [BLOCKS] [BLOCK_MIB] [RESIDENT_BLOCKS] [ROUNDS]\n");
+    std::fprintf(stderr,
+                 "bench_offload DIR [BLOCKS] [BLOCK_MIB] [RESIDENT_BLOCKS] [ROUNDS] [PASSES]\n");
     return 2;
   }
   const Status status = Run(argv[1], shape);
