@@ -34,6 +34,9 @@ class FaultyDisk : public Disk {
  public:
   FaultyDisk(std::unique_ptr<Disk> inner, const DiskFaults& faults)
       : inner_(std::move(inner)), faults_(faults) {}
+  ~FaultyDisk() override {
+    for (std::thread& timer : timers_) timer.join();
+  }
 
   void Submit(const DiskRequest& request) override {
     DiskRequest changed = request;
@@ -50,10 +53,6 @@ class FaultyDisk : public Disk {
       if (number == faults_.flip_before_read) FlipBit(request);
     }
     inner_->Submit(changed);
-  }
-
-  ~FaultyDisk() override {
-    for (std::thread& timer : timers_) timer.join();
   }
 
   void Wait(std::vector<DiskReply>& replies) override {
