@@ -1,18 +1,5 @@
 // How long an optimizer step takes, from the configuration and figures of the host: the throughput
 // of `heddle plan` (training-runtime.md section 4). Torch-free; of target model_plan.
-//
-// The model of efficiency, for one rank on a CPU:
-//   compute   = product FLOPs / R + core FLOPs / (kCoreShare R) + kPasses kept bytes / BW
-//     R the rate of a large product in the compute type, BW the memory's bandwidth, kept bytes the
-//     activations that the forward keeps for the backward. The last term stands for everything that
-//     is no product: norms, activation functions, softmax, copies, and the loss of products
-//     narrower than the measured one.
-//   optimizer = bytes of formula (4), and of the gradients' norm and clearing, / BW
-//   disk      = formula (6), for the part of the experts beyond the resident set
-//   step      = max(compute, collectives under sharding, spilled weights)
-//             + collectives without sharding + max(optimizer, spilled states)
-// kCoreShare and kPasses were fitted to dense models of 5M and 30M parameters at 512 and 2048
-// tokens in bf16 (step_estimate.cc). Sparse kinds, whose kernels gather, are slower than it says.
 #pragma once
 
 #include <cstdint>
@@ -69,6 +56,20 @@ struct StepEstimate {
   std::string bound;
   std::string missing;  // which figure, and how to give it; empty where none is
 };
+// The model of efficiency, for one rank on a CPU:
+//   compute   = product FLOPs / R + core FLOPs / (kCoreShare R) + kPasses kept bytes / BW
+//     R the rate of a large product in the compute type, BW the memory's bandwidth, kept bytes the
+//     activations that the forward keeps for the backward. The last term stands for everything that
+//     is no product: norms, activation functions, softmax, copies, and the loss of products
+//     narrower than the measured one.
+//   optimizer = bytes of formula (4), and of the gradients' norm and clearing, / BW
+//   disk      = formula (6), for the part of the experts beyond the resident set
+//   step      = max(compute, collectives under sharding, spilled weights)
+//             + collectives without sharding + max(optimizer, spilled states)
+// kCoreShare and kPasses were fitted to dense models of 5M and 30M parameters at 512 and 2048
+// tokens in bf16 and fp32, to within 15 % (step_estimate.cc). Sparse kinds, whose kernels gather,
+// are slower than it says.
+//
 // Formulas (1), (2), (4) and (6). Sharded gathers and reductions run beside the computation: the
 // longer one counts; an all-reduce of whole gradients comes after it.
 StepEstimate EstimateStep(const heddle::v1::RunConfig& config, const HostFigures& host);

@@ -1,6 +1,6 @@
 // Rates of the machine this process runs on, as `heddle bench-host` stores them and `heddle plan`
-// uses them (training-runtime.md sections 4 and 21). Each is the median of a few short rounds; all
-// of it takes less than 20 s. Nothing else should run meanwhile.
+// uses them (training-runtime.md sections 4 and 21). Each is the best of a few short rounds, of the
+// disk a single one; all of it takes less than 20 s. Nothing else should run meanwhile.
 #pragma once
 
 #include <cstdint>

@@ -1,12 +1,18 @@
 // bench-host: every rate is measured, what is kept can be read, and what goes wrong is said.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "model/tool/disk_bench.h"
 #include "model/tool/host_bench.h"
@@ -25,6 +31,24 @@ class BenchHost : public testing::Test {
     path_ = mkdtemp(name.data());
   }
   ~BenchHost() override { fs::remove_all(path_); }
+
+  // Returns the exit status; what is printed goes to the file "out".
+  int Spawn(std::vector<std::string> words) const {
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    const std::string out = path_ / "out";
+    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    pid_t child = 0;
+    EXPECT_EQ(posix_spawn(&child, argv[0], &actions, nullptr, argv.data(), environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+
   fs::path path_;
 };
 
@@ -76,17 +100,13 @@ TEST_F(BenchHost, TheProgramKeepsWhatItPrints) {
   const char* bin = std::getenv("HEDDLE_BIN");
   ASSERT_NE(bin, nullptr) << "run it with ctest";
   const std::string kept = path_ / "home" / "host_bench.json";
-  const std::string printed = path_ / "printed";
-  const std::string command = std::string(bin) + "/heddle-model bench-host --dir " +
-                              path_.string() + " --out " + kept + " -o json > " + printed;
-  ASSERT_EQ(std::system(command.c_str()), 0);
+  const std::string program = std::string(bin) + "/heddle-model";
+  ASSERT_EQ(Spawn({program, "bench-host", "--dir", path_, "--out", kept, "-o", "json"}), 0);
   const nlohmann::json json = nlohmann::json::parse(std::ifstream(kept));
-  EXPECT_EQ(json, nlohmann::json::parse(std::ifstream(printed)));
+  EXPECT_EQ(json, nlohmann::json::parse(std::ifstream(path_ / "out")));
   EXPECT_EQ(json["version"], 1);
   EXPECT_LT(json["seconds"], 60) << "20 on a quiet machine";
-  const std::string missing = std::string(bin) + "/heddle-model bench-host --dir " +
-                              (path_ / "none").string() + " 2> " + printed;
-  EXPECT_EQ(WEXITSTATUS(std::system(missing.c_str())), 3);
+  EXPECT_EQ(Spawn({program, "bench-host", "--dir", path_ / "none"}), 3);
 }
 
 }  // namespace
