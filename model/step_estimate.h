@@ -57,7 +57,8 @@ struct StepEstimate {
   std::string missing;  // which figure, and how to give it; empty where none is
 };
 // The model of efficiency, for one rank on a CPU:
-//   compute   = product FLOPs / R + core FLOPs / (kCoreShare R) + kPasses kept bytes / BW
+//   compute   = (product FLOPs + expert FLOPs / kExpertShare) / R + core FLOPs / (kCoreShare R)
+//               + kPasses kept bytes / BW
 //     R the rate of a large product in the compute type, BW the memory's bandwidth, kept bytes the
 //     activations that the forward keeps for the backward. The last term stands for everything that
 //     is no product: norms, activation functions, softmax, copies, and the loss of products
@@ -67,8 +68,8 @@ struct StepEstimate {
 //   step      = max(compute, collectives under sharding, spilled weights)
 //             + collectives without sharding + max(optimizer, spilled states)
 // kCoreShare and kPasses were fitted to dense models of 5M and 30M parameters at 512 and 2048
-// tokens in bf16 and fp32, to within 15 % (step_estimate.cc). Sparse kinds, whose kernels gather,
-// are slower than it says.
+// tokens in bf16 and fp32, to within 15 %, kExpertShare to two small mixtures (step_estimate.cc).
+// Kinds that select keys, whose kernels gather, are slower than it says.
 //
 // Formulas (1), (2), (4) and (6). Sharded gathers and reductions run beside the computation: the
 // longer one counts; an all-reduce of whole gradients comes after it.

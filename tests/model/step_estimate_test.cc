@@ -117,6 +117,16 @@ TEST(StepEstimate, RecomputationAndAccumulationTakeTheirTime) {
   EXPECT_NEAR(EstimateStep(config, Host()).compute_seconds / once.compute_seconds, 4.0 / 3, 0.1);
 }
 
+// As many FLOPs as in one layer of two experts' width, in narrower products.
+TEST(StepEstimate, ExpertsTakeLongerThanALayerOfTheSameWork) {
+  RunConfig wide = Tiny();
+  wide.mutable_model()->set_d_ffn(2 * 512);
+  const StepEstimate dense = EstimateStep(wide, Host());
+  const StepEstimate mixture = EstimateStep(Moe(), Host());
+  EXPECT_NEAR(mixture.flops_per_token / dense.flops_per_token, 1, 0.01);
+  EXPECT_GT(mixture.compute_seconds, 1.5 * dense.compute_seconds);
+}
+
 TEST(StepEstimate, TheUsersFigureStandsForAllOfTheComputation) {
   HostFigures host = Host();
   host.matmul_flops = 0.5e12;
