@@ -302,6 +302,17 @@ const char* WordOf(TrainingConfig::Accumulation accumulation) {
   }
 }
 
+bool SelectsKeys(const heddle::v1::ModelConfig& model) {
+  for (int layer = 0; layer < model.n_layers(); ++layer) {
+    const heddle::v1::AttentionKind kind = LayerKind(model, layer);
+    if (kind == heddle::v1::ATTENTION_KIND_NSA || kind == heddle::v1::ATTENTION_KIND_DSA ||
+        kind == heddle::v1::ATTENTION_KIND_GSA) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void FillThroughput(const RunConfig& config, const HostFigures& host, const StepEstimate& step,
                     heddle::v1::PlanReply* plan) {
   heddle::v1::PlanReply::Throughput* throughput = plan->mutable_throughput();
@@ -311,6 +322,11 @@ void FillThroughput(const RunConfig& config, const HostFigures& host, const Step
   if (step.tokens_per_second == 0) {
     plan->add_warnings(Str("tokens per second are not known: ", step.missing));
     return;
+  }
+  if (host.matmul_flops == 0 && SelectsKeys(config.model())) {
+    plan->add_warnings(
+        "tokens per second of layers that select keys (nsa, dsa, gsa) are fewer than said: half of "
+        "it was measured for tiny-nsa and tiny-gsa at 2048 tokens");
   }
   throughput->set_tokens_per_second(step.tokens_per_second);
   throughput->set_step_seconds(step.step_seconds);

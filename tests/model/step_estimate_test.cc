@@ -227,6 +227,21 @@ TEST(StepEstimate, DisksWearOutWithAWarning) {
   EXPECT_EQ(plan.throughput().bound(), "disk");
 }
 
+TEST(StepEstimate, SaysThatSelectingLayersAreSlower) {
+  RunConfig config = Tiny();
+  const auto warnings = [&](const HostFigures& host) {
+    heddle::v1::PlanReply plan;
+    FillPlan(config, host, &plan);
+    return plan.warnings_size();
+  };
+  EXPECT_EQ(warnings(Host()), 0);
+  *config.mutable_model() = plan_test::OfKind(heddle::v1::ATTENTION_KIND_NSA);
+  EXPECT_EQ(warnings(Host()), 1);
+  HostFigures said = Host();
+  said.matmul_flops = 1e12;
+  EXPECT_EQ(warnings(said), 0) << "the user knows better";
+}
+
 TEST(StepEstimate, FailuresSetTheCheckpointInterval) {
   const StepEstimate step = EstimateStep(Tiny(), Host());
   const double usual = EstimateStorage(Tiny(), step).save_seconds;
