@@ -57,7 +57,8 @@ StatusOr<v1::PlanReply> PlanAlone(const v1::RunConfig& config, const Status& why
     plan.mutable_config()->mutable_parallel()->set_memory_per_rank(
         static_cast<int64_t>(plan.memory().reserved_per_rank()));
   }
-  if (plan.has_memory()) plan.mutable_memory()->clear_fits();
+  // A reservation that is too small is so anywhere; whether a node has it is not known.
+  if (plan.memory().fits()) plan.mutable_memory()->clear_fits();
   plan.add_warnings(Str("without a coordinator nothing is known about nodes: ", Message(why)));
   return plan;
 }

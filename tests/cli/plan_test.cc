@@ -102,6 +102,13 @@ TEST_F(PlanTest, AnErrorOfTheConfigurationIsTheSameAsOfSubmit) {
   EXPECT_EQ(fake_.Run({"plan", fake_.folder() + "/none.yaml"}).status, 3);
 }
 
+TEST_F(PlanTest, WithoutAClusterAReservationMayStillBeTooSmall) {
+  const Outcome outcome =
+      fake_.Run({"plan", Config(), "parallel.memory_per_rank=100MiB"}, /*bare=*/true);
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.out.find("it does not fit"), std::string::npos) << outcome.out;
+}
+
 TEST_F(PlanTest, WithoutAClusterAllButThePlacementIsKnown) {
   const Outcome outcome = fake_.Run({"plan", Config(), "-o", "json"}, /*bare=*/true);
   ASSERT_EQ(outcome.status, 0) << outcome.err;
