@@ -233,6 +233,94 @@ TEST(TensorIo, ASnapshotIsACopy) {
             Fixture::ValueAt(3, heddle::v1::TENSOR_CLASS_MASTER, 699999));
 }
 
+// Offloaded experts are copied one after the other into a file, the rest at last: the files of the
+// checkpoint are those of one copy in memory.
+TEST(TensorIo, ACopyOnDiskGivesTheSameFiles) {
+  Fixture model;
+  const TempDir root;
+  const TempDir spill;
+  const auto write = [&](const Snapshot& snapshot, const std::string& dir) {
+    ShardWriterOptions options;
+    options.root = root.path();
+    options.dir = dir;
+    options.header.set_world_size(1);
+    return snapshot.Write(options);
+  };
+  Snapshot memory;
+  ASSERT_OK(memory.Stage(model.tensors, model.Whole()));
+  const auto expected = write(memory, "memory");
+  ASSERT_OK(expected.status());
+  Snapshot disk;
+  for (int round = 0; round < 2; ++round) {  // the second in what the first left
+    disk.Clear();
+    std::vector<LocalRange> rest;
+    for (const LocalRange& range : model.Whole()) {
+      if (range.tensor == 2) {
+        rest.push_back(range);
+        continue;
+      }
+      std::vector<float> passing(static_cast<const float*>(range.data),
+                                 static_cast<const float*>(range.data) + range.count);
+      LocalRange one = range;
+      one.data = passing.data();
+      ASSERT_OK(disk.CopyToDisk(model.tensors, {one}, spill.path()));
+    }
+    ASSERT_OK(disk.Copy(model.tensors, rest));
+    EXPECT_EQ(disk.bytes(), memory.bytes());
+    EXPECT_TRUE(std::filesystem::is_empty(spill.path())) << "the file has a name";
+    const auto got = write(disk, Str("disk", round));
+    ASSERT_OK(got.status());
+    ASSERT_EQ(got->size(), expected->size());
+    for (size_t i = 0; i < got->size(); ++i) {
+      EXPECT_EQ((*got)[i].digest(), (*expected)[i].digest());
+    }
+  }
+}
+
+TEST(TensorIo, ACopyOnDiskFailsWithTheFolderAndCountsBadValues) {
+  Fixture model;
+  Snapshot snapshot;
+  const Status missing = snapshot.CopyToDisk(model.tensors, model.Whole(), "/no/such/folder");
+  EXPECT_EQ(missing.code(), StatusCode::kNotFound);
+  EXPECT_NE(Message(missing).find("/no/such/folder"), std::string::npos);
+  const TempDir spill;
+  model.data[{1, heddle::v1::TENSOR_CLASS_MASTER}][0] = std::nanf("");
+  snapshot.Clear();
+  ASSERT_OK(snapshot.CopyToDisk(model.tensors, model.Whole(), spill.path()));
+  EXPECT_EQ(snapshot.non_finite(), 1u);
+  EXPECT_EQ(snapshot.first_non_finite(), "a.bias (master)");
+}
+
+// A range that is handed over comes whole and in order of its places, and its failure ends the
+// load.
+TEST(TensorIo, ARangeCanBeHandedOverPieceByPiece) {
+  const Fixture model;
+  const TempDir root;
+  const StatusOr<CheckpointRecord> record = model.Save(root.path(), 3, true);
+  ASSERT_OK(record.status());
+  std::map<std::string, std::vector<float>> buffers;
+  std::vector<WantedRange> wanted = WantAll(model, &buffers);
+  ASSERT_OK(LoadRanges(*record, root.path(), wanted));
+  std::map<std::string, std::vector<float>> handed;
+  for (WantedRange& range : wanted) {
+    std::vector<float>* to = &handed[Str(range.name, "/", static_cast<int>(range.tensor_class))];
+    to->assign(range.count, -1.0f);
+    range.data = nullptr;
+    range.take = [to](uint64_t first, std::span<const std::byte> bytes) {
+      std::memcpy(to->data() + first, bytes.data(), bytes.size());
+      return OkStatus();
+    };
+  }
+  ASSERT_OK(LoadRanges(*record, root.path(), wanted));
+  size_t same = 0;
+  for (const auto& [name, values] : buffers) {
+    for (const auto& [other, got] : handed) same += got == values ? 1 : 0;
+  }
+  EXPECT_GE(same, buffers.size());
+  wanted.back().take = [](uint64_t, std::span<const std::byte>) { return DataLoss("bad disk"); };
+  EXPECT_EQ(LoadRanges(*record, root.path(), wanted).code(), StatusCode::kDataLoss);
+}
+
 TEST(TensorIo, NeverWritesAValueThatIsNotFinite) {
   for (const float bad :
        {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
