@@ -18,7 +18,8 @@ uint32_t PhaseCount();
 
 // "all-gather"; "operation 77".
 std::string OperationText(uint32_t operation);
-// Of a model with `layers` blocks: "embedding", "block.3", "head"; "" outside of these.
+// Of a model with `layers` blocks: "embedding", "block.3", "head", "block.3.experts"; "" outside of
+// these. Experts of layer l are unit layers + 2 + l.
 std::string UnitText(int64_t unit, int64_t layers);
 // "#1812 all-gather block.7". Sums over all parameters at once have no unit.
 std::string CollectiveText(uint64_t seq, uint32_t operation, int64_t unit, int64_t layers);

@@ -222,6 +222,10 @@ class FieldChecker {
            Str("must divide parallel.ranks (", expert, " and ", ranks, ")"));
     const int32_t experts = config_.model().moe().n_experts();
     const bool offloads = config_.memory().expert_offloading().enabled();
+    const std::string& spill_dir = config_.memory().expert_offloading().spill_dir();
+    Refuse(offloads && !spill_dir.empty() && spill_dir.front() != '/',
+           "memory.expert_offloading.spill_dir",
+           Str("must be a whole path, the same on every worker (is ", spill_dir, ")"));
     Refuse(offloads && experts == 0, "memory.expert_offloading.enabled",
            "the model has no experts: set model.moe.n_experts");
     Refuse(offloads && experts > 0 && expert > 0 && ranks > expert,
@@ -497,6 +501,10 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   const v1::MemoryConfig& memory = config.memory();
   if (inside("memory.expert_offloading.") && !memory.expert_offloading().enabled()) {
     return "without memory.expert_offloading.enabled";
+  }
+  if (canonical == "memory.expert_offloading.spill_dir" &&
+      memory.expert_offloading().resident_mb() == 0) {
+    return "without memory.expert_offloading.resident_mb, which says how much stays in memory";
   }
   if (canonical == "memory.kv_cache.threshold" &&
       memory.kv_cache().quantization() == v1::KvCacheConfig::QUANTIZATION_NONE) {

@@ -71,10 +71,12 @@ Status DoesNotFit(const std::string& dir, int64_t bytes) {
   if (statvfs(dir.c_str(), &disk) == 0) {
     free = Str(static_cast<int64_t>(disk.f_bavail * disk.f_frsize));
   }
-  return ResourceExhausted(Str(kSettingName, ": ", dir, ": the experts of this rank need ", bytes,
-                               " bytes, ", free,
-                               " bytes are free: free some, name a folder of a larger disk, or use "
-                               "more ranks"));
+  // With its errno, so that a full disk is not taken for a lack of memory.
+  return FromErrno(
+      Str(kSettingName, ": ", dir, ": the experts of this rank need ", bytes, " bytes, ", free,
+          " bytes are free: free some, name a folder of a larger disk, or use more "
+          "ranks"),
+      {}, ENOSPC);
 }
 
 }  // namespace

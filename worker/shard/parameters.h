@@ -7,10 +7,6 @@
 //   BeginStep();
 //   for (micro-batch) model->ForwardBackward(batch, info, parameters->Hooks({.last = ...}));
 //   FinishGradients();  ForEachMeasured, ForEachHeld: clip, update what is held;  Updated();
-//
-// Experts have a mesh of their own (10.1): with `expert_degree` D rank r holds the experts of
-// model::ExpertsOfRank(config, r, D), as do all ranks that are equal to it modulo D; their
-// gradients are summed over those ranks alone, and mode and slices count in them.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +55,9 @@ struct Options {
   comm::Wire wire = comm::Wire::kFp32;
   int rank = 0;
   int world = 1;
-  // Divides `world`; the ranks of one group of this many, in a row, have all experts.
+  // Experts have a mesh of their own (10.1). Divides `world`: rank r holds the experts of
+  // model::ExpertsOfRank(config, r, expert_degree), as do all ranks that are equal to it modulo
+  // this; their gradients are summed over those ranks alone, and mode and slices count in them.
   int expert_degree = 1;
   // Of the optimizer, whose moments lie beside offloaded experts.
   int moments = 2;

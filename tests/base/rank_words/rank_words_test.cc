@@ -27,7 +27,9 @@ TEST(RankWords, UnknownNumbersStillGiveText) {
   EXPECT_EQ(PartOfPhase(77), PhasePart::kNone);
   EXPECT_EQ(CollectiveText(1, 99, -5, 2), "#1 operation 99");
   EXPECT_EQ(UnitText(-1, 2), "");
-  EXPECT_EQ(UnitText(4, 2), "");
+  EXPECT_EQ(UnitText(4, 2), "block.0.experts");
+  EXPECT_EQ(UnitText(5, 2), "block.1.experts");
+  EXPECT_EQ(UnitText(6, 2), "");
   EXPECT_EQ(UnitText(0, 2), "embedding");
   EXPECT_EQ(UnitText(3, 2), "head");
   EXPECT_LE(PhaseCount(), 16u) << "the page has room for sixteen";

@@ -52,12 +52,6 @@ TEST(Checks, RulesBetweenFields) {
       {{"training.global_batch_size=8", "training.gradient_accumulation_steps=2"},
        "does not fit gradient_accumulation_steps"},
       {{"parallel.ranks={min: 3, max: 2}"}, "must be at most parallel.ranks.max"},
-      {{"parallel.ranks=4", "parallel.expert=3"}, "parallel.expert: must divide parallel.ranks"},
-      {{"parallel.ranks=2", "parallel.expert=2"}, "the model has none: set model.moe.n_experts"},
-      {{"parallel.ranks=2", "parallel.expert=2", "model.moe.n_experts=5"},
-       "parallel.expert: must divide model.moe.n_experts (2 and 5)"},
-      {{"parallel.ranks=2", "model.moe.n_experts=4", "memory.expert_offloading.enabled=true"},
-       "needs parallel.expert = parallel.ranks"},
       {{"training.accumulation=sync_each"}, "training.accumulation: sync_each saves nothing"},
       {{"parallel.reduce_dtype=bf16"}, "parallel.reduce_dtype: bf16 needs parallel.shard"},
       {{"parallel.backend=nccl"}, "nccl needs parallel.gpus_per_rank"},
@@ -87,6 +81,31 @@ TEST(Checks, RulesBetweenFields) {
   }
 }
 
+TEST(Checks, ExpertsAreDividedAndKeptWhereTheyCanBe) {
+  const ConfigFiles files;
+  LoadOptions options = files.options;
+  options.require_implemented = false;
+  const std::string path = files.Write("run.yaml", kMinimal);
+  const std::string offload = "memory.expert_offloading.";
+  const Rule rules[] = {
+      {{"parallel.ranks=4", "parallel.expert=3"}, "parallel.expert: must divide parallel.ranks"},
+      {{"parallel.ranks=2", "parallel.expert=2"}, "the model has none: set model.moe.n_experts"},
+      {{"parallel.ranks=2", "parallel.expert=2", "model.moe.n_experts=5"},
+       "parallel.expert: must divide model.moe.n_experts (2 and 5)"},
+      {{"memory.expert_offloading.enabled=true"}, "the model has no experts"},
+      {{"parallel.ranks=2", "model.moe.n_experts=4", "memory.expert_offloading.enabled=true"},
+       "needs parallel.expert = parallel.ranks"},
+      {{"model.moe.n_experts=4", "memory.expert_offloading.enabled=true",
+        offload + "resident_mb=64", offload + "spill_dir=spill"},
+       "memory.expert_offloading.spill_dir: must be a whole path"},
+  };
+  for (const Rule& rule : rules) {
+    EXPECT_STATUS(Load(path, rule.overrides, options).status(), StatusCode::kInvalidArgument,
+                  rule.problem)
+        << rule.overrides[0];
+  }
+}
+
 // Every option that this version does not run is refused by name, and only by the table.
 TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
   const ConfigFiles files;
@@ -97,7 +116,6 @@ TEST(CheckImplemented, RefusesWhatThisVersionDoesNotRun) {
       {{"model.attention.logit_scale={}"}, "the query temperature"},
       {{"model.dropout=0.1"}, "dropout"},
       {{"training.precision=fp8"}, "fp8 arithmetic"},
-      {{"memory.expert_offloading.enabled=true"}, "the model has no experts"},
       {{"model.moe.n_experts=4", "memory.expert_offloading.enabled=true",
         "memory.expert_offloading.policy=stream"},
        "memory.expert_offloading.policy: stream: this version does not implement streaming"},
@@ -142,6 +160,14 @@ TEST(Warnings, NameKeysWithoutEffect) {
                             files.options));
   ASSERT_EQ(rounded.warnings.size(), 1u);
   EXPECT_NE(rounded.warnings[0].find("parallel.reduce_dtype=bf16 rounds"), std::string::npos);
+  ASSERT_OK_AND_ASSIGN(const ResolvedConfig unbounded,
+                       Load(path,
+                            {"model.moe.n_experts=4", "memory.expert_offloading.enabled=true",
+                             "memory.expert_offloading.spill_dir=/tmp"},
+                            files.options));
+  ASSERT_EQ(unbounded.warnings.size(), 1u);
+  EXPECT_NE(unbounded.warnings[0].find("without memory.expert_offloading.resident_mb"),
+            std::string::npos);
   for (const char* override : {"schedule.preemptible=true", "training.seed=3", "name=x"}) {
     ASSERT_OK_AND_ASSIGN(const ResolvedConfig resolved, Load(path, {override}, files.options));
     EXPECT_TRUE(resolved.warnings.empty()) << override;

@@ -76,8 +76,8 @@ TEST(Explain, KnowsKeysGroupsAndAliases) {
   ASSERT_EQ(keys.size(), 4u);
   EXPECT_EQ(keys[0].key, "model.attention.swa");
   EXPECT_TRUE(keys[0].is_group);
-  ASSERT_OK_AND_ASSIGN(keys, Explain("parallel.expert"));
-  EXPECT_NE(keys[0].limitation.find("does not implement expert parallelism"), std::string::npos);
+  ASSERT_OK_AND_ASSIGN(keys, Explain("model.dropout"));
+  EXPECT_NE(keys[0].limitation.find("does not implement dropout"), std::string::npos);
   EXPECT_STATUS(Explain("training.lr"), StatusCode::kNotFound, "unknown key");
   EXPECT_STATUS(Explain("training.learning_rat"), StatusCode::kNotFound,
                 "nearest name: training.learning_rate");

@@ -150,8 +150,10 @@ TEST(Presets, EveryGroupLoads) {
   EXPECT_GE(presets.size(), 45u);
   for (const std::string& preset : presets) {
     const size_t slash = preset.find('/');
-    EXPECT_OK(Load(path, {preset.substr(0, slash) + "=" + preset.substr(slash + 1)}, options))
-        << preset;
+    std::vector<std::string> choices = {preset.substr(0, slash) + "=" + preset.substr(slash + 1)};
+    // Experts are kept somewhere only where there are some.
+    if (preset.rfind("memory/", 0) == 0) choices.push_back("model=tiny-moe");
+    EXPECT_OK(Load(path, choices, options)) << preset;
   }
 }
 

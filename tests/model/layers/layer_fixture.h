@@ -69,6 +69,9 @@ class LayerFixture {
     Append(&plan_.buffers, &plan_.buffer_elements, name, {size}, false);
   }
 
+  // All experts of the layer are here.
+  void HasExperts(int64_t count) { plan_.experts = {0, count}; }
+
   // Normal weights of standard deviation `scale`, the same numbers in every type.
   const layers::LayerStorage& Build(double scale) {
     const at::TensorOptions weights = at::TensorOptions().dtype(storage_.type);

@@ -53,6 +53,7 @@ struct MoeCase {
                      int64_t{moe.n_shared()} * moe.d_expert());
     }
     if (with_bias) fixture.AddBuffer(kBias, moe.n_experts());
+    fixture.HasExperts(moe.n_experts());
     layer = moe::MakeMoe(config, fixture.Build(0.4));
   }
   static std::string Expert(int e) { return "mlp.experts." + std::to_string(e) + "."; }

@@ -135,6 +135,27 @@ Values Reference(const Case& c) {
   return {built.store->master().begin(), built.store->master().end()};
 }
 
+namespace {
+
+// With the moments that lie beside offloaded masters, or in m and v.
+optim::Shard ShardOf(const Held& held, Values* m, Values* v) {
+  optim::Shard shard = {.flat_offset = held.range.begin,
+                        .master = held.master,
+                        .gradient = held.gradient,
+                        .compute_bf16 = held.compute_bf16};
+  const size_t size = held.master.size();
+  if (held.offloaded) {
+    shard.m = {reinterpret_cast<float*>(held.moments[0]), size};
+    shard.v = {reinterpret_cast<float*>(held.moments[1]), size};
+  } else {
+    shard.m = std::span<float>(*m).subspan(static_cast<size_t>(held.owned_offset), size);
+    shard.v = std::span<float>(*v).subspan(static_cast<size_t>(held.owned_offset), size);
+  }
+  return shard;
+}
+
+}  // namespace
+
 Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
   ASSIGN_OR_RETURN(const model::ModelPlan whole, model::PlanModel(c.config));
   Options options = c.options;
@@ -182,19 +203,7 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
       if (step == 0) {
         Place(plan, whole, held, held.gradient, &out->first_gradients);
       }
-      optim::Shard shard = {.flat_offset = held.range.begin,
-                            .master = held.master,
-                            .gradient = held.gradient,
-                            .compute_bf16 = held.compute_bf16};
-      const size_t size = held.master.size();
-      if (held.offloaded) {
-        shard.m = {reinterpret_cast<float*>(held.moments[0]), size};
-        shard.v = {reinterpret_cast<float*>(held.moments[1]), size};
-      } else {
-        shard.m = std::span<float>(m).subspan(static_cast<size_t>(held.owned_offset), size);
-        shard.v = std::span<float>(v).subspan(static_cast<size_t>(held.owned_offset), size);
-      }
-      optim::OptimizerStep(hyper, groups, ArgsOf(c, step, squares), shard);
+      optim::OptimizerStep(hyper, groups, ArgsOf(c, step, squares), ShardOf(held, &m, &v));
       return OkStatus();
     }));
     parameters->Updated();

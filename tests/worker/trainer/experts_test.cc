@@ -1,7 +1,10 @@
 // Experts divided over ranks and experts in a bounded resident set, in whole runs: kills, other
 // degrees, other homes (training-runtime.md 10, 12, 20.3, 20.6, 20.7).
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mount.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -161,6 +164,77 @@ TEST(Experts, ASpillFolderThatIsNotThereEndsTheRunWithItsName) {
   ASSERT_TRUE(ends.front().words.has_value());
   EXPECT_NE(ends.front().words->detail().find("/no/such/folder"), std::string::npos)
       << ends.front().words->detail();
+}
+
+// The descriptors with which a process has nameless files of a folder open.
+std::vector<std::string> FilesIn(int pid, const std::string& folder) {
+  std::vector<std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator(Str("/proc/", pid, "/fd"))) {
+    std::error_code gone;
+    const std::filesystem::path target = std::filesystem::read_symlink(entry.path(), gone);
+    if (!gone && target.string().rfind(folder, 0) == 0) found.push_back(entry.path().string());
+  }
+  return found;
+}
+
+// Turns one bit of every page over, past the process, as a bad disk or cable would.
+void FlipBits(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(fd, 0) << path;
+  const off_t size = lseek(fd, 0, SEEK_END);
+  for (off_t at = 0; at < size; at += 4096) {
+    char byte = 0;
+    ASSERT_EQ(pread(fd, &byte, 1, at), 1);
+    byte = static_cast<char>(byte ^ 4);
+    ASSERT_EQ(pwrite(fd, &byte, 1, at), 1);
+  }
+  fsync(fd);
+  close(fd);
+}
+
+// Bits that change on the disk end the attempt with the block's name; the next one goes on from
+// the checkpoint with the bits of a run that nobody disturbed.
+TEST(Experts, ABitFlippedInASpilledExpertIsNeverComputedWith) {
+  RunConfig config = ExpertConfig(1, 1, 40);
+  Job resident(config, 1);
+  RunToEnd(&resident);
+  const checkpoint::TempDir spill;
+  Offload(&config, spill.path());
+  Job job(config, 1);
+  FakeAttempt attempt(job.Next());
+  ASSERT_TRUE(attempt.WaitForStep(12));
+  const std::vector<std::string> files = FilesIn(attempt.pid(0), spill.path());
+  ASSERT_GE(files.size(), 3u) << "weights, gradients, states";
+  for (const std::string& file : files) FlipBits(file);
+  const std::vector<FakeRankEnd> ends = attempt.Wait(60);
+  ASSERT_EQ(ends.size(), 1u);
+  EXPECT_EQ(ends[0].code, static_cast<int>(ExitCode::kStorage));
+  ASSERT_TRUE(ends[0].words.has_value());
+  EXPECT_NE(ends[0].words->detail().find("of slot"), std::string::npos) << ends[0].words->detail();
+  job.Collect(&attempt);
+  RunToEnd(&job);
+  ExpectSameBits(resident.series(), job.series());
+  EXPECT_EQ(NewestWeights(&resident), NewestWeights(&job));
+}
+
+// A full disk is told before the first step.
+TEST(Experts, ADiskWithoutRoomForTheSpillEndsTheRunBeforeItBegins) {
+  const checkpoint::TempDir mounted;
+  if (mount("heddle-test", mounted.path().c_str(), "tmpfs", 0, "size=1m") != 0) {
+    GTEST_SKIP() << "no right to mount a small file system here";
+  }
+  RunConfig config = ExpertConfig(1, 1, 5);
+  Offload(&config, mounted.path());
+  Job job(config, 1);
+  FakeAttempt attempt(job.Next());
+  const std::vector<FakeRankEnd> ends = attempt.Wait(30);
+  EXPECT_EQ(umount(mounted.path().c_str()), 0);
+  EXPECT_EQ(ends.front().code, static_cast<int>(ExitCode::kStorage));
+  ASSERT_TRUE(ends.front().words.has_value());
+  EXPECT_NE(ends.front().words->detail().find(mounted.path()), std::string::npos)
+      << ends.front().words->detail();
+  EXPECT_NE(ends.front().words->detail().find("free"), std::string::npos);
+  EXPECT_EQ(ends.front().words->step(), 0u);
 }
 
 }  // namespace
