@@ -66,6 +66,29 @@ StatusOr<const TensorInfo*> InfoOf(const std::vector<TensorInfo>& tensors,
   return &info;
 }
 
+// What of a range lies in one chunk: a range that starts or ends inside a chunk becomes sub-chunks.
+struct Cut {
+  uint32_t chunk = 0;
+  uint32_t first = 0;  // element of the chunk
+  uint64_t begin = 0;  // byte of the range
+  uint64_t bytes = 0;
+};
+std::vector<Cut> CutsOf(const LocalRange& range, ElementType type) {
+  const uint64_t chunk_elements = ChunkElements(type);
+  const uint64_t element = ElementBytes(type);
+  const uint64_t end = range.first + range.count;
+  std::vector<Cut> cuts;
+  for (uint64_t at = range.first; at < end;) {
+    const uint64_t chunk = at / chunk_elements;
+    const uint64_t stop = std::min(end, (chunk + 1) * chunk_elements);
+    cuts.push_back({static_cast<uint32_t>(chunk),
+                    static_cast<uint32_t>(at - chunk * chunk_elements),
+                    (at - range.first) * element, (stop - at) * element});
+    at = stop;
+  }
+  return cuts;
+}
+
 }  // namespace
 
 StatusOr<std::vector<TensorInfo>> NumberTensors(std::vector<TensorInfo> tensors) {
@@ -177,7 +200,11 @@ Status Snapshot::CopyToDisk(const std::vector<TensorInfo>& tensors,
   for (Part& part : parts) {
     copy.resize(part.range.count * ElementBytes(part.type));
     CopyPart(tensors, part, copy.data());
-    ASSIGN_OR_RETURN(part.file_offset, file_.Append(copy));
+    for (const Cut& cut : CutsOf(part.range, part.type)) {
+      ASSIGN_OR_RETURN(const SnapshotFile::Extent extent,
+                       file_.Append({copy.data() + cut.begin, cut.bytes}));
+      part.extents.push_back(extent);
+    }
     part.range.data = nullptr;
   }
   parts_.insert(parts_.end(), parts.begin(), parts.end());
@@ -204,29 +231,21 @@ Status Snapshot::AddAll(SstShardWriter* writer) const {
   std::vector<Part> sorted = parts_;
   std::sort(sorted.begin(), sorted.end(),
             [](const Part& a, const Part& b) { return Before(a.range, b.range); });
-  std::vector<char> chunk_bytes;  // of a part on the disk
+  std::vector<char> from_disk;
   for (const Part& part : sorted) {
-    const uint64_t chunk_elements = ChunkElements(part.type);
-    const uint64_t element = ElementBytes(part.type);
-    const uint64_t end = part.range.first + part.range.count;
-    // A part that starts or ends inside a chunk becomes sub-chunks.
-    for (uint64_t at = part.range.first; at < end;) {
-      const uint64_t chunk = at / chunk_elements;
-      const uint64_t stop = std::min(end, (chunk + 1) * chunk_elements);
-      const uint64_t begin = (at - part.range.first) * element;
-      const uint64_t size = (stop - at) * element;
-      const char* data = static_cast<const char*>(part.range.data) + begin;
+    size_t k = 0;
+    for (const Cut& cut : CutsOf(part.range, part.type)) {
+      const char* data = static_cast<const char*>(part.range.data) + cut.begin;
       if (part.range.data == nullptr) {
-        chunk_bytes.resize(size);
-        RETURN_IF_ERROR(file_.Read(part.file_offset + begin, chunk_bytes));
-        data = chunk_bytes.data();
+        from_disk.resize(cut.bytes);
+        RETURN_IF_ERROR(file_.Read(part.extents[k++], from_disk));
+        data = from_disk.data();
       }
       RETURN_IF_ERROR(writer->Add({.tensor = part.range.tensor,
                                    .tensor_class = part.range.tensor_class,
-                                   .chunk = static_cast<uint32_t>(chunk),
-                                   .first = static_cast<uint32_t>(at - chunk * chunk_elements)},
-                                  part.type, {data, size}));
-      at = stop;
+                                   .chunk = cut.chunk,
+                                   .first = cut.first},
+                                  part.type, {data, cut.bytes}));
     }
   }
   return OkStatus();

@@ -67,7 +67,7 @@ class Snapshot {
   struct Part {
     LocalRange range;  // data points into a buffer; null: in file_
     heddle::v1::ElementType type;
-    uint64_t file_offset = 0;
+    std::vector<SnapshotFile::Extent> extents;  // one per chunk that the part touches
   };
   // Sorted, checked, counted in bytes_.
   StatusOr<std::vector<Part>> PartsOf(const std::vector<heddle::v1::TensorInfo>& tensors,

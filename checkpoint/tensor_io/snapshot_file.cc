@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <cerrno>
 #include <cstdlib>
@@ -33,7 +34,7 @@ void SnapshotFile::Clear() {
   size_ = 0;
 }
 
-StatusOr<uint64_t> SnapshotFile::Append(std::span<const char> bytes) {
+StatusOr<SnapshotFile::Extent> SnapshotFile::Append(std::span<const char> bytes) {
   const uint64_t begin = size_;
   for (size_t done = 0; done < bytes.size();) {
     const ssize_t written =
@@ -45,19 +46,24 @@ StatusOr<uint64_t> SnapshotFile::Append(std::span<const char> bytes) {
     done += static_cast<size_t>(written);
   }
   size_ += bytes.size();
-  return begin;
+  return Extent{begin, bytes.size(), XXH3_64bits(bytes.data(), bytes.size())};
 }
 
-Status SnapshotFile::Read(uint64_t offset, std::span<char> to) const {
+Status SnapshotFile::Read(const Extent& extent, std::span<char> to) const {
+  HEDDLE_CHECK(to.size() == extent.bytes);
   for (size_t done = 0; done < to.size();) {
     const ssize_t got =
-        pread(fd_, to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
+        pread(fd_, to.data() + done, to.size() - done, static_cast<off_t>(extent.offset + done));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return FromErrno("read a snapshot in", dir_);
-    if (got == 0) return DataLoss(Str("a snapshot in ", dir_, " ends before ", offset + to.size()));
+    if (got == 0) {
+      return DataLoss(Str("a snapshot in ", dir_, " ends before ", extent.offset + to.size()));
+    }
     done += static_cast<size_t>(got);
   }
-  return OkStatus();
+  if (XXH3_64bits(to.data(), to.size()) == extent.checksum) return OkStatus();
+  return DataLoss(Str("a snapshot in ", dir_, ": other bytes came back than were written, ",
+                      extent.bytes, " at ", extent.offset, ": the disk or its cable is bad"));
 }
 
 }  // namespace heddle::checkpoint

@@ -21,10 +21,17 @@ class SnapshotFile {
   Status Open(const std::string& dir);
   // Empties it.
   void Clear();
-  // Returns where the bytes begin. REQUIRES: Open. RESOURCE_EXHAUSTED: the disk is full.
-  StatusOr<uint64_t> Append(std::span<const char> bytes);
-  // DATA_LOSS if the file ends before.
-  Status Read(uint64_t offset, std::span<char> to) const;
+  // Bytes that were appended together, with their XXH3-64.
+  struct Extent {
+    uint64_t offset = 0;
+    uint64_t bytes = 0;
+    uint64_t checksum = 0;
+  };
+  // REQUIRES: Open. RESOURCE_EXHAUSTED: the disk is full.
+  StatusOr<Extent> Append(std::span<const char> bytes);
+  // DATA_LOSS, naming folder and place, if other bytes come back than were appended: nothing that a
+  // bad disk made of them gets into a checkpoint. REQUIRES: to.size() = extent.bytes.
+  Status Read(const Extent& extent, std::span<char> to) const;
 
  private:
   int fd_ = -1;

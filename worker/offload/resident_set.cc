@@ -114,6 +114,13 @@ StatusOr<std::byte*> ResidentSet::Pin(uint32_t slot, Kind kind, Access access) {
   return block.data;
 }
 
+bool ResidentSet::IsHere(uint32_t slot, Kind kind, Access access) {
+  const StatusOr<uint32_t> number = table_.Find({slot, kind});
+  if (!number.ok()) return false;
+  const std::lock_guard lock(mutex_);
+  return failed_.ok() && CheckFits(*number).ok() && Ready(blocks_[*number], access);
+}
+
 Status ResidentSet::Unpin(uint32_t slot, Kind kind) {
   ASSIGN_OR_RETURN(const uint32_t number, table_.Find({slot, kind}));
   {

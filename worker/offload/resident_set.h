@@ -79,6 +79,8 @@ class ResidentSet {
   // INVALID_ARGUMENT: no such block. RESOURCE_EXHAUSTED: with what is pinned it does not fit.
   // DATA_LOSS and others: the home's errors (spill_file.h).
   StatusOr<std::byte*> Pin(uint32_t slot, Kind kind, Access access);
+  // Whether Pin would return without waiting. Announces nothing.
+  bool IsHere(uint32_t slot, Kind kind, Access access);
   // FAILED_PRECONDITION if it is not pinned. Done also where an older error is returned.
   Status Unpin(uint32_t slot, Kind kind);
   // The contents are not needed any more: no write, and zero when read again. May wait for a

@@ -38,7 +38,13 @@ StatusOr<std::unique_ptr<Parameters>> MakeParameters(model::ModelPlan plan,
 Status InitParameters(uint64_t seed, Parameters* parameters) {
   RETURN_IF_ERROR(parameters->ForEachHeld(Touch::kWriteState, [&](const Held& held) {
     std::fill(held.master.begin(), held.master.end(), 0.0f);
-    for (const model::TensorSpec& tensor : parameters->plan().tensors) {
+    const std::vector<model::TensorSpec>& tensors = parameters->plan().tensors;
+    auto next = std::upper_bound(
+        tensors.begin(), tensors.end(), held.range.begin,
+        [](int64_t at, const model::TensorSpec& tensor) { return at < tensor.offset; });
+    if (next != tensors.begin()) --next;
+    for (; next != tensors.end() && next->offset < held.range.end; ++next) {
+      const model::TensorSpec& tensor = *next;
       const int64_t begin = std::max(tensor.offset, held.range.begin);
       const int64_t end = std::min(tensor.offset + tensor.elements, held.range.end);
       if (begin >= end) continue;

@@ -73,6 +73,7 @@ class JoinedMeshes : public Parameters {
   Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override {
     return experts_->WriteState(first - base_, part, bytes);
   }
+  Status Healthy() override { return experts_->Healthy(); }
   std::optional<offload::ResidentSetStats> TakeOffloadStats() override {
     return experts_->TakeOffloadStats();
   }

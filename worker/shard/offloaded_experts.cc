@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "base/log/log.h"
@@ -74,6 +75,10 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   int64_t offloaded_from() const override { return 0; }
   Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override;
   void Updated() override {}
+  Status Healthy() override {
+    RETURN_IF_ERROR(failed_);
+    return set_->Expect({});  // as every call of a set that failed
+  }
   std::optional<offload::ResidentSetStats> TakeOffloadStats() override { return set_->TakeStats(); }
 
   // ---- layers::ExpertMemory ----
@@ -97,6 +102,11 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   // Everything that comes after this turn, as far as it can matter.
   void AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses);
   Status PinFor(uint32_t slot, Use use);
+  // PinFor would not wait.
+  bool IsHere(uint32_t slot);
+  void AddUses(Touch touch, std::span<const uint32_t> slots, std::vector<ExpectedUse>* uses) const;
+  void AddForward(std::vector<ExpectedUse>* uses) const;
+  Status DropGradient(uint32_t slot);
   // Blocks that a touch needs of every slot.
   std::vector<ExpectedUse> UsesOf(Touch touch, uint32_t slot) const;
   StatusOr<Held> PinHeld(Touch touch, uint32_t slot);
@@ -128,11 +138,9 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
 
 // Gradients become zero: nothing is read or written for it.
 void OffloadedExperts::BeginStep() {
-  for (size_t slot = 0; slot < has_gradient_.size(); ++slot) {
-    if (!has_gradient_[slot]) continue;
-    const Status discarded = set_->Discard(static_cast<uint32_t>(slot), Kind::kGradient);
-    if (failed_.ok()) failed_ = discarded;
-    has_gradient_[slot] = false;
+  for (uint32_t slot = 0; slot < has_gradient_.size(); ++slot) {
+    const Status dropped = DropGradient(slot);
+    if (failed_.ok()) failed_ = dropped;
   }
 }
 
@@ -190,6 +198,11 @@ Status OffloadedExperts::PinFor(uint32_t slot, Use use) {
   return OkStatus();
 }
 
+bool OffloadedExperts::IsHere(uint32_t slot) {
+  return set_->IsHere(slot, Kind::kWeights, Access::kRead) &&
+         (use_ == Use::kForward || set_->IsHere(slot, Kind::kGradient, Access::kUpdate));
+}
+
 StatusOr<size_t> OffloadedExperts::Next() {
   const int64_t element = narrow() ? 2 : 4;
   const int64_t per_element = use_ == Use::kForward ? element : element + 4;
@@ -197,7 +210,8 @@ StatusOr<size_t> OffloadedExperts::Next() {
   while (done_ + there_ < order_.size()) {
     const uint32_t slot = order_[done_ + there_];
     bytes += per_element * Elements(slot);
-    if (there_ > 0 && bytes > window_bytes_) break;
+    // The first is waited for; more of them only if they are there already.
+    if (there_ > 0 && (bytes > window_bytes_ || !IsHere(slot))) break;
     RETURN_IF_ERROR(PinFor(slot, use_));
     ++there_;
   }
@@ -287,36 +301,66 @@ StatusOr<Held> OffloadedExperts::PinHeld(Touch touch, uint32_t slot) {
   return held;
 }
 
+void OffloadedExperts::AddUses(Touch touch, std::span<const uint32_t> slots,
+                               std::vector<ExpectedUse>* uses) const {
+  for (const uint32_t slot : slots) {
+    const std::vector<ExpectedUse> of_slot = UsesOf(touch, slot);
+    uses->insert(uses->end(), of_slot.begin(), of_slot.end());
+  }
+}
+
+void OffloadedExperts::AddForward(std::vector<ExpectedUse>* uses) const {
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) AddUses(slot, Use::kForward, uses);
+}
+
+Status OffloadedExperts::DropGradient(uint32_t slot) {
+  if (!has_gradient_[slot]) return OkStatus();
+  has_gradient_[slot] = false;
+  return set_->Discard(slot, Kind::kGradient);
+}
+
 Status OffloadedExperts::ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) {
   RETURN_IF_ERROR(failed_);
   if (touch == Touch::kResident) return OkStatus();
-  std::vector<ExpectedUse> uses;
+  // A gradient that is not there is zero and stays so.
+  const bool only_gradients = touch == Touch::kWriteGradients || touch == Touch::kReadGradients;
+  std::vector<uint32_t> slots;
   for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
-    const std::vector<ExpectedUse> of_slot = UsesOf(touch, slot);
-    uses.insert(uses.end(), of_slot.begin(), of_slot.end());
+    if (!only_gradients || has_gradient_[slot]) slots.push_back(slot);
   }
+  std::vector<ExpectedUse> uses;
+  AddUses(touch, slots, &uses);
+  if (touch == Touch::kUpdate) AddForward(&uses);  // comes next
   RETURN_IF_ERROR(set_->Expect(uses));
-  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+  for (const uint32_t slot : slots) {
     ASSIGN_OR_RETURN(const Held held, PinHeld(touch, slot));
-    if (touch == Touch::kWriteGradients) has_gradient_[slot] = true;
     const Status visited = visit(held);
     for (const ExpectedUse& use : UsesOf(touch, slot)) {
       RETURN_IF_ERROR(set_->Unpin(slot, use.block.kind));
     }
     RETURN_IF_ERROR(visited);
+    // Used: it need not go home.
+    if (touch == Touch::kUpdate) RETURN_IF_ERROR(DropGradient(slot));
   }
   return OkStatus();
 }
 
 // Experts without a gradient add nothing to a norm.
 Status OffloadedExperts::ForEachMeasured(const std::function<void(const Measured&)>& visit) {
+  RETURN_IF_ERROR(failed_);
+  std::vector<uint32_t> slots;
   std::vector<ExpectedUse> uses;
   for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
-    if (has_gradient_[slot]) uses.push_back({{slot, Kind::kGradient}, Access::kRead});
+    if (has_gradient_[slot]) {
+      slots.push_back(slot);
+      uses.push_back({{slot, Kind::kGradient}, Access::kRead});
+    }
   }
+  std::vector<uint32_t> all(plan_.units.size());
+  std::iota(all.begin(), all.end(), 0U);
+  AddUses(Touch::kUpdate, all, &uses);  // comes next
   RETURN_IF_ERROR(set_->Expect(uses));
-  for (const ExpectedUse& use : uses) {
-    const uint32_t slot = use.block.slot;
+  for (const uint32_t slot : slots) {
     ASSIGN_OR_RETURN(std::byte* const data, set_->Pin(slot, Kind::kGradient, Access::kRead));
     visit({plan_.units[slot].offset, Floats(data, slot)});
     RETURN_IF_ERROR(set_->Unpin(slot, Kind::kGradient));
@@ -406,7 +450,7 @@ StatusOr<std::unique_ptr<Parameters>> MakeOffloaded(const model::ModelPlan& plan
   offload::ResidentSetOptions set;
   set.budget_bytes = options.offload.budget_bytes > 0 ? options.offload.budget_bytes : all;
   set.min_pinned_bytes = together;
-  if (set.budget_bytes < 2 * together) {
+  if (set.budget_bytes < std::min(all, 2 * together)) {
     return InvalidArgument(
         Str("memory.expert_offloading.resident_mb: ", set.budget_bytes >> 20,
             " MiB are less than two experts with their gradients and optimizer state (",

@@ -143,6 +143,9 @@ class Parameters {
   }
   // Weights that other ranks have gathered are stale from here on.
   virtual void Updated() = 0;
+  // Not OK once offloaded experts are lost: their disk failed, or returned other bytes. It is no
+  // fault of what they were loaded from or saved to.
+  virtual Status Healthy() { return OkStatus(); }
   // Of the resident set of offloaded experts, since the last call; nothing without offloading.
   virtual std::optional<offload::ResidentSetStats> TakeOffloadStats() { return std::nullopt; }
 };

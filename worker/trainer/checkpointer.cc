@@ -1,10 +1,12 @@
 #include "worker/trainer/checkpointer.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <utility>
 
 #include "base/log/log.h"
+#include "base/status/errno_of.h"
 #include "checkpoint/catalog/coverage.h"
 
 namespace heddle::trainer {
@@ -73,7 +75,17 @@ Status Checkpointer::Stage(const std::function<Status(checkpoint::Snapshot*)>& c
                            const heddle::v1::TrainState& state) {
   HEDDLE_CHECK(!busy(), "a save is in flight");
   const int64_t begin = clock_->NowSteady();
-  RETURN_IF_ERROR(copy(&snapshot_));
+  const Status copied = copy(&snapshot_);
+  const int error = ErrnoOf(copied);
+  if (error == ENOSPC || error == EDQUOT) {  // training goes on, the next save may find room
+    HEDDLE_WARN("checkpoint not saved", {"step", state.step()}, {"why", Message(copied)});
+    const std::lock_guard<std::mutex> lock(mutex_);
+    state_ = state;
+    drop_ = false;
+    phase_ = SavePhase::kFailed;  // told to all in the next agreement
+    return OkStatus();
+  }
+  RETURN_IF_ERROR(copied);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stats_.blocked_seconds += Seconds(clock_->NowSteady() - begin);

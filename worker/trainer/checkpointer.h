@@ -59,7 +59,8 @@ class Checkpointer {
   bool busy() const;
 
   // Copies the state, by `copy`, and starts the save of state.step. A snapshot with values that are
-  // not finite fails the save, not the call. REQUIRES: no rank is busy, by the last agreement.
+  // not finite, or a disk that has no room for it, fails the save, not the call. REQUIRES: no rank
+  // is busy, by the last agreement.
   Status Stage(const std::function<Status(checkpoint::Snapshot*)>& copy,
                const heddle::v1::TrainState& state);
 

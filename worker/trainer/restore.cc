@@ -134,8 +134,14 @@ StatusOr<Restored> Restore(const RankSpec& spec, const RunPlan& plan, const RunD
     const Status loaded = LoadOne(record, spec, plan, data, state);
     // Nobody goes on alone: damage on one rank sends all to the next checkpoint.
     const bool fatal = !loaded.ok() && loaded.code() == StatusCode::kFailedPrecondition;
-    std::array<double, 2> verdict = {loaded.ok() ? 0.0 : 1.0, fatal ? 1.0 : 0.0};
+    // The disk of offloaded experts failed, not the checkpoint's: this attempt ends, and it stays
+    // good.
+    const Status healthy = state->parameters()->Healthy();
+    std::array<double, 3> verdict = {loaded.ok() ? 0.0 : 1.0, fatal ? 1.0 : 0.0,
+                                     healthy.ok() ? 0.0 : 1.0};
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(verdict)));
+    RETURN_IF_ERROR(healthy);
+    if (verdict[2] > 0) return Unavailable("another rank lost its offloaded experts");
     if (verdict[0] == 0) {
       LogExactness(record.train_state(), DescribeRun(spec, plan, data));
       return Restored{.from_checkpoint = true, .fence = record.fence(), .step = record.step()};

@@ -152,7 +152,13 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
     state->specs_.push_back(spec != nullptr ? spec : state->whole_.FindBuffer(info.name()));
     state->local_.push_back(spec != nullptr ? kept.Find(info.name())
                                             : kept.FindBuffer(info.name()));
+    if (spec != nullptr && state->local_.back() != nullptr) {
+      state->by_offset_.push_back(state->local_.size() - 1);
+    }
   }
+  std::sort(state->by_offset_.begin(), state->by_offset_.end(), [&](size_t a, size_t b) {
+    return state->local_[a]->offset < state->local_[b]->offset;
+  });
   RETURN_IF_ERROR(state->Reset());
   return state;
 }
@@ -233,9 +239,13 @@ StatusOr<int64_t> RunState::FirstNonFiniteGradient() {
 }
 
 void RunState::AddPieces(const shard::Held& held, std::vector<Piece>* pieces) {
-  for (size_t i = 0; i < tensors_.size(); ++i) {
+  // Experts come one by one: not every tensor is asked for each of them.
+  auto next = std::upper_bound(by_offset_.begin(), by_offset_.end(), held.range.begin,
+                               [&](int64_t at, size_t i) { return at < local_[i]->offset; });
+  if (next != by_offset_.begin()) --next;
+  for (; next != by_offset_.end() && local_[*next]->offset < held.range.end; ++next) {
+    const size_t i = *next;
     const model::TensorSpec* spec = local_[i];
-    if (spec == nullptr) continue;
     const int64_t begin = std::max(spec->offset, held.range.begin);
     const int64_t end = std::min(spec->offset + spec->elements, held.range.end);
     if (begin >= end) continue;

@@ -121,6 +121,7 @@ class RunState {
   // In the order of tensors_: of the whole model, and of this rank's part; null: others hold it.
   std::vector<const model::TensorSpec*> specs_;
   std::vector<const model::TensorSpec*> local_;
+  std::vector<size_t> by_offset_;  // parameters of this rank, as places in local_
   Counters counters_;
   NumericPolicy numeric_;
   std::vector<stream::Window> skipped_;

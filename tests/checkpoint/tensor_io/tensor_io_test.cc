@@ -293,6 +293,38 @@ TEST(TensorIo, ACopyOnDiskFailsWithTheFolderAndCountsBadValues) {
   EXPECT_EQ(snapshot.first_non_finite(), "a.bias (master)");
 }
 
+// A bad disk under the copy must not get into a checkpoint, whose digests would then vouch for it.
+TEST(TensorIo, ACopyThatChangedOnTheDiskIsNotWritten) {
+  const Fixture model;
+  const TempDir root;
+  const TempDir spill;
+  Snapshot snapshot;
+  ASSERT_OK(snapshot.CopyToDisk(model.tensors, model.Whole(), spill.path()));
+  int flipped = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    if (gone || target.rfind(spill.path(), 0) != 0) continue;
+    const int fd = open(entry.path().c_str(), O_RDWR | O_CLOEXEC);
+    ASSERT_GE(fd, 0);
+    char byte = 0;
+    const off_t at = 1'234'567;
+    ASSERT_EQ(pread(fd, &byte, 1, at), 1);
+    byte = static_cast<char>(byte ^ 0x80);
+    ASSERT_EQ(pwrite(fd, &byte, 1, at), 1);
+    close(fd);
+    ++flipped;
+  }
+  ASSERT_EQ(flipped, 1);
+  ShardWriterOptions options;
+  options.root = root.path();
+  options.dir = "d";
+  const Status written = snapshot.Write(options).status();
+  EXPECT_EQ(written.code(), StatusCode::kDataLoss);
+  EXPECT_NE(Message(written).find(spill.path()), std::string::npos) << Message(written);
+  EXPECT_TRUE(std::filesystem::is_empty(root.path() + "/d"));
+}
+
 // A range that is handed over comes whole and in order of its places, and its failure ends the
 // load.
 TEST(TensorIo, ARangeCanBeHandedOverPieceByPiece) {

@@ -237,5 +237,31 @@ TEST(Experts, ADiskWithoutRoomForTheSpillEndsTheRunBeforeItBegins) {
   EXPECT_EQ(ends.front().words->step(), 0u);
 }
 
+// The spill fits and a save does not: training goes on without it, and saves once there is room.
+TEST(Experts, ADiskThatIsFullAtASaveDelaysTheSave) {
+  const checkpoint::TempDir mounted;
+  if (mount("heddle-test", mounted.path().c_str(), "tmpfs", 0, "size=2100k") != 0) {
+    GTEST_SKIP() << "no right to mount a small file system here";
+  }
+  RunConfig config = ExpertConfig(1, 1, 60);
+  Job resident(config, 1);
+  RunToEnd(&resident);
+  Offload(&config, mounted.path());
+  Job job(config, 1);
+  {
+    FakeAttempt attempt(job.Next());
+    EXPECT_TRUE(attempt.WaitForStep(12));
+    EXPECT_EQ(mount("heddle-test", mounted.path().c_str(), "tmpfs", MS_REMOUNT, "size=16m"), 0);
+    ExpectAll(&attempt, attempt.Wait(60), ExitCode::kDone);
+    job.Collect(&attempt);
+  }
+  EXPECT_EQ(umount(mounted.path().c_str()), 0);
+  ASSERT_FALSE(job.records().empty());
+  EXPECT_GT(job.records().front().step(), 10u) << "two saves had no room";
+  EXPECT_EQ(job.saved_step(), 60u);
+  ExpectSameBits(resident.series(), job.series());
+  EXPECT_EQ(NewestWeights(&resident), NewestWeights(&job));
+}
+
 }  // namespace
 }  // namespace heddle::trainer

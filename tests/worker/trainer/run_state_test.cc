@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -51,9 +53,10 @@ RunPlan PlanOf(optim::Moments moments, shard::Mode mode, optim::Algorithm algori
 struct World {
   World(optim::Moments moments, shard::Mode mode, int ranks,
         optim::Algorithm algorithm = optim::Algorithm::kAdamW)
-      : plan(PlanOf(moments, mode, algorithm)) {
+      : World(PlanOf(moments, mode, algorithm), Model(), ranks) {}
+  World(const RunPlan& run, const heddle::v1::ModelConfig& model, int ranks) : plan(run) {
     for (int rank = 0; rank < ranks; ++rank) {
-      auto state = RunState::Create(Model(), plan, rank, ranks);
+      auto state = RunState::Create(model, plan, rank, ranks);
       EXPECT_OK(state);
       states.push_back(*std::move(state));
     }
@@ -204,6 +207,52 @@ TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
     return snapshot.bytes();
   };
   EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);
+}
+
+heddle::v1::ModelConfig ExpertModel() {
+  heddle::v1::ModelConfig model = Model();
+  model.set_vocab_size(300);
+  model.mutable_moe()->set_n_experts(16);
+  model.mutable_moe()->set_top_k(2);
+  model.mutable_moe()->set_d_expert(64);
+  return model;
+}
+
+// What the disk of spilled experts does is no fault of the checkpoint that is being loaded.
+TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
+  const checkpoint::TempDir root;
+  const checkpoint::TempDir spill;
+  RunPlan plan = PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW);
+  World whole(plan, ExpertModel(), 1);
+  const StatusOr<heddle::v1::CheckpointRecord> record = whole.Save(root.path());
+  ASSERT_OK(record);
+  plan.shard.offload = {.enabled = true, .budget_bytes = 1 << 20, .spill_dir = spill.path()};
+  const World good(plan, ExpertModel(), 1);
+  ASSERT_OK(good.Load(*record, root.path()));
+  EXPECT_OK(good.states[0]->parameters()->Healthy());
+  EXPECT_EQ(good.Values(), whole.Values());
+  const World bad(plan, ExpertModel(), 1);
+  int flipped = 0;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
+    if (gone || target.rfind(spill.path(), 0) != 0) continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    for (int64_t at = 0; file.seekg(at).good() && file.peek() != EOF; at += 4096) {
+      const char byte = static_cast<char>(file.get() ^ 1);
+      file.seekp(at);
+      file.put(byte);
+    }
+    ++flipped;
+  }
+  ASSERT_GE(flipped, 3);
+  EXPECT_FALSE(bad.Load(*record, root.path()).ok());
+  EXPECT_FALSE(bad.states[0]->parameters()->Healthy().ok());
+  World torn(PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), ExpertModel(), 1);
+  heddle::v1::CheckpointRecord missing = *record;
+  missing.mutable_seals(0)->mutable_files(0)->set_name("gone");
+  EXPECT_FALSE(torn.Load(missing, root.path()).ok());
+  EXPECT_OK(torn.states[0]->parameters()->Healthy());
 }
 
 }  // namespace
