@@ -15,12 +15,34 @@ void PrintJson(const google::protobuf::Message& message, const std::set<std::str
 
 void PrintText(const std::string& text) { std::cout << text << std::flush; }
 
+namespace {
+
+std::string Moved(const char* what, uint64_t bytes, double seconds) {
+  const double gigabytes = static_cast<double>(bytes) * 1e-9;
+  char text[80];
+  std::snprintf(text, sizeof(text), "%s %.1f MB (%.2f GB/s)", what, 1e3 * gigabytes,
+                seconds > 0 ? gigabytes / seconds : 0.0);
+  return text;
+}
+
+// What the experts beyond memory cost in the step: moved, and waited for.
+std::string OffloadText(const v1::OffloadUse& use) {
+  char waited[64];
+  std::snprintf(waited, sizeof(waited), "waited %.0f ms, %llu of %llu uses",
+                1e3 * use.exposed_seconds(), static_cast<unsigned long long>(use.misses()),
+                static_cast<unsigned long long>(use.hits() + use.misses()));
+  return Str(" | Experts: ", Moved("read", use.bytes_read(), use.read_seconds()), ", ",
+             Moved("wrote", use.bytes_written(), use.write_seconds()), ", ", waited);
+}
+
+}  // namespace
+
 std::string StepLine(const v1::MetricPoint& point) {
   char text[160];
-  std::snprintf(text, sizeof(text), "Step %llu | Loss: %.4f | LR: %.2e | Tokens/sec: %.0f\n",
+  std::snprintf(text, sizeof(text), "Step %llu | Loss: %.4f | LR: %.2e | Tokens/sec: %.0f",
                 static_cast<unsigned long long>(point.step()), point.loss(), point.learning_rate(),
                 point.tokens_per_second());
-  return text;
+  return Str(text, point.has_offload() ? OffloadText(point.offload()) : "", "\n");
 }
 
 std::string LogText(const v1::LogLine& line, bool json, bool prefix) {

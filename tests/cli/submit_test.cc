@@ -6,6 +6,7 @@
 
 #include "cli/commands/context.h"
 #include "cli/commands/follow.h"
+#include "cli/commands/print.h"
 #include "cli/commands/verb.h"
 #include "tests/cli/fake_cluster.h"
 
@@ -88,6 +89,25 @@ TEST_F(SubmitTest, RepeatsThroughARestartWithTheSameRequestId) {
   ASSERT_EQ(fake_.submits.size(), 4u);
   EXPECT_EQ(fake_.submits[0].request_id(), fake_.submits[3].request_id());
   EXPECT_EQ(fake_.submits[0].request_id().size(), 32u);
+}
+
+// Where experts are offloaded the step says what that cost.
+TEST_F(SubmitTest, AStepSaysWhatItsSpilledExpertsCost) {
+  v1::MetricPoint point;
+  point.set_step(3);
+  point.set_loss(2);
+  point.set_learning_rate(0.001);
+  point.set_tokens_per_second(10);
+  v1::OffloadUse* use = point.mutable_offload();
+  use->set_bytes_read(250'000'000);
+  use->set_read_seconds(0.125);
+  use->set_bytes_written(3'000'000);
+  use->set_exposed_seconds(0.0234);
+  use->set_hits(30);
+  use->set_misses(2);
+  EXPECT_EQ(StepLine(point),
+            "Step 3 | Loss: 2.0000 | LR: 1.00e-03 | Tokens/sec: 10 | Experts: read 250.0 MB (2.00 "
+            "GB/s), wrote 3.0 MB (0.00 GB/s), waited 23 ms, 2 of 32 uses\n");
 }
 
 TEST_F(SubmitTest, FollowShowsStepsAndEndsLikeTheJob) {
