@@ -1,0 +1,11 @@
+// Compiled with the flags of avx2 (CMakeLists.txt); only params.h and the bodies may be
+// included.
+#include "kernels/linear/block.h"
+#include "kernels/linear/body.h"
+#include "kernels/linear/tables.h"
+
+namespace heddle::kernels::linear {
+
+const Table kAvx2 = MakeTable<VectorBlocks>();
+
+}  // namespace heddle::kernels::linear

@@ -1,0 +1,95 @@
+// One block of a result, C [32, 32] (+)= A B, for processors without matrix tiles. A [32, depth] is
+// bf16 rows, B [depth / 2, 32, 2] pairs; the depth is a multiple of 32. Rows of C are kept in
+// registers while the depth is walked in ascending order.
+// Included by the file of one instruction set only.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/common/simd.h"
+#include "kernels/linear/sizes.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace heddle::kernels::linear {
+namespace {  // NOLINT: ISA file (architecture.md T12)
+
+#ifdef __AVX512BF16__
+inline F16 AddPairs(F16 sum, uint32_t a, const uint16_t* b) {
+  return reinterpret_cast<F16>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                       reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(a))),
+                       reinterpret_cast<__m512bh>(_mm512_loadu_si512(b))));
+}
+#else
+inline F16 Widen(U16 bits) {
+  F16 value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline F16 AddPairs(F16 sum, uint32_t a, const uint16_t* b) {
+  U16 right;
+  std::memcpy(&right, b, sizeof(right));
+  const U16 left = U16{} + a;
+  sum += Widen(left << 16) * Widen(right << 16);
+  return sum + Widen(left & 0xffff0000u) * Widen(right & 0xffff0000u);
+}
+#endif
+
+struct Operands {
+  const uint16_t* a = nullptr;
+  int64_t a_stride = 0;
+  const uint16_t* b = nullptr;
+  int64_t depth = 0;
+};
+
+struct VectorBlocks {
+  static void Begin() {}
+  static void End() {}
+
+  // Only the first kRows rows and kColumns columns, each 16 or 32, are computed.
+  template <int64_t kRows, int64_t kColumns, bool kAdd>
+  static void Multiply(const Operands& p, float* c, int64_t c_stride) {
+    for (int64_t row = 0; row < kRows; row += kAtOnce) {
+      Some<kColumns / kLanes, kAdd>({p.a + row * p.a_stride, p.a_stride, p.b, p.depth},
+                                    c + row * c_stride, c_stride);
+    }
+  }
+
+ private:
+#ifdef __AVX512F__
+  static constexpr int64_t kAtOnce = 8;
+#else
+  static constexpr int64_t kAtOnce = 2;
+#endif
+
+  template <int64_t kVectors, bool kAdd>
+  static void Some(const Operands& p, float* c, int64_t c_stride) {
+    F16 sums[kAtOnce][kVectors];
+    for (int64_t r = 0; r < kAtOnce; ++r) {
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sums[r][v] = kAdd ? Load(c + r * c_stride + v * kLanes) : F16{};
+      }
+    }
+    for (int64_t k = 0; k < p.depth; k += 2) {
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kAtOnce; ++r) {
+        uint32_t pair;
+        std::memcpy(&pair, p.a + r * p.a_stride + k, sizeof(pair));
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < kVectors; ++v) {
+          sums[r][v] = AddPairs(sums[r][v], pair, p.b + k * kBlock + v * 2 * kLanes);
+        }
+      }
+    }
+    for (int64_t r = 0; r < kAtOnce; ++r) {
+      for (int64_t v = 0; v < kVectors; ++v) Store(sums[r][v], c + r * c_stride + v * kLanes);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace heddle::kernels::linear
