@@ -33,8 +33,8 @@ struct TileBlocks {
   static void Begin() { _tile_loadconfig(&kConfig); }
   static void End() { _tile_release(); }
 
-  template <int64_t kRows, int64_t kColumns, bool kAdd>
-  static void Multiply(const Operands& p, float* c, int64_t c_stride) {
+  template <int64_t kRows, int64_t kColumns, bool kAdd, typename During>
+  static void Multiply(const Operands& p, float* c, int64_t c_stride, const During& during) {
     // Tile loads do not tell the compiler that they read memory: stores must be done before.
     __asm__ volatile("" ::: "memory");
     constexpr bool kDown = kRows > kTile;
@@ -52,7 +52,7 @@ struct TileBlocks {
       _tile_zero(2);
       _tile_zero(3);
     }
-    Products<kDown, kRight>(p);
+    Products<kDown, kRight>(p, during);
     _tile_stored(0, c, c_bytes);
     if constexpr (kRight) _tile_stored(1, c + kTile, c_bytes);
     if constexpr (kDown) _tile_stored(2, below, c_bytes);
@@ -60,15 +60,15 @@ struct TileBlocks {
   }
 
  private:
-  template <bool kDown, bool kRight>
-  static void Products(const Operands& p) {
+  template <bool kDown, bool kRight, typename During>
+  static void Products(const Operands& p, const During& during) {
     const int64_t a_bytes = p.a_stride * static_cast<int64_t>(sizeof(uint16_t));
     constexpr int64_t kBytes = kBlock * static_cast<int64_t>(sizeof(uint32_t));
     const uint16_t* const a = p.a;
     const uint16_t* const down = p.a + kTile * p.a_stride;
     for (int64_t k = 0; k < p.depth; k += kDepth) {
       const uint16_t* const b = p.b + k * kBlock;
-      _tile_loadd(4, a + k, a_bytes);
+      _tile_loadd(4, a + k * p.a_step, a_bytes);
       _tile_loadd(6, b, kBytes);
       _tile_dpbf16ps(0, 4, 6);
       if constexpr (kRight) {
@@ -76,10 +76,11 @@ struct TileBlocks {
         _tile_dpbf16ps(1, 4, 7);
       }
       if constexpr (kDown) {
-        _tile_loadd(5, down + k, a_bytes);
+        _tile_loadd(5, down + k * p.a_step, a_bytes);
         _tile_dpbf16ps(2, 5, 6);
         if constexpr (kRight) _tile_dpbf16ps(3, 5, 7);
       }
+      during(k / kDepth);
     }
   }
 };

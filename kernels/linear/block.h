@@ -41,7 +41,8 @@ inline F16 AddPairs(F16 sum, uint32_t a, const uint16_t* b) {
 
 struct Operands {
   const uint16_t* a = nullptr;
-  int64_t a_stride = 0;
+  int64_t a_stride = 0;  // between rows
+  int64_t a_step = 1;    // columns k to k + 32 of a row lie at k * a_step
   const uint16_t* b = nullptr;
   int64_t depth = 0;
 };
@@ -51,12 +52,15 @@ struct VectorBlocks {
   static void End() {}
 
   // Only the first kRows rows and kColumns columns, each 16 or 32, are computed.
-  template <int64_t kRows, int64_t kColumns, bool kAdd>
-  static void Multiply(const Operands& p, float* c, int64_t c_stride) {
+  // during(step) is called once for every 32 of the depth, in order.
+  template <int64_t kRows, int64_t kColumns, bool kAdd, typename During>
+  static void Multiply(const Operands& p, float* c, int64_t c_stride, const During& during) {
     for (int64_t row = 0; row < kRows; row += kAtOnce) {
-      Some<kColumns / kLanes, kAdd>({p.a + row * p.a_stride, p.a_stride, p.b, p.depth},
-                                    c + row * c_stride, c_stride);
+      Operands some = p;
+      some.a += row * p.a_stride;
+      Some<kColumns / kLanes, kAdd>(some, c + row * c_stride, c_stride);
     }
+    for (int64_t step = 0; step < p.depth / kBlock; ++step) during(step);
   }
 
  private:
@@ -75,10 +79,11 @@ struct VectorBlocks {
       }
     }
     for (int64_t k = 0; k < p.depth; k += 2) {
+      const uint16_t* const a = p.a + k / kBlock * kBlock * p.a_step + k % kBlock;
 #pragma GCC unroll 8
       for (int64_t r = 0; r < kAtOnce; ++r) {
         uint32_t pair;
-        std::memcpy(&pair, p.a + r * p.a_stride + k, sizeof(pair));
+        std::memcpy(&pair, a + r * p.a_stride, sizeof(pair));
 #pragma GCC unroll 2
         for (int64_t v = 0; v < kVectors; ++v) {
           sums[r][v] = AddPairs(sums[r][v], pair, p.b + k * kBlock + v * 2 * kLanes);

@@ -17,9 +17,11 @@ int64_t WorkspaceBytes(const Forward& p) {
   return (Padded(p.rows) + kBlock) * Padded(p.in) * kHalf;
 }
 
-// One block of columns of the weight in pairs, and dy where it must be padded.
+// Of a part of the depth two blocks of columns of the weight in pairs, and dy; sums between parts.
 int64_t WorkspaceBytes(const InputGradient& p) {
-  return (Padded(p.rows) + kBlock) * Padded(p.out) * kHalf;
+  const int64_t depth = std::min(kChunkDepth, Padded(p.out));
+  const int64_t sums = p.out > kChunkDepth ? Padded(p.rows) * Padded(p.in) : 0;
+  return (Padded(p.rows) + 2 * kBlock) * depth * kHalf + sums * static_cast<int64_t>(sizeof(float));
 }
 
 // The input in pairs, and one block of columns of dy transposed.

@@ -91,16 +91,17 @@ inline U16 RoundRow(F16 first, F16 second) {
 #endif
 }
 
-// to [Padded(rows), Padded(width)] = from [rows, width], zeros around it.
-inline void PadRows(const uint16_t* from, int64_t stride, int64_t rows, int64_t width,
-                    uint16_t* to) {
-  const int64_t padded = Padded(width);
-  for (int64_t r = 0; r < Padded(rows); ++r, to += padded) {
-    const int64_t count = r < rows ? width : 0;
-    if (count > 0) {
-      std::memcpy(to, from + r * stride, static_cast<size_t>(count) * sizeof(uint16_t));
+// to [Padded(width) / 32, 32, 32]: columns k to k + 32 of row r at (k / 32, r), so that what a tile
+// product reads lies end to end. rows <= 32; zeros around them.
+inline void PackRows(const uint16_t* from, int64_t stride, int64_t rows, int64_t width,
+                     uint16_t* to) {
+  for (int64_t r = 0; r < kBlock; ++r) {
+    for (int64_t k = 0; k < Padded(width); k += kBlock) {
+      const U16 words = r >= rows            ? U16{}
+                        : width - k < kBlock ? LoadWordsPart(from + r * stride + k, width - k)
+                                             : LoadWords(from + r * stride + k);
+      StoreWords(words, to + k * kBlock + r * kBlock);
     }
-    std::memset(to + count, 0, static_cast<size_t>(padded - count) * sizeof(uint16_t));
   }
 }
 
@@ -150,10 +151,22 @@ inline U16 RowOrZero(const uint16_t* from, int64_t stride, int64_t rows, int64_t
 }
 
 // to [Padded(rows) / 2, 32, 2]: rows 2 k and 2 k + 1 of column c at (k, c). columns <= 32; the
-// others are zeros.
+// others are zeros. Does rows [first, last), both even, of them.
 inline void PackPairsOfRows(const uint16_t* from, int64_t stride, int64_t rows, int64_t columns,
-                            uint16_t* to) {
-  for (int64_t r = 0; r < Padded(rows); r += 2, to += 2 * kBlock) {
+                            uint16_t* to, int64_t first, int64_t last) {
+  // Rows lie far apart, which the processor does not foresee.
+  constexpr int64_t kAhead = 24;
+  const int64_t whole = columns == kBlock ? (last < rows ? last : rows / 2 * 2) : first;
+  to += first * kBlock;
+  for (int64_t r = first; r < whole; r += 2, to += 2 * kBlock) {
+    const uint16_t* const row = from + r * stride;
+    __builtin_prefetch(row + kAhead * stride, 0, 2);
+    __builtin_prefetch(row + (kAhead + 1) * stride, 0, 2);
+    const Interleaved pairs = Interleave(LoadWords(row), LoadWords(row + stride));
+    StoreWords(pairs.low, to);
+    StoreWords(pairs.high, to + kBlock);
+  }
+  for (int64_t r = first > whole ? first : whole; r < last; r += 2, to += 2 * kBlock) {
     const Interleaved pairs = Interleave(RowOrZero(from, stride, rows, columns, r),
                                          RowOrZero(from, stride, rows, columns, r + 1));
     StoreWords(pairs.low, to);
@@ -161,11 +174,11 @@ inline void PackPairsOfRows(const uint16_t* from, int64_t stride, int64_t rows, 
   }
 }
 
-// to [32, Padded(rows)]: the transpose. columns <= 32; the others are zeros.
+// to [Padded(rows) / 32, 32, 32]: rows r to r + 32 of column c at (r / 32, c). columns <= 32; the
+// others are zeros.
 inline void PackColumnsAsRows(const uint16_t* from, int64_t stride, int64_t rows, int64_t columns,
                               uint16_t* to) {
-  const int64_t depth = Padded(rows);
-  for (int64_t r = 0; r < depth; r += kBlock) {
+  for (int64_t r = 0; r < rows; r += kBlock) {
     U16 first[kLanes];
     U16 second[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
@@ -178,8 +191,8 @@ inline void PackColumnsAsRows(const uint16_t* from, int64_t stride, int64_t rows
     TransposeWords(first);
     TransposeWords(second);
     for (int64_t i = 0; i < kLanes; ++i) {
-      StoreWords(first[i], to + i * depth + r);
-      StoreWords(second[i], to + (i + kLanes) * depth + r);
+      StoreWords(first[i], to + r * kBlock + i * kBlock);
+      StoreWords(second[i], to + r * kBlock + (i + kLanes) * kBlock);
     }
   }
 }

@@ -23,10 +23,11 @@ std::string NameOf(const Sizes& s) { return Str(s.rows, " rows, ", s.in, " in, "
 
 // Tails of rows, depth and width; more rows than a chunk of a weight gradient.
 std::vector<Sizes> AllSizes() {
-  return {{1, 32, 32},   {1, 64, 96},    {2, 256, 344},  {7, 172, 256}, {15, 96, 64},
-          {16, 32, 32},  {17, 64, 33},   {31, 31, 31},   {32, 128, 64}, {33, 256, 344},
-          {48, 512, 64}, {100, 172, 40}, {256, 96, 128}, {3, 1, 1},     {1, 2, 65},
-          {64, 64, 16},  {1100, 40, 72}, {2080, 32, 64}};
+  return {{1, 32, 32},   {1, 64, 96},    {2, 256, 344},  {7, 172, 256},  {15, 96, 64},
+          {16, 32, 32},  {17, 64, 33},   {31, 31, 31},   {32, 128, 64},  {33, 256, 344},
+          {48, 512, 64}, {100, 172, 40}, {256, 96, 128}, {3, 1, 1},      {1, 2, 65},
+          {64, 64, 16},  {1100, 40, 72}, {2080, 32, 64}, {40, 72, 1100}, {5, 1060, 40},
+          {70, 33, 1024}};
 }
 
 float FloatOf(uint16_t bits) {
@@ -75,20 +76,20 @@ struct Problem {
 
   std::vector<uint16_t> ForwardOf(const Table& table) const {
     std::vector<uint16_t> y(static_cast<size_t>(s.rows * out_stride), kNan);
-    Compute(table.forward, Forward{s.rows, s.in, s.out, x.data(), in_stride, weight.data(), in_stride,
-                               y.data(), out_stride});
+    Compute(table.forward, Forward{s.rows, s.in, s.out, x.data(), in_stride, weight.data(),
+                                   in_stride, y.data(), out_stride});
     return y;
   }
   std::vector<uint16_t> InputGradientOf(const Table& table) const {
     std::vector<uint16_t> dx(static_cast<size_t>(s.rows * in_stride), kNan);
     Compute(table.input_gradient, InputGradient{s.rows, s.in, s.out, dy.data(), out_stride,
-                                            weight.data(), in_stride, dx.data(), in_stride});
+                                                weight.data(), in_stride, dx.data(), in_stride});
     return dx;
   }
   std::vector<float> WeightGradientOf(const Table& table) const {
     std::vector<float> gradient(static_cast<size_t>(s.out * in_stride), 0.5f);
-    Compute(table.weight_gradient, WeightGradient{s.rows, s.in, s.out, dy.data(), out_stride, x.data(),
-                                              in_stride, gradient.data(), in_stride});
+    Compute(table.weight_gradient, WeightGradient{s.rows, s.in, s.out, dy.data(), out_stride,
+                                                  x.data(), in_stride, gradient.data(), in_stride});
     return gradient;
   }
 
@@ -134,8 +135,8 @@ TEST_P(EveryTable, ForwardGivesTheSums) {
   const Sizes& s = problem.s;
   std::vector<double> sums(static_cast<size_t>(s.rows * s.out));
   std::vector<double> sizes = sums;
-  ReferenceForward({s.rows, s.in, s.out, problem.x.data(), problem.in_stride,
-                    problem.weight.data(), problem.in_stride, nullptr, 0},
+  ReferenceForward({s.rows, s.in, s.out, problem.x.data(), problem.in_stride, problem.weight.data(),
+                    problem.in_stride, nullptr, 0},
                    sums.data(), sizes.data());
   ForTables([&](const Table& table) {
     EXPECT_LE(WorstHalf(problem.ForwardOf(table), s.rows, s.out, problem.out_stride, sums, sizes),
@@ -192,13 +193,13 @@ TEST_P(EveryTable, ARowHasTheSameBitsAmongAnyOthers) {
     for (const int64_t row : {int64_t{0}, s.rows / 2, s.rows - 1}) {
       std::vector<uint16_t> one(static_cast<size_t>(s.out));
       Compute(table.forward,
-          Forward{1, s.in, s.out, problem.x.data() + row * problem.in_stride, s.in,
-                  problem.weight.data(), problem.in_stride, one.data(), s.out});
+              Forward{1, s.in, s.out, problem.x.data() + row * problem.in_stride, s.in,
+                      problem.weight.data(), problem.in_stride, one.data(), s.out});
       EXPECT_EQ(std::memcmp(one.data(), y.data() + row * problem.out_stride, one.size() * 2), 0);
       one.resize(static_cast<size_t>(s.in));
       Compute(table.input_gradient,
-          InputGradient{1, s.in, s.out, problem.dy.data() + row * problem.out_stride, s.out,
-                        problem.weight.data(), problem.in_stride, one.data(), s.in});
+              InputGradient{1, s.in, s.out, problem.dy.data() + row * problem.out_stride, s.out,
+                            problem.weight.data(), problem.in_stride, one.data(), s.in});
       EXPECT_EQ(std::memcmp(one.data(), dx.data() + row * problem.in_stride, one.size() * 2), 0);
     }
   });
