@@ -15,8 +15,8 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <string>
@@ -46,9 +46,7 @@ struct Matrices {
   at::Tensor weight_EOI, gradient_EOI, x_RI, dy_RO, y_RO, dx_RI;
 };
 
-at::Tensor Random(at::IntArrayRef sizes) {
-  return at::randn(sizes, at::kFloat).to(at::kBFloat16);
-}
+at::Tensor Random(at::IntArrayRef sizes) { return at::randn(sizes, at::kFloat).to(at::kBFloat16); }
 
 Matrices MakeMatrices(const Shape& s, int64_t in, int64_t out) {
   const int64_t rows = s.experts * s.rows;
@@ -62,8 +60,11 @@ Matrices MakeMatrices(const Shape& s, int64_t in, int64_t out) {
   return m;
 }
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+// Of one thread the processor's time, which other programs on the machine disturb less.
+double Now(const Shape& s) {
+  timespec now = {};
+  clock_gettime(s.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
 using Product = std::function<void(const at::Tensor&, const at::Tensor&, const at::Tensor&)>;
@@ -155,14 +156,14 @@ void Measure(const Shape& s) {
   const double flops =
       6.0 * static_cast<double>(s.experts * s.rows) * static_cast<double>(s.width * s.hidden);
   std::map<std::string, std::map<std::string, std::vector<double>>> rates;
-  const double end = Now() + static_cast<double>(s.seconds);
+  const double end = Now(s) + static_cast<double>(s.seconds);
   // The first round makes LibTorch's primitives; it is not counted.
-  for (int round = 0; round < 4 || Now() < end; ++round) {
+  for (int round = 0; round < 4 || Now(s) < end; ++round) {
     for (const std::string product : {"forward", "input_gradient", "weight_gradient"}) {
       for (const auto& [name, run] : contenders) {
-        const double began = Now();
+        const double began = Now(s);
         for (const Matrices& m : both) run(m, product);
-        if (round > 0) rates[name][product].push_back(flops / (Now() - began) / 1e9);
+        if (round > 0) rates[name][product].push_back(flops / (Now(s) - began) / 1e9);
       }
     }
   }

@@ -9,6 +9,7 @@
 #include "base/status/status.h"
 #include "model/layers/layers.h"
 #include "model/layers/tasks.h"
+#include "model/moe/expert_products.h"
 
 namespace heddle::moe {
 namespace {
@@ -90,16 +91,16 @@ void Experts::ForwardOf(Some some, const Dispatch& dispatch, const at::Tensor& x
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
     if (dispatch.identity()) {
-      layers::Linear(piece.Of(x), expert.in_CD, piece.Of(pre));
+      ExpertLinear(piece.Of(x), expert.in_CD, piece.Of(pre));
     } else {
       const at::Tensor in = inputs.select(0, thread).narrow(0, 0, piece.rows);
       Gather(dispatch, piece, x, in);
-      layers::Linear(in, expert.in_CD, piece.Of(pre));
+      ExpertLinear(in, expert.in_CD, piece.Of(pre));
     }
     if (!y.defined()) return;
     const at::Tensor hidden = hidden_values.select(0, thread).narrow(0, 0, piece.rows);
     layers::Activate(activation_, piece.Of(pre), hidden);
-    layers::Linear(hidden, expert.down_DF, piece.Of(y));
+    ExpertLinear(hidden, expert.down_DF, piece.Of(y));
   });
 }
 
@@ -132,7 +133,7 @@ void Experts::BackwardOf(Some some, const Dispatch& dispatch, const Gradients& g
       Gather(dispatch, piece, g.x_ND, piece.Of(g.x_RD));
       Gather(dispatch, piece, g.dout_ND, piece.Of(g.dout_RD));
     }
-    layers::LinearInputGradient(piece.Of(g.dout_RD), expert.down_DF, piece.Of(g.hidden_RF));
+    ExpertInputGradient(piece.Of(g.dout_RD), expert.down_DF, piece.Of(g.hidden_RF));
     if (g.weight_R.defined()) {
       layers::ActivateWeightedBackward(activation_, piece.Of(g.weight_R), piece.Of(g.pre_RC),
                                        piece.Of(g.hidden_RF), piece.Of(g.dweight_R));
@@ -144,7 +145,7 @@ void Experts::BackwardOf(Some some, const Dispatch& dispatch, const Gradients& g
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
     const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
-    layers::LinearInputGradient(piece.Of(g.pre_RC), expert.in_CD, piece.Of(g.dx_RD));
+    ExpertInputGradient(piece.Of(g.pre_RC), expert.in_CD, piece.Of(g.dx_RD));
   });
 }
 
@@ -191,7 +192,7 @@ void Experts::WeightGradients(Some some, const Dispatch& dispatch, const Gradien
   }
   layers::RunTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i, int64_t) {
     const Task& task = tasks[static_cast<size_t>(i)];
-    layers::LinearWeightGradient(task.dy, task.x, task.gradient);
+    ExpertWeightGradient(task.dy, task.x, task.gradient);
   });
 }
 
