@@ -6,7 +6,7 @@ the peers, at::_grouped_mm, a loop of at::mm, and our own pieces through LibTorc
 arrays. Steps: tokens/s and ns a parameter of the update (norm included), experts resident, in a host arena and spilled, in
 turns; all losses must have the same bits. Spilled runs carry what the set moved and waited beside what runtime 4 (6) says: the
 longer one of the streams of reads and writes, at the disk's rates of the same run.
-usage: experts.py [--quick] [--seconds 1] [--turns 3] [--tokens 1024] [--spill DIR]
+usage: experts.py [--quick] [--seconds 1] [--turns 2] [--tokens 1024] [--spill DIR]
 """
 
 import os
@@ -59,8 +59,12 @@ def spill_figures(name, runs):
             "write_ms": round(each["write_seconds"] * 1e3, 2), "misses": round(each["misses"], 1)}
     if PLACES[name][1]:
         read, write = (max(out[key] for out in runs) for key in ("disk_read", "disk_write"))
+        # Of a parameter that is away: states 12 B each way, weights read forward and backward and written after the update.
+        # Gradients, 4 B each way, are not in the formula; the streams that the set really moved are.
+        away = runs[0]["expert_parameters"] * (1 - min(1, runs[0]["budget_bytes"] / runs[0]["expert_bytes"]))
         more.update(disk_read_gb=round(read / 1e9, 2), disk_write_gb=round(write / 1e9, 2),
-                    predicted_stream_ms=round(max(each["bytes_read"] / read, each["bytes_written"] / write) * 1e3, 2))
+                    formula_ms=round(max(16 * away / read, 14 * away / write) * 1e3, 2),
+                    formula_ms_of_moved=round(max(each["bytes_read"] / read, each["bytes_written"] / write) * 1e3, 2))
     return more
 
 
@@ -82,8 +86,8 @@ def measure_steps(figures, experts, turns, tokens, spill):
         peer = None if name == "resident" else tokens / base
         budget, whole = outs[0]["budget_bytes"], outs[0]["expert_bytes"]
         more = {} if name == "resident" else spill_figures(name, outs)
-        figures.add(f"{model}_{name}", tokens / median(seconds[name]), "tokens/s", peer=peer, ratio=peer and base / median(seconds[name]),
-                    peer_name=peer and "our resident", runs=rounded([tokens / s for s in seconds[name]], 0), tokens=tokens,
+        figures.add(f"{model}_{name}", tokens / median(seconds[name]), "tokens/s", peer=peer,
+                    ratio=peer and base / median(seconds[name]), peer_name=peer and "our resident", runs=rounded([tokens / s for s in seconds[name]], 0), tokens=tokens,
                     expert_parameters=outs[0]["expert_parameters"], budget_share=round(budget / whole, 3) if budget else None, **more)
         figures.add(f"{model}_{name}_update", median(updates[name]) / parameters * 1e9, "ns/parameter",
                     peer=peer and base_update / parameters * 1e9, ratio=peer and base_update / median(updates[name]),
@@ -96,12 +100,12 @@ def main():
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         for width, hidden in SHAPES:
-            for experts in (8,) if QUICK else (8, 32):
+            for experts in (8,) if QUICK or hidden < 512 else (8, 32):
                 for rows in ROWS:
                     measure_products(figures, width, hidden, experts, rows)
         with tempfile.TemporaryDirectory(dir=option("--spill", None)) as spill:
             for experts in (0, 16):  # of a layer; 0: as the preset has them
-                measure_steps(figures, experts, int(option("--turns", "1" if QUICK else "3")), int(option("--tokens", "1024")), spill)
+                measure_steps(figures, experts, int(option("--turns", "1" if QUICK else "2")), int(option("--tokens", "1024")), spill)
     finally:
         figures.write()
 
