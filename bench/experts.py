@@ -20,7 +20,8 @@ ROWS = (4, 256) if QUICK else (1, 4, 16, 64, 256, 1024)
 SHAPES = ((512, 1024), (256, 172))  # the second one is an expert of tiny-moe
 PEERS = {"grouped": "at::_grouped_mm", "loop": "at::mm, one expert after the other", "library": "our pieces through at::mm"}
 # name: percent of the experts' memory (0: not offloaded), whether the rest is spilled
-PLACES = {"resident": (0, False), "arena_100": (100, False), "arena_50": (50, False), "spill_50": (50, True), "spill_10": (10, True)}
+PLACES = {"resident": (0, False), "arena_100": (100, False), "arena_50": (50, False), "spill_50": (50, True),
+          "spill_10": (10, True)}
 
 
 def option(name, default):
@@ -87,8 +88,9 @@ def measure_steps(figures, experts, turns, tokens, spill):
         budget, whole = outs[0]["budget_bytes"], outs[0]["expert_bytes"]
         more = {} if name == "resident" else spill_figures(name, outs)
         figures.add(f"{model}_{name}", tokens / median(seconds[name]), "tokens/s", peer=peer,
-                    ratio=peer and base / median(seconds[name]), peer_name=peer and "our resident", runs=rounded([tokens / s for s in seconds[name]], 0), tokens=tokens,
-                    expert_parameters=outs[0]["expert_parameters"], budget_share=round(budget / whole, 3) if budget else None, **more)
+                    ratio=peer and base / median(seconds[name]), peer_name=peer and "our resident", tokens=tokens,
+                    runs=rounded([tokens / s for s in seconds[name]], 0), expert_parameters=outs[0]["expert_parameters"],
+                    budget_share=round(budget / whole, 3) if budget else None, **more)
         figures.add(f"{model}_{name}_update", median(updates[name]) / parameters * 1e9, "ns/parameter",
                     peer=peer and base_update / parameters * 1e9, ratio=peer and base_update / median(updates[name]),
                     peer_name=peer and "our resident", parameters=parameters,
@@ -105,7 +107,8 @@ def main():
                     measure_products(figures, width, hidden, experts, rows)
         with tempfile.TemporaryDirectory(dir=option("--spill", None)) as spill:
             for experts in (0, 16):  # of a layer; 0: as the preset has them
-                measure_steps(figures, experts, int(option("--turns", "1" if QUICK else "2")), int(option("--tokens", "1024")), spill)
+                turns = int(option("--turns", "1" if QUICK else "2"))
+                measure_steps(figures, experts, turns, int(option("--tokens", "1024")), spill)
     finally:
         figures.write()
 
