@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <span>
+#include <vector>
 
 #include "base/status/status.h"
 
@@ -33,8 +34,10 @@ class ExpertMemory {
     kBackward  // weights are read, gradients are added to
   };
   virtual ~ExpertMemory() = default;
-  // `experts` of `layer` are used next, in this order, each once.
-  virtual Status Begin(int layer, std::span<const int> experts, Use use) = 0;
+  // `experts` of `layer` are used next, each once, in the order that is returned: those that are
+  // there come first, so that several visits of a layer share what was brought. No bit depends on
+  // it: experts do not know of each other.
+  virtual StatusOr<std::vector<int>> Begin(int layer, std::span<const int> experts, Use use) = 0;
   // How many of the next ones have their memory now, at least one. Waits for them.
   virtual StatusOr<size_t> Next() = 0;
   // Those that Next() gave last are done with.

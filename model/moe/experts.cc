@@ -73,7 +73,7 @@ Status Experts::ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use u
     body(std::span<const int>(order));
     return OkStatus();
   }
-  RETURN_IF_ERROR(memory_->Begin(layer_, order, use));
+  ASSIGN_OR_RETURN(order, memory_->Begin(layer_, order, use));
   for (size_t done = 0; done < order.size();) {
     ASSIGN_OR_RETURN(const size_t there, memory_->Next());
     body(std::span<const int>(order).subspan(done, there));

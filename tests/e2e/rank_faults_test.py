@@ -5,7 +5,8 @@ Exception, memory that runs out (two allocators, and the kernel's kill), SIGKILL
 optimizer, save and inside a collective, on a rank of a job that shards everything. Proves of every cell: all ranks end within the deadline, the
 attempt's cause names the rank and where it was, `heddle doctor` finds it, the next attempt finishes the job, no process
 is left. Prints the table: fault x phase, n of n, median seconds to detection and to the end of the attempt.
-usage: rank_faults_test.py [--rounds N] [--kinds a,b] [--phases a,b] [--ranks 2|3] [--backend gloo|mpi]
+usage: rank_faults_test.py [--rounds N] [--kinds a,b] [--phases a,b] [--ranks 2|3] [--backend gloo|mpi] [--experts]
+--experts: a mixture of experts that are divided over the ranks.
 """
 
 import json
@@ -159,6 +160,9 @@ def test(argv):
         cluster.up()
         config = write_config(cluster, data, name="faulty", ranks=ranks, steps=24, save=5)
         text = open(config).read().replace("cpus_per_rank: 1", f"cpus_per_rank: 1, shard: full, backend: {backend}")
+        if "--experts" in argv:
+            text = text.replace("  attention:", f"  moe: {{n_experts: {2 * ranks}, top_k: 2, d_expert: 32}}\n  attention:")
+            text = text.replace("shard: full", f"shard: full, expert: {ranks}")
         open(config, "w").write(text)
         for number in range(rounds):
             for kind in kinds:
@@ -178,7 +182,7 @@ def test(argv):
         seen, end = (f"{median([t[i] for t in times]):.2f}" if times else "-" for i in (0, 1))
         print(f"{kind:12} {phase:11} {len(times):3}/{rounds:<3} {seen:>7} {end:>8}")
     right = sum(map(len, table.values()))
-    print(json.dumps({"test": "rank_faults", "backend": backend, "ranks": ranks, "cells": len(table), "rounds": rounds, "right": right,
+    print(json.dumps({"test": "rank_faults", "backend": backend, "experts": "--experts" in argv, "ranks": ranks, "cells": len(table), "rounds": rounds, "right": right,
                       "of": len(table) * rounds, "seconds": round(time.monotonic() - begin)}))
     check(not failures, f"{len(failures)} cells failed:\n" + "\n".join(failures))
 

@@ -82,7 +82,7 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   std::optional<offload::ResidentSetStats> TakeOffloadStats() override { return set_->TakeStats(); }
 
   // ---- layers::ExpertMemory ----
-  Status Begin(int layer, std::span<const int> experts, Use use) override;
+  StatusOr<std::vector<int>> Begin(int layer, std::span<const int> experts, Use use) override;
   StatusOr<size_t> Next() override;
   Status End() override;
 
@@ -171,7 +171,8 @@ void OffloadedExperts::AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses) {
   }
 }
 
-Status OffloadedExperts::Begin(int layer, std::span<const int> experts, Use use) {
+StatusOr<std::vector<int>> OffloadedExperts::Begin(int layer, std::span<const int> experts,
+                                                   Use use) {
   RETURN_IF_ERROR(failed_);
   const auto found = std::find(plan_.expert_layers.begin(), plan_.expert_layers.end(), layer);
   HEDDLE_CHECK(found != plan_.expert_layers.end());
@@ -179,13 +180,18 @@ Status OffloadedExperts::Begin(int layer, std::span<const int> experts, Use use)
   use_ = use;
   order_.clear();
   done_ = there_ = 0;
+  std::vector<int> order(experts.begin(), experts.end());
+  std::stable_partition(order.begin(), order.end(), [&](int expert) {
+    return set_->IsHere(SlotOf(index, expert), Kind::kWeights, Access::kRead);
+  });
   std::vector<ExpectedUse> uses;
-  for (const int expert : experts) {
+  for (const int expert : order) {
     order_.push_back(SlotOf(index, expert));
     AddUses(order_.back(), use, &uses);
   }
   AddLaterTurns({index, use}, &uses);
-  return set_->Expect(uses);
+  RETURN_IF_ERROR(set_->Expect(uses));
+  return order;
 }
 
 Status OffloadedExperts::PinFor(uint32_t slot, Use use) {
