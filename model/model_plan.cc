@@ -131,7 +131,8 @@ ModelPlan Part(const ModelPlan& plan, size_t first, size_t last) {
   const int first_tensor = part.units.front().first_tensor;
   for (UnitSpec& unit : part.units) {
     for (int i = 0; i < unit.tensor_count; ++i) {
-      TensorSpec tensor = plan.tensors[static_cast<size_t>(unit.first_tensor + i)];
+      TensorSpec tensor =
+          plan.tensors[static_cast<size_t>(unit.first_tensor) + static_cast<size_t>(i)];
       tensor.offset -= offset;
       tensor.unit -= static_cast<int>(first);
       part.parameters += tensor.elements;
@@ -174,7 +175,8 @@ ModelPlan ExpertPart(const ModelPlan& plan) {
   part.units = std::move(layers);
   for (size_t u = 0; u < part.units.size(); ++u) {
     for (int i = 0; i < part.units[u].tensor_count; ++i) {
-      part.tensors[static_cast<size_t>(part.units[u].first_tensor + i)].unit = static_cast<int>(u);
+      part.tensors[static_cast<size_t>(part.units[u].first_tensor) + static_cast<size_t>(i)].unit =
+          static_cast<int>(u);
     }
   }
   return part;

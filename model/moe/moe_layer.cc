@@ -210,7 +210,7 @@ void MoeLayerImpl::Combine(const Dispatch& dispatch, const at::Tensor& weights, 
 
 at::Tensor MoeLayerImpl::RowWeights(layers::BufferPool* scratch) const {
   const Dispatch& dispatch = routing_.dispatch;
-  const at::Tensor rows = scratch->Take({dispatch.rows()}, kept_.weights_NK.scalar_type());
+  at::Tensor rows = scratch->Take({dispatch.rows()}, kept_.weights_NK.scalar_type());
   const auto fill = [&](auto* to, const auto* from) {
     for (size_t row = 0; row < dispatch.row_assignment.size(); ++row) {
       const int32_t a = dispatch.row_assignment[row];
@@ -227,7 +227,7 @@ at::Tensor MoeLayerImpl::RowWeights(layers::BufferPool* scratch) const {
 
 at::Tensor MoeLayerImpl::TokenGradients(const at::Tensor& drow, layers::BufferPool* scratch) const {
   const Dispatch& dispatch = routing_.dispatch;
-  const at::Tensor tokens =
+  at::Tensor tokens =
       scratch->Take({kept_.weights_NK.size(0), kept_.weights_NK.size(1)}, drow.scalar_type());
   const auto fill = [&](auto* to, const auto* from) {
     for (size_t a = 0; a < dispatch.slots.size(); ++a) {

@@ -35,7 +35,7 @@ class PendingSum : public Pending {
         wire_(wire) {}
 
   Status Wait() override {
-    const Status exchanged = exchange_->Wait();
+    Status exchanged = exchange_->Wait();
     if (!exchanged.ok()) {
       // A back end that failed may still write to them.
       spare_->Bury(std::move(slices_.received));
@@ -78,7 +78,7 @@ class PendingSlices : public Pending {
         transport_(transport) {}
 
   Status Wait() override {
-    const Status told = told_->Wait();
+    Status told = told_->Wait();
     // Also where it cannot end well: the back end is to be done with the caller's buffers.
     const Status moved = moved_->Wait();
     if (!told.ok()) {
@@ -207,7 +207,7 @@ class OrderedGroup : public Communicator {
     T* mine = reinterpret_cast<T*>(buffer.data());
     T* rows = mine + values.size();
     std::copy(values.begin(), values.end(), mine);
-    const Status gathered = AllGather(mine, values.size(), rows);
+    Status gathered = AllGather(mine, values.size(), rows);
     if (!gathered.ok()) {
       spare_.Bury(std::move(buffer));
       return gathered;
@@ -233,7 +233,7 @@ class OrderedGroup : public Communicator {
     if (slice > 0) {
       received_.resize(slice * world_ * sizeof(float));
       sum_.resize(slice * sizeof(float));
-      const Status reduced = ReduceSlices(bucket.first(slice * world_));
+      Status reduced = ReduceSlices(bucket.first(slice * world_));
       if (!reduced.ok()) {
         Buffers::Bury(std::move(received_));
         Buffers::Bury(std::move(sum_));

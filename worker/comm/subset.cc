@@ -18,7 +18,7 @@ class PendingSent : public Pending {
       : exchange_(std::move(exchange)), sent_(std::move(sent)), spare_(spare) {}
 
   Status Wait() override {
-    const Status exchanged = exchange_->Wait();
+    Status exchanged = exchange_->Wait();
     if (exchanged.ok()) {
       spare_->Give(std::move(sent_));
     } else {

@@ -423,7 +423,8 @@ model::ModelPlan ExpertUnits(const model::ModelPlan& plan) {
   for (size_t u = 0; u < experts.units.size(); ++u) {
     const model::UnitSpec& unit = experts.units[u];
     for (int i = 0; i < unit.tensor_count; ++i) {
-      experts.tensors[static_cast<size_t>(unit.first_tensor + i)].unit = static_cast<int>(u);
+      experts.tensors[static_cast<size_t>(unit.first_tensor) + static_cast<size_t>(i)].unit =
+          static_cast<int>(u);
     }
   }
   return experts;
