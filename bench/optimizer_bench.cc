@@ -145,6 +145,7 @@ class Bench {
     const auto run = [this, hyper, weights, &arrays](Chunk chunk) {
       optim::Shard shard;
       shard.flat_offset = chunk.first;
+      shard.rounding_offset = chunk.first;
       shard.master = Part(master_, chunk);
       shard.gradient = Part(gradient_, chunk);
       if (weights) {

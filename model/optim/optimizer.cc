@@ -105,7 +105,7 @@ void OptimizerStep(const Hyperparameters& hyper, std::span<const GroupRange> gro
       if (rounds) {
         p.m_bf16 = shard.m_bf16.data() + from;
         p.v_bf16 = adamw ? shard.v_bf16.data() + from : nullptr;
-        p.rounding.first = shard.flat_offset + from;
+        p.rounding.first = shard.rounding_offset + from;
       } else {
         p.m = shard.m.data() + from;
         p.v = adamw ? shard.v.data() + from : nullptr;

@@ -1,8 +1,8 @@
 // AdamW and Lion over flat shards (training-runtime.md section 11): one pass over master, moments
 // and gradient that also writes the bf16 compute weights. Torch-free interface.
 //
-// The result of an element depends on that element and its place in the flat buffer only, so any
-// cut into shards, blocks or threads gives the same bits.
+// The result of an element depends on that element and its place in the model's layout only, so any
+// cut into shards, blocks or threads gives the same bits, as does any way to divide experts.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +55,11 @@ std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparame
 // are given and those of the other left empty.
 struct Shard {
   int64_t flat_offset = 0;
+  // Place of the first element in the layout of the whole model, which is another than flat_offset
+  // where the flat buffer is a rank's that has some of the experts. Random bits of bf16 moments are
+  // a function of (seed, update, place): no two elements of a model share them, and every division
+  // of it rounds alike (training-runtime.md 11.3, 13).
+  int64_t rounding_offset = 0;
   std::span<float> master;
   std::span<float> m;
   std::span<float> v;

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <new>
 #include <set>
@@ -25,17 +26,20 @@ namespace {
 using heddle::v1::TensorClass;
 using heddle::v1::TensorInfo;
 
-// The moments of an offloaded piece, which lie beside its master.
-void AttachMoments(const shard::Held& held, optim::Moments type, optim::Shard* shard) {
-  const size_t size = held.master.size();
+// The moments of an offloaded piece, which lie beside its master, from element `first` of it on.
+void AttachMoments(const shard::Held& held, optim::Moments type, size_t first,
+                   optim::Shard* shard) {
+  const size_t size = shard->master.size();
   if (type == optim::Moments::kBf16) {
-    shard->m_bf16 = {reinterpret_cast<uint16_t*>(held.moments[0]), size};
+    shard->m_bf16 = {reinterpret_cast<uint16_t*>(held.moments[0]) + first, size};
     if (held.moments[1] != nullptr) {
-      shard->v_bf16 = {reinterpret_cast<uint16_t*>(held.moments[1]), size};
+      shard->v_bf16 = {reinterpret_cast<uint16_t*>(held.moments[1]) + first, size};
     }
   } else {
-    shard->m = {reinterpret_cast<float*>(held.moments[0]), size};
-    if (held.moments[1] != nullptr) shard->v = {reinterpret_cast<float*>(held.moments[1]), size};
+    shard->m = {reinterpret_cast<float*>(held.moments[0]) + first, size};
+    if (held.moments[1] != nullptr) {
+      shard->v = {reinterpret_cast<float*>(held.moments[1]) + first, size};
+    }
   }
 }
 
@@ -138,6 +142,7 @@ StatusOr<std::unique_ptr<RunState>> RunState::Create(const heddle::v1::ModelConf
   } catch (const std::bad_alloc&) {
     return ResourceExhausted(Str("no memory for the moments of ", elements, " parameters"));
   }
+  state->FindRuns();
   state->groups_ = optim::GroupsOf(kept, plan.optimizer, plan.indexer_learning_rate_multiplier);
   state->warmup_groups_ = state->groups_;
   if (plan.freeze_during_warmup) {
@@ -192,19 +197,45 @@ Status RunState::ReadInitialWeights() {
 
 Status RunState::ForEachShard(const std::function<void(const optim::Shard&)>& visit) {
   return parameters_->ForEachHeld(shard::Touch::kUpdate, [&](const shard::Held& held) {
-    optim::Shard shard;
-    shard.flat_offset = held.range.begin;
-    shard.master = held.master;
-    shard.gradient = held.gradient;
-    shard.compute_bf16 = held.compute_bf16;
-    if (held.offloaded) {
-      AttachMoments(held, moments_.type(), &shard);
-    } else {
-      moments_.Attach(held.owned_offset, &shard);
+    auto run = std::prev(
+        std::upper_bound(runs_.begin(), runs_.end(), held.range.begin,
+                         [](int64_t at, const Run& later) { return at < later.begin; }));
+    for (int64_t begin = held.range.begin; begin < held.range.end; ++run) {
+      const auto next = std::next(run);
+      const int64_t end =
+          next == runs_.end() ? held.range.end : std::min(next->begin, held.range.end);
+      visit(ShardOf(held, *run, begin, static_cast<size_t>(end - begin)));
+      begin = end;
     }
-    visit(shard);
     return OkStatus();
   });
+}
+
+optim::Shard RunState::ShardOf(const shard::Held& held, const Run& run, int64_t begin,
+                               size_t count) {
+  const auto first = static_cast<size_t>(begin - held.range.begin);
+  optim::Shard shard;
+  shard.flat_offset = begin;
+  shard.rounding_offset = begin + run.shift;
+  shard.master = held.master.subspan(first, count);
+  shard.gradient = held.gradient.subspan(first, count);
+  if (!held.compute_bf16.empty()) shard.compute_bf16 = held.compute_bf16.subspan(first, count);
+  if (held.offloaded) {
+    AttachMoments(held, moments_.type(), first, &shard);
+  } else {
+    moments_.Attach(held.owned_offset + begin - held.range.begin, &shard);
+  }
+  return shard;
+}
+
+// Neighbours of one layout are mostly neighbours of the other: a run for everything but the
+// experts, one for the experts of each layer. Padding goes with the tensor before it.
+void RunState::FindRuns() {
+  runs_ = {Run()};
+  for (const model::TensorSpec& tensor : parameters_->plan().tensors) {
+    const int64_t shift = whole_.Find(tensor.name)->offset - tensor.offset;
+    if (shift != runs_.back().shift) runs_.push_back({tensor.offset, shift});
+  }
 }
 
 Status RunState::DropFrozenGradients() {

@@ -48,8 +48,8 @@ class RunState {
   std::vector<stream::Window>& skipped() { return skipped_; }
   const std::vector<stream::Window>& skipped() const { return skipped_; }
 
-  // The optimizer's view of everything this rank updates, piece by piece; spans are valid within
-  // the call.
+  // The optimizer's view of everything this rank updates, piece by piece, each with its place in
+  // the layout of whole(); spans are valid within the call.
   Status ForEachShard(const std::function<void(const optim::Shard&)>& visit);
   // `warmup`: the step trains indexers first (attention-and-moe.md 6.3); with a frozen model
   // nothing else changes.
@@ -108,6 +108,15 @@ class RunState {
   using VisitPieces = std::function<Status(const std::vector<Piece>&, bool offloaded)>;
   Status ForEachPieces(shard::Touch touch, const VisitPieces& visit);
   void* MomentAt(const shard::Held& held, bool second, int64_t within);
+  // Elements of this rank's flat layout from `begin` on, up to the next run, lie in that of whole()
+  // `shift` later.
+  struct Run {
+    int64_t begin = 0;
+    int64_t shift = 0;
+  };
+  void FindRuns();
+  // The part of `held` that starts at element `begin` of this rank's layout, `count` long.
+  optim::Shard ShardOf(const shard::Held& held, const Run& run, int64_t begin, size_t count);
   std::vector<checkpoint::LocalRange> RangesOf(const std::vector<Piece>& pieces) const;
   void AddUnheld(std::vector<Piece>* pieces) const;
   checkpoint::WantedRange WantedOf(const Piece& piece, heddle::v1::ElementType stored);
@@ -122,6 +131,7 @@ class RunState {
   std::vector<const model::TensorSpec*> specs_;
   std::vector<const model::TensorSpec*> local_;
   std::vector<size_t> by_offset_;  // parameters of this rank, as places in local_
+  std::vector<Run> runs_;  // in order of begin, the first at 0
   Counters counters_;
   NumericPolicy numeric_;
   std::vector<stream::Window> skipped_;

@@ -233,6 +233,7 @@ struct Trained {
     const size_t n = end - begin;
     Shard shard;
     shard.flat_offset = static_cast<int64_t>(begin);
+    shard.rounding_offset = shard.flat_offset;
     shard.master = std::span(p).subspan(begin, n);
     shard.gradient = std::span<const float>(g).subspan(begin, n);
     if (hyper.moments == Moments::kBf16) {

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -50,11 +51,30 @@ RunPlan PlanOf(optim::Moments moments, shard::Mode mode, optim::Algorithm algori
   return plan;
 }
 
+// Eight experts in two of three layers, a dense one between them.
+heddle::v1::ModelConfig ExpertModel() {
+  heddle::v1::ModelConfig model;
+  model.set_vocab_size(300);
+  model.set_d_model(64);
+  model.set_d_ffn(96);
+  model.set_n_layers(3);
+  model.set_n_heads(2);
+  model.set_n_kv_heads(2);
+  model.set_tie_embeddings(true);
+  heddle::v1::MoeConfig* moe = model.mutable_moe();
+  moe->set_n_experts(8);
+  moe->set_top_k(2);
+  moe->set_d_expert(36);
+  moe->add_layers(0);
+  moe->add_layers(2);
+  return model;
+}
+
 struct World {
   World(optim::Moments moments, shard::Mode mode, int ranks,
         optim::Algorithm algorithm = optim::Algorithm::kAdamW)
-      : World(PlanOf(moments, mode, algorithm), Model(), ranks) {}
-  World(const RunPlan& run, const heddle::v1::ModelConfig& model, int ranks) : plan(run) {
+      : World(Model(), PlanOf(moments, mode, algorithm), ranks) {}
+  World(const heddle::v1::ModelConfig& model, RunPlan run, int ranks) : plan(std::move(run)) {
     for (int rank = 0; rank < ranks; ++rank) {
       auto state = RunState::Create(model, plan, rank, ranks);
       EXPECT_OK(state);
@@ -62,17 +82,29 @@ struct World {
     }
   }
 
-  // Gradients are a function of the element, so every layout computes the same.
+  // Gradients are a function of the element and its tensor, so every layout computes the same.
+  static void SetGradients(RunState* state) {
+    const std::vector<model::TensorSpec>& tensors = state->parameters()->plan().tensors;
+    EXPECT_OK(state->parameters()->ForEachHeld(
+        shard::Touch::kWriteGradients, [&](const shard::Held& held) {
+          std::fill(held.gradient.begin(), held.gradient.end(), 0.0f);
+          for (const model::TensorSpec& tensor : tensors) {
+            const int64_t begin = std::max(tensor.offset, held.range.begin);
+            const int64_t end = std::min(tensor.offset + tensor.elements, held.range.end);
+            const auto shift = state->whole().Find(tensor.name)->offset - tensor.offset;
+            for (int64_t at = begin; at < end; ++at) {
+              const double place = static_cast<double>(at + shift);
+              held.gradient[static_cast<size_t>(at - held.range.begin)] =
+                  static_cast<float>(std::sin(0.37 * place + 1.1));
+            }
+          }
+          return OkStatus();
+        }));
+  }
+
   void Update(int64_t update) {
     for (const auto& state : states) {
-      EXPECT_OK(state->parameters()->ForEachHeld(
-          shard::Touch::kWriteGradients, [](const shard::Held& held) {
-            for (size_t i = 0; i < held.gradient.size(); ++i) {
-              const double place = static_cast<double>(held.range.begin) + static_cast<double>(i);
-              held.gradient[i] = static_cast<float>(std::sin(0.37 * place + 1.1));
-            }
-            return OkStatus();
-          }));
+      SetGradients(state.get());
       optim::StepArgs args;
       args.update = update;
       args.learning_rate = 1e-3;
@@ -172,6 +204,50 @@ TEST(RunState, Bf16MomentsGoFromAnyLayoutToAnyOther) {
   }
 }
 
+// An expert's random bits are its own, whichever rank has it, and whether it lies in memory or in
+// the resident set of offloaded experts.
+TEST(RunState, Bf16MomentsOfExpertsRoundAlikeOnRanksThatDivideThem) {
+  RunPlan plan = PlanOf(Moments::kBf16, Mode::kNone, optim::Algorithm::kAdamW);
+  const auto updated = [&](const RunPlan& run, int ranks) {
+    World world(ExpertModel(), run, ranks);
+    for (int64_t update = 1; update <= 3; ++update) world.Update(update);
+    return world.Values();
+  };
+  const auto expected = updated(plan, 1);
+  for (const auto& [mode, degree, ranks] : {std::tuple{Mode::kNone, 2, 2}, {Mode::kNone, 4, 4},
+                                            {Mode::kFull, 1, 4}, {Mode::kFull, 2, 4},
+                                            {Mode::kOptimizer, 4, 4}}) {
+    plan.shard.mode = mode;
+    plan.shard.expert_degree = degree;
+    EXPECT_EQ(updated(plan, ranks), expected) << degree << " of " << ranks;
+  }
+  plan.shard.mode = Mode::kNone;
+  plan.shard.expert_degree = 2;
+  plan.shard.offload.enabled = true;
+  EXPECT_EQ(updated(plan, 2), expected) << "offloaded";
+}
+
+// Every optimizer's shard says where its elements lie in the whole model, and no place is two
+// elements' of different experts.
+TEST(RunState, EveryElementIsUpdatedAtItsPlaceInTheWholeModel) {
+  RunPlan plan = PlanOf(Moments::kBf16, Mode::kNone, optim::Algorithm::kAdamW);
+  plan.shard.expert_degree = 4;
+  World world(ExpertModel(), plan, 4);
+  const model::ModelPlan& whole = world.states[0]->whole();
+  std::vector<int> seen(static_cast<size_t>(whole.flat_elements), 0);
+  for (const auto& state : world.states) {
+    ASSERT_OK(state->ForEachShard([&](const optim::Shard& shard) {
+      for (size_t i = 0; i < shard.master.size(); ++i) {
+        ++seen[static_cast<size_t>(shard.rounding_offset) + i];
+      }
+    }));
+  }
+  const int64_t experts = whole.units[static_cast<size_t>(whole.dense_units)].offset;
+  for (int64_t at = 0; at < whole.flat_elements; ++at) {
+    ASSERT_EQ(seen[static_cast<size_t>(at)], at < experts ? 4 : 1) << at;
+  }
+}
+
 // Every bf16 number is an fp32 number.
 TEST(RunState, Bf16MomentsAreWidenedExactly) {
   World narrow(Moments::kBf16, Mode::kFull, 2);
@@ -209,11 +285,10 @@ TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
   EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);
 }
 
-heddle::v1::ModelConfig ExpertModel() {
-  heddle::v1::ModelConfig model = Model();
-  model.set_vocab_size(300);
+// Of more than one MiB of experts.
+heddle::v1::ModelConfig ManyExperts() {
+  heddle::v1::ModelConfig model = ExpertModel();
   model.mutable_moe()->set_n_experts(16);
-  model.mutable_moe()->set_top_k(2);
   model.mutable_moe()->set_d_expert(64);
   return model;
 }
@@ -223,15 +298,15 @@ TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   const checkpoint::TempDir root;
   const checkpoint::TempDir spill;
   RunPlan plan = PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW);
-  World whole(plan, ExpertModel(), 1);
+  World whole(ManyExperts(), plan, 1);
   const StatusOr<heddle::v1::CheckpointRecord> record = whole.Save(root.path());
   ASSERT_OK(record);
   plan.shard.offload = {.enabled = true, .budget_bytes = 1 << 20, .spill_dir = spill.path()};
-  const World good(plan, ExpertModel(), 1);
+  const World good(ManyExperts(), plan, 1);
   ASSERT_OK(good.Load(*record, root.path()));
   EXPECT_OK(good.states[0]->parameters()->Healthy());
   EXPECT_EQ(good.Values(), whole.Values());
-  const World bad(plan, ExpertModel(), 1);
+  const World bad(ManyExperts(), plan, 1);
   int flipped = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
     std::error_code gone;
@@ -248,7 +323,7 @@ TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   ASSERT_GE(flipped, 3);
   EXPECT_FALSE(bad.Load(*record, root.path()).ok());
   EXPECT_FALSE(bad.states[0]->parameters()->Healthy().ok());
-  World torn(PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), ExpertModel(), 1);
+  World torn(ManyExperts(), PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), 1);
   heddle::v1::CheckpointRecord missing = *record;
   missing.mutable_seals(0)->mutable_files(0)->set_name("gone");
   EXPECT_FALSE(torn.Load(missing, root.path()).ok());
