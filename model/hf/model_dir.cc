@@ -27,6 +27,7 @@ using nlohmann::json;
 constexpr uintmax_t kJsonBytesMax = 64 << 20;
 constexpr int kIndexDepthMax = 8;
 constexpr int kConfigDepthMax = 32;
+constexpr int64_t kPieceElements = 1 << 20;  // of a tensor, read at a time
 constexpr char kIndexName[] = "model.safetensors.index.json";
 
 StatusOr<std::string> ReadText(const std::string& path) {
@@ -70,10 +71,12 @@ StatusOr<WeightFiles> FindFiles(const std::string& dir) {
 
 std::string Shape(const std::vector<int64_t>& shape) { return json(shape).dump(); }
 
-Status CheckFinite(const std::string& name, std::span<const float> values) {
+// Of a tensor's values those from element `first` on.
+Status CheckFinite(const std::string& name, int64_t first, std::span<const float> values) {
   for (size_t i = 0; i < values.size(); ++i) {
     if (!std::isfinite(values[i])) {
-      return InvalidArgument(Str("tensor '", name, "': element ", i, " is not finite"));
+      return InvalidArgument(
+          Str("tensor '", name, "': element ", first + static_cast<int64_t>(i), " is not finite"));
     }
   }
   return OkStatus();
@@ -149,11 +152,48 @@ std::string Differences(const model::ModelPlan& plan, Architecture architecture,
   return problems;
 }
 
-Status ReadTensor(const Folder& folder, const std::string& name, const ReadOptions& options,
-                  std::span<float> to) {
-  const Located& from = folder.tensors.at(name);
-  RETURN_IF_ERROR(from.file->ReadFloats(from.name, to));
-  return options.allow_nonfinite ? OkStatus() : CheckFinite(from.name, to);
+// The weight files of `dir`, after a comparison with the plan.
+StatusOr<Folder> OpenCompared(const std::string& dir, Architecture architecture,
+                              const model::ModelPlan& plan) {
+  ASSIGN_OR_RETURN(Folder folder, OpenWeights(dir, architecture));
+  const std::string problems = Differences(plan, architecture, folder);
+  if (!problems.empty()) {
+    return InvalidArgument(Str(dir, ": tensors differ from config.json:", problems));
+  }
+  // One more than the plan's is a tied head, of which nothing is read.
+  for (const auto& [name, located] : folder.tensors) {
+    if (plan.Find(name) == nullptr && plan.FindBuffer(name) == nullptr) continue;
+    RETURN_IF_ERROR(located.file->CheckFloats(located.name));
+  }
+  return folder;
+}
+
+// Elements [first, first + to.size()) of a tensor; a buffer that the folder lacks is 0.
+Status ReadPiece(const Folder& folder, const std::string& name, int64_t first,
+                 const ReadOptions& options, std::span<float> to) {
+  const auto found = folder.tensors.find(name);
+  if (found == folder.tensors.end()) {
+    std::fill(to.begin(), to.end(), 0.0f);
+    return OkStatus();
+  }
+  const Located& from = found->second;
+  RETURN_IF_ERROR(from.file->ReadFloats(from.name, first, to));
+  from.file->Forget(from.name, first, static_cast<int64_t>(to.size()));
+  return options.allow_nonfinite ? OkStatus() : CheckFinite(from.name, first, to);
+}
+
+// `scratch` is for ranges that are taken; it grows to a piece.
+Status ReadRange(const Folder& folder, const WeightRange& range, const ReadOptions& options,
+                 std::vector<float>* scratch) {
+  for (int64_t done = 0; done < range.count; done += kPieceElements) {
+    const auto count = static_cast<size_t>(std::min(kPieceElements, range.count - done));
+    if (range.data == nullptr && scratch->size() < count) scratch->resize(count);
+    const std::span<float> piece(range.data != nullptr ? range.data + done : scratch->data(),
+                                 count);
+    RETURN_IF_ERROR(ReadPiece(folder, range.name, range.first + done, options, piece));
+    if (range.data == nullptr) RETURN_IF_ERROR(range.take(range.first + done, piece));
+  }
+  return OkStatus();
 }
 
 StatusOr<std::string> ReadConfigText(const std::string& dir) {
@@ -200,26 +240,33 @@ StatusOr<std::vector<int64_t>> ReadEosIds(const std::string& dir, int64_t vocabu
   return std::vector<int64_t>();
 }
 
-Status ReadWeights(const std::string& dir, model::ParameterStore* store,
-                   const ReadOptions& options) {
+Status ReadWeightRanges(const std::string& dir, const model::ModelPlan& plan,
+                        const std::vector<WeightRange>& ranges, const ReadOptions& options) {
   ASSIGN_OR_RETURN(const std::string text, ReadConfigText(dir));
   ASSIGN_OR_RETURN(const Architecture architecture, ReadArchitecture(text));
-  ASSIGN_OR_RETURN(const Folder folder, OpenWeights(dir, architecture));
-  const std::string problems = Differences(store->plan(), architecture, folder);
-  if (!problems.empty()) {
-    return InvalidArgument(Str(dir, ": tensors differ from config.json:", problems));
+  ASSIGN_OR_RETURN(const Folder folder, OpenCompared(dir, architecture, plan));
+  std::vector<float> scratch;
+  for (const WeightRange& range : ranges) {
+    const model::TensorSpec* spec = plan.Find(range.name);
+    if (spec == nullptr) spec = plan.FindBuffer(range.name);
+    HEDDLE_CHECK(spec != nullptr && range.first >= 0 && range.count >= 0 &&
+                     range.count <= spec->elements - range.first,
+                 range.name);
+    RETURN_IF_ERROR(ReadRange(folder, range, options, &scratch));
   }
+  return OkStatus();
+}
+
+Status ReadWeights(const std::string& dir, model::ParameterStore* store,
+                   const ReadOptions& options) {
+  std::vector<WeightRange> ranges;
   for (const model::TensorSpec& tensor : store->plan().tensors) {
-    RETURN_IF_ERROR(ReadTensor(folder, tensor.name, options, store->master(tensor)));
+    ranges.push_back({tensor.name, 0, tensor.elements, store->master(tensor).data(), {}});
   }
   for (const model::TensorSpec& buffer : store->plan().buffers) {
-    const std::span<float> to = store->buffer(buffer);
-    if (folder.tensors.contains(buffer.name)) {
-      RETURN_IF_ERROR(ReadTensor(folder, buffer.name, options, to));
-    } else {
-      std::fill(to.begin(), to.end(), 0.0f);
-    }
+    ranges.push_back({buffer.name, 0, buffer.elements, store->buffer(buffer).data(), {}});
   }
+  RETURN_IF_ERROR(ReadWeightRanges(dir, store->plan(), ranges, options));
   store->RefreshComputeWeights();
   return OkStatus();
 }
@@ -344,7 +391,7 @@ Status WriteModelDir(const std::string& dir, const heddle::v1::ModelConfig& conf
                      const std::vector<NamedWeight>& weights, const ExportOptions& options) {
   RETURN_IF_ERROR(CheckWeights(config, weights));
   for (const NamedWeight& weight : weights) {
-    if (!options.allow_nonfinite) RETURN_IF_ERROR(CheckFinite(weight.name, weight.values));
+    if (!options.allow_nonfinite) RETURN_IF_ERROR(CheckFinite(weight.name, 0, weight.values));
   }
   std::error_code error;
   fs::create_directories(dir, error);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,7 +16,8 @@ class ModelConfig;
 }
 namespace heddle::model {
 class ParameterStore;
-}
+struct ModelPlan;
+}  // namespace heddle::model
 
 namespace heddle::hf {
 
@@ -36,6 +38,23 @@ struct ReadOptions {
 // and those whose place differs from the index; names a tensor with a value that is not finite.
 Status ReadWeights(const std::string& dir, model::ParameterStore* store,
                    const ReadOptions& options = {});
+
+// Elements [first, first + count) of a weight or buffer of the plan, and who wants them.
+struct WeightRange {
+  std::string name;  // ours
+  int64_t first = 0;
+  int64_t count = 0;
+  float* data = nullptr;  // [count], or null: `take` gets them
+  // Called with the values from element `first` of the tensor on, piece by piece in ascending
+  // order; the span is valid within the call. A failure ends the reading.
+  std::function<Status(int64_t first, std::span<const float> values)> take;
+};
+// As ReadWeights for those who hold no whole model: nothing but the ranges is read, in their order,
+// with a few MiB of memory whatever the size of a tensor. The names, shapes and types of all
+// tensors are compared with `plan`, which is this folder's config's; only values that are read can
+// be found not finite. REQUIRES: every range is within a tensor of the plan.
+Status ReadWeightRanges(const std::string& dir, const model::ModelPlan& plan,
+                        const std::vector<WeightRange>& ranges, const ReadOptions& options = {});
 
 // One weight or buffer to be written, fp32, borrowed for the call.
 struct NamedWeight {

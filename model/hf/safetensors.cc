@@ -221,33 +221,68 @@ std::string_view SafetensorsFile::Data(const std::string& name) const {
           static_cast<size_t>(entry->second.end - entry->second.begin)};
 }
 
+Status SafetensorsFile::CheckFloats(const std::string& name) const {
+  const auto found = header_.tensors.find(name);
+  if (found == header_.tensors.end())
+    return InvalidArgument(Str(path_, ": no tensor '", name, "'"));
+  switch (found->second.dtype) {
+    case DType::kF32:
+    case DType::kBF16:
+    case DType::kF16:
+    case DType::kF64:
+      return OkStatus();
+    default:
+      return InvalidArgument(Str(path_, ": tensor '", name, "' is ", DTypeName(found->second.dtype),
+                                 ", not F32, BF16, F16 or F64"));
+  }
+}
+
 Status SafetensorsFile::ReadFloats(const std::string& name, std::span<float> out) const {
   const auto found = header_.tensors.find(name);
   if (found == header_.tensors.end())
     return InvalidArgument(Str(path_, ": no tensor '", name, "'"));
-  const TensorEntry& entry = found->second;
-  if (entry.Elements() != static_cast<int64_t>(out.size())) {
-    return InvalidArgument(
-        Str(path_, ": tensor '", name, "' has ", entry.Elements(), " elements, not ", out.size()));
+  if (found->second.Elements() != static_cast<int64_t>(out.size())) {
+    return InvalidArgument(Str(path_, ": tensor '", name, "' has ", found->second.Elements(),
+                               " elements, not ", out.size()));
   }
+  return ReadFloats(name, 0, out);
+}
+
+Status SafetensorsFile::ReadFloats(const std::string& name, int64_t first,
+                                   std::span<float> out) const {
+  RETURN_IF_ERROR(CheckFloats(name));
+  const TensorEntry& entry = header_.tensors.at(name);
+  const auto count = static_cast<int64_t>(out.size());
+  if (first < 0 || first > entry.Elements() || count > entry.Elements() - first) {
+    return InvalidArgument(Str(path_, ": tensor '", name, "' has ", entry.Elements(),
+                               " elements, not ", count, " from element ", first, " on"));
+  }
+  const int64_t width = DTypeBytes(entry.dtype);
+  const std::string_view data =
+      Data(name).substr(static_cast<size_t>(first * width), static_cast<size_t>(count * width));
+  if (entry.dtype == DType::kF32) {
+    if (!data.empty()) std::memcpy(out.data(), data.data(), data.size());
+  } else if (entry.dtype == DType::kBF16) {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = BFloatToFloat(ReadAt<uint16_t>(data, i));
+  } else if (entry.dtype == DType::kF16) {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = HalfToFloat(ReadAt<uint16_t>(data, i));
+  } else {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(ReadAt<double>(data, i));
+  }
+  return OkStatus();
+}
+
+void SafetensorsFile::Forget(const std::string& name, int64_t first, int64_t count) const {
   const std::string_view data = Data(name);
-  switch (entry.dtype) {
-    case DType::kF32:
-      if (!data.empty()) std::memcpy(out.data(), data.data(), data.size());
-      return OkStatus();
-    case DType::kBF16:
-      for (size_t i = 0; i < out.size(); ++i) out[i] = BFloatToFloat(ReadAt<uint16_t>(data, i));
-      return OkStatus();
-    case DType::kF16:
-      for (size_t i = 0; i < out.size(); ++i) out[i] = HalfToFloat(ReadAt<uint16_t>(data, i));
-      return OkStatus();
-    case DType::kF64:
-      for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(ReadAt<double>(data, i));
-      return OkStatus();
-    default:
-      return InvalidArgument(Str(path_, ": tensor '", name, "' is ", DTypeName(entry.dtype),
-                                 ", not F32, BF16, F16 or F64"));
-  }
+  const int64_t width = DTypeBytes(header_.tensors.at(name).dtype);
+  HEDDLE_CHECK(first >= 0 && count >= 0 &&
+               (first + count) * width <= static_cast<int64_t>(data.size()));
+  static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = static_cast<size_t>(data.data() - map_ + first * width);
+  const size_t aligned = begin / page * page;
+  const size_t end = begin + static_cast<size_t>(count * width);
+  // A hint: neighbours on the same pages come back from the file when they are read.
+  if (end > aligned) madvise(const_cast<char*>(map_) + aligned, end - aligned, MADV_DONTNEED);
 }
 
 StatusOr<std::vector<int64_t>> SafetensorsFile::ReadIntegers(const std::string& name) const {

@@ -75,6 +75,14 @@ class SafetensorsFile {
   // The values as fp32. INVALID_ARGUMENT for a dtype that is no floating point type of 2, 4 or 8
   // bytes, or a size other than `out`.
   Status ReadFloats(const std::string& name, std::span<float> out) const;
+  // The same of elements [first, first + out.size()) of a tensor. INVALID_ARGUMENT also for a range
+  // outside of it.
+  Status ReadFloats(const std::string& name, int64_t first, std::span<float> out) const;
+  // INVALID_ARGUMENT as ReadFloats for the tensor's dtype.
+  Status CheckFloats(const std::string& name) const;
+  // Elements [first, first + count) are not read again soon: their pages need not stay in this
+  // process's memory, where a limit would count them. REQUIRES: within the tensor.
+  void Forget(const std::string& name, int64_t first, int64_t count) const;
   // The values of an I32 or I64 tensor.
   StatusOr<std::vector<int64_t>> ReadIntegers(const std::string& name) const;
 

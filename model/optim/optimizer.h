@@ -55,11 +55,6 @@ std::vector<GroupRange> GroupsOf(const model::ModelPlan& plan, const Hyperparame
 // are given and those of the other left empty.
 struct Shard {
   int64_t flat_offset = 0;
-  // Place of the first element in the layout of the whole model, which is another than flat_offset
-  // where the flat buffer is a rank's that has some of the experts. Random bits of bf16 moments are
-  // a function of (seed, update, place): no two elements of a model share them, and every division
-  // of it rounds alike (training-runtime.md 11.3, 13).
-  int64_t rounding_offset = 0;
   std::span<float> master;
   std::span<float> m;
   std::span<float> v;
@@ -67,6 +62,11 @@ struct Shard {
   std::span<uint16_t> compute_bf16;
   std::span<uint16_t> m_bf16;
   std::span<uint16_t> v_bf16;
+  // Place of the first element in the layout of the whole model, which is another than flat_offset
+  // where the flat buffer is a rank's that has some of the experts. Random bits of bf16 moments are
+  // a function of (seed, update, place): no two elements of a model share them, and every division
+  // of it rounds alike (training-runtime.md 11.3, 13).
+  int64_t rounding_offset = 0;
 };
 
 struct StepArgs {

@@ -16,7 +16,6 @@
 #include "checkpoint/tensor_io/load.h"
 #include "model/hf/model_dir.h"
 #include "model/model_plan.h"
-#include "model/parameter_store.h"
 #include "model/saved_tensors.h"
 
 namespace heddle::trainer {
@@ -177,29 +176,37 @@ Status RunState::Reset() {
   return init_from_.empty() ? OkStatus() : ReadInitialWeights();
 }
 
-// Passes through a whole copy of the model, which is gone before the first step.
+// Straight into what this rank holds: a copy of the whole model would not fit where its experts are
+// divided or offloaded.
 Status RunState::ReadInitialWeights() {
-  ASSIGN_OR_RETURN(const std::unique_ptr<model::ParameterStore> whole,
-                   model::ParameterStore::Create(whole_, model::Precision::kFp32));
-  RETURN_IF_ERROR(hf::ReadWeights(init_from_, whole.get()));
+  std::vector<hf::WeightRange> ranges;
   RETURN_IF_ERROR(ForEachPieces(
-      shard::Touch::kWriteState, [&](const std::vector<Piece>& pieces, bool /*offloaded*/) {
+      shard::Touch::kResident, [&](const std::vector<Piece>& pieces, bool /*offloaded*/) {
         for (const Piece& piece : pieces) {
-          if (piece.tensor_class != heddle::v1::TENSOR_CLASS_MASTER) continue;
-          const float* from = whole->master(*specs_[piece.tensor]).data() + piece.first;
-          std::copy(from, from + piece.count, static_cast<float*>(piece.data));
+          if (IsMoment(piece.tensor_class)) continue;
+          ranges.push_back({tensors_[piece.tensor].name(), piece.first, piece.count,
+                            static_cast<float*>(piece.data), nullptr});
         }
         return OkStatus();
       }));
-  std::copy(whole->buffers().begin(), whole->buffers().end(), parameters_->buffers().begin());
+  const model::ModelPlan& kept = parameters_->plan();
+  for (const model::TensorSpec& tensor : kept.tensors) {
+    if (tensor.offset < parameters_->offloaded_from()) continue;
+    ranges.push_back({tensor.name, 0, tensor.elements, nullptr,
+                      [this, &tensor](int64_t first, std::span<const float> values) {
+                        return parameters_->WriteState(tensor.offset + first, 0,
+                                                       std::as_bytes(values));
+                      }});
+  }
+  RETURN_IF_ERROR(hf::ReadWeightRanges(init_from_, whole_, ranges));
   return parameters_->RefreshComputeWeights();
 }
 
 Status RunState::ForEachShard(const std::function<void(const optim::Shard&)>& visit) {
   return parameters_->ForEachHeld(shard::Touch::kUpdate, [&](const shard::Held& held) {
-    auto run = std::prev(
-        std::upper_bound(runs_.begin(), runs_.end(), held.range.begin,
-                         [](int64_t at, const Run& later) { return at < later.begin; }));
+    auto run =
+        std::prev(std::upper_bound(runs_.begin(), runs_.end(), held.range.begin,
+                                   [](int64_t at, const Run& later) { return at < later.begin; }));
     for (int64_t begin = held.range.begin; begin < held.range.end; ++run) {
       const auto next = std::next(run);
       const int64_t end =

@@ -34,7 +34,7 @@ struct Counters {
 class RunState {
  public:
   // Initial weights: those of plan.init_from, else a pure function of the seed. RESOURCE_EXHAUSTED
-  // without memory; errors of hf::ReadWeights.
+  // without memory; errors of hf::ReadWeightRanges: of the weights that this rank holds.
   static StatusOr<std::unique_ptr<RunState>> Create(const heddle::v1::ModelConfig& model,
                                                     const RunPlan& plan, int rank, int world);
 

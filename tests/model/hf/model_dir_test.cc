@@ -363,6 +363,99 @@ TEST(ModelDir, ReadsValuesThatAreNotFiniteOnlyWhenAsked) {
   EXPECT_TRUE(std::isinf(store->master(*store->plan().Find("model.norm.weight"))[3]));
 }
 
+// Ranges are those of the whole read, into memory or taken piece by piece; of a tensor longer than
+// a piece too, and of a buffer that the folder lacks.
+TEST(ModelDir, ReadsRangesAsItReadsTheWhole) {
+  TempDir dir;
+  heddle::v1::ModelConfig config = TinyConfig(Kind::kDense, true);
+  config.set_vocab_size(70'000);
+  config.mutable_moe()->set_n_experts(2);
+  config.mutable_moe()->set_d_expert(5);
+  const model::ModelPlan plan = *model::PlanModel(config);
+  auto store = *model::ParameterStore::Create(plan, Precision::kFp32);
+  model::InitParameters(5, store.get());
+  ExportOptions options;
+  options.shard_bytes_max = 3000;
+  // As mixtral, which has no buffers.
+  ASSERT_TRUE(WriteModelDir(dir / "m", config, WeightsOf(store.get()), options).ok());
+  std::vector<model::TensorSpec> specs = plan.tensors;
+  specs.insert(specs.end(), plan.buffers.begin(), plan.buffers.end());
+  std::vector<std::vector<float>> filled, taken;
+  std::vector<WeightRange> ranges;
+  int pieces = 0;
+  for (const model::TensorSpec& spec : specs) {
+    const int64_t first = spec.elements / 3;
+    const int64_t count = spec.elements - first - spec.elements / 5;
+    filled.emplace_back(static_cast<size_t>(count), -1.0f);
+    taken.emplace_back();
+    ranges.push_back({spec.name, first, count, filled.back().data(), nullptr});
+    ranges.push_back({spec.name, first, count, nullptr,
+                      [&, first, to = taken.size() - 1](int64_t at, std::span<const float> part) {
+                        EXPECT_EQ(at, first + static_cast<int64_t>(taken[to].size()));
+                        taken[to].insert(taken[to].end(), part.begin(), part.end());
+                        ++pieces;
+                        return OkStatus();
+                      }});
+  }
+  ranges.push_back({plan.tensors[0].name, 7, 0, nullptr, nullptr});
+  const Status read = ReadWeightRanges(dir / "m", plan, ranges);
+  ASSERT_TRUE(read.ok()) << read;
+  EXPECT_EQ(taken, filled);
+  EXPECT_GE(pieces, static_cast<int>(specs.size()));
+  for (size_t i = 0; i < plan.tensors.size(); ++i) {
+    const auto whole =
+        store->master(plan.tensors[i])
+            .subspan(static_cast<size_t>(plan.tensors[i].elements / 3), filled[i].size());
+    EXPECT_TRUE(std::equal(whole.begin(), whole.end(), filled[i].begin())) << specs[i].name;
+  }
+  for (size_t i = plan.tensors.size(); i < specs.size(); ++i) {
+    EXPECT_EQ(filled[i], std::vector<float>(filled[i].size(), 0.0f)) << specs[i].name;
+  }
+}
+
+// One range asked for, everything compared.
+TEST(ModelDir, ComparesAllTensorsWhateverRangeIsRead) {
+  TempDir dir;
+  const heddle::v1::ModelConfig config = TinyConfig(Kind::kDense, true);
+  Built built = Build(config, Precision::kFp32);
+  const model::ModelPlan& plan = built.store->plan();
+  built.store->master(*plan.Find("model.norm.weight"))[3] = std::nanf("");
+  ExportOptions options;
+  options.allow_nonfinite = true;
+  ASSERT_TRUE(WriteModelDir(dir / "m", config, WeightsOf(built.store.get()), options).ok());
+  std::vector<float> values(2);
+  const auto read = [&](const std::string& name, int64_t first) {
+    return Message(
+        ReadWeightRanges(dir / "m", plan, {{name, first, 2, values.data(), nullptr}}, {}));
+  };
+  EXPECT_EQ(read("model.norm.weight", 1), "");
+  EXPECT_NE(read("model.norm.weight", 2).find("'model.norm.weight': element 3 is not finite"),
+            std::string::npos);
+  const WeightRange refused = {"model.norm.weight", 0, 2, nullptr,
+                               [](int64_t, std::span<const float>) { return Internal("full"); }};
+  EXPECT_EQ(Message(ReadWeightRanges(dir / "m", plan, {refused})), "full");
+
+  heddle::v1::ModelConfig other = config;
+  other.set_n_layers(4);
+  other.set_d_ffn(30);
+  const std::string differs = Message(ReadWeightRanges(
+      dir / "m", *model::PlanModel(other), {{"model.norm.weight", 0, 2, values.data(), nullptr}}));
+  EXPECT_NE(differs.find("missing model.layers.3.mlp.up_proj.weight"), std::string::npos);
+  EXPECT_NE(differs.find("model.layers.0.mlp.up_proj.weight is [28,20], not [30,20]"),
+            std::string::npos);
+
+  const std::string path = dir / "m/model.safetensors";
+  std::string file = ReadAll(path);
+  const size_t entry = file.find("\"model.embed_tokens.weight\"");
+  const size_t type = file.find("\"F32\"", entry);
+  ASSERT_NE(type, std::string::npos);
+  file.replace(type, 5, "\"I32\"");
+  std::ofstream(path, std::ios::binary) << file;
+  EXPECT_NE(read("model.norm.weight", 0).find("'model.embed_tokens.weight' is I32, not F32"),
+            std::string::npos)
+      << read("model.norm.weight", 0);
+}
+
 // A folder whose index and files disagree names every tensor in the wrong place.
 TEST(ModelDir, ComparesTheIndexWithTheFiles) {
   TempDir dir;

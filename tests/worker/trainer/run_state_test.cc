@@ -3,10 +3,12 @@
 #include "worker/trainer/run_state.h"
 
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -19,7 +21,10 @@
 #include "base/status/status.h"
 #include "checkpoint/catalog/tensors.h"
 #include "heddle/v1/config.pb.h"
+#include "model/hf/model_dir.h"
+#include "model/parameter_store.h"
 #include "tests/checkpoint/temp_dir.h"
+#include "tests/model/attention/allocation_meter.h"
 #include "tests/support/status_matchers.h"
 
 namespace heddle::trainer {
@@ -214,8 +219,10 @@ TEST(RunState, Bf16MomentsOfExpertsRoundAlikeOnRanksThatDivideThem) {
     return world.Values();
   };
   const auto expected = updated(plan, 1);
-  for (const auto& [mode, degree, ranks] : {std::tuple{Mode::kNone, 2, 2}, {Mode::kNone, 4, 4},
-                                            {Mode::kFull, 1, 4}, {Mode::kFull, 2, 4},
+  for (const auto& [mode, degree, ranks] : {std::tuple{Mode::kNone, 2, 2},
+                                            {Mode::kNone, 4, 4},
+                                            {Mode::kFull, 1, 4},
+                                            {Mode::kFull, 2, 4},
                                             {Mode::kOptimizer, 4, 4}}) {
     plan.shard.mode = mode;
     plan.shard.expert_degree = degree;
@@ -245,6 +252,170 @@ TEST(RunState, EveryElementIsUpdatedAtItsPlaceInTheWholeModel) {
   const int64_t experts = whole.units[static_cast<size_t>(whole.dense_units)].offset;
   for (int64_t at = 0; at < whole.flat_elements; ++at) {
     ASSERT_EQ(seen[static_cast<size_t>(at)], at < experts ? 4 : 1) << at;
+  }
+}
+
+// A folder of weights and, where its router has one, a bias that are no run's initial ones.
+std::unique_ptr<model::ParameterStore> WriteFolder(const heddle::v1::ModelConfig& config,
+                                                   const std::string& dir) {
+  auto store = *model::ParameterStore::Create(*model::PlanModel(config), model::Precision::kFp32);
+  model::InitParameters(99, store.get());
+  for (size_t i = 0; i < store->buffers().size(); ++i) {
+    store->buffers()[i] = 0.25f * static_cast<float>(i % 7);
+  }
+  hf::ExportOptions options;
+  options.shard_bytes_max = 4 << 20;
+  EXPECT_OK(hf::WriteModelDir(dir, config, hf::WeightsOf(store.get()), options));
+  return store;
+}
+
+void ExpectWeightsOf(const World& world, model::ParameterStore* given, const std::string& what) {
+  const std::vector<heddle::v1::TensorInfo>& infos = world.states[0]->tensors();
+  for (const auto& [place, values] : world.Values()) {
+    const std::string& name = infos[place.first - 1].name();
+    if (place.second == heddle::v1::TENSOR_CLASS_MASTER) {
+      const auto expected = given->master(*given->plan().Find(name));
+      EXPECT_TRUE(std::equal(values.begin(), values.end(), expected.begin(), expected.end()))
+          << what << ": " << name;
+    } else if (place.second == heddle::v1::TENSOR_CLASS_BUFFER) {
+      const auto expected = given->buffer(*given->plan().FindBuffer(name));
+      EXPECT_TRUE(std::equal(values.begin(), values.end(), expected.begin(), expected.end()))
+          << what << ": " << name;
+    } else {
+      EXPECT_EQ(values, std::vector<float>(values.size(), 0.0f)) << what << ": " << name;
+    }
+  }
+}
+
+// What a model computes with follows its masters.
+void ExpectComputeWeights(World* world, const std::string& what) {
+  for (const auto& state : world->states) {
+    int64_t wrong = 0;
+    EXPECT_OK(state->ForEachShard([&](const optim::Shard& shard) {
+      EXPECT_EQ(shard.compute_bf16.size(), shard.master.size());
+      for (size_t i = 0; i < shard.compute_bf16.size(); ++i) {
+        const uint32_t bits = std::bit_cast<uint32_t>(shard.master[i]);
+        const uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        wrong += shard.compute_bf16[i] == nearest ? 0 : 1;
+      }
+    }));
+    EXPECT_EQ(wrong, 0) << what;
+  }
+}
+
+// However a run keeps its weights, those of a folder are in it bit for bit, each on the rank that
+// has it.
+TEST(RunState, StartsFromAFolderInEveryLayout) {
+  const checkpoint::TempDir folder;
+  const heddle::v1::ModelConfig config = ExpertModel();
+  const auto given = WriteFolder(config, folder.path() + "/model");
+  struct Layout {
+    Mode mode;
+    int degree;
+    int ranks;
+    bool offload;
+    bool spill;
+  };
+  for (const Layout& layout : std::vector<Layout>{{Mode::kNone, 1, 1, false, false},
+                                                  {Mode::kNone, 2, 2, false, false},
+                                                  {Mode::kFull, 1, 3, false, false},
+                                                  {Mode::kFull, 2, 4, false, false},
+                                                  {Mode::kOptimizer, 2, 4, false, false},
+                                                  {Mode::kNone, 1, 1, true, false},
+                                                  {Mode::kNone, 2, 2, true, true},
+                                                  {Mode::kFull, 2, 2, true, true}}) {
+    for (const bool bf16 : {false, true}) {
+      const std::string what =
+          Str("mode ", static_cast<int>(layout.mode), " degree ", layout.degree, " ranks ",
+              layout.ranks, " offload ", layout.offload, layout.spill, " bf16 ", bf16);
+      const checkpoint::TempDir spill;
+      RunPlan plan = PlanOf(Moments::kFp32, layout.mode, optim::Algorithm::kAdamW);
+      plan.precision = bf16 ? model::Precision::kBf16 : model::Precision::kFp32;
+      plan.init_from = folder.path() + "/model";
+      plan.shard.expert_degree = layout.degree;
+      plan.shard.offload.enabled = layout.offload;
+      if (layout.offload) plan.shard.offload.budget_bytes = 1 << 18;
+      if (layout.spill) plan.shard.offload.spill_dir = spill.path();
+      World world(config, plan, layout.ranks);
+      ExpectWeightsOf(world, given.get(), what);
+      world.Update(1);
+      for (const auto& state : world.states) ASSERT_OK(state->Reset());
+      ExpectWeightsOf(world, given.get(), what + " after a reset");
+      if (bf16) ExpectComputeWeights(&world, what);
+    }
+  }
+}
+
+// The rank that has a damaged expert says so, by the name of the tensor.
+TEST(RunState, AFolderWithAValueThatIsNotFiniteIsRefused) {
+  const checkpoint::TempDir folder;
+  const heddle::v1::ModelConfig config = ExpertModel();
+  auto store = *model::ParameterStore::Create(*model::PlanModel(config), model::Precision::kFp32);
+  const std::string name = "model.layers.2.mlp.experts.5.up_proj.weight";
+  store->master(*store->plan().Find(name))[17] = std::nanf("");
+  hf::ExportOptions options;
+  options.allow_nonfinite = true;
+  ASSERT_OK(
+      hf::WriteModelDir(folder.path() + "/model", config, hf::WeightsOf(store.get()), options));
+  RunPlan plan = PlanOf(Moments::kFp32, Mode::kNone, optim::Algorithm::kAdamW);
+  plan.init_from = folder.path() + "/model";
+  plan.shard.expert_degree = 2;
+  EXPECT_OK(RunState::Create(config, plan, 0, 2));
+  EXPECT_STATUS(RunState::Create(config, plan, 1, 2), StatusCode::kInvalidArgument,
+                name + "': element 17 is not finite");
+}
+
+// Bytes of a line of /proc/self/status.
+int64_t OwnMemory(const std::string& key) {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind(key + ":", 0) == 0) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  }
+  return 0;
+}
+
+// A hundred MiB of experts, a few of them in memory at a time: to read them takes no more than to
+// draw them did, neither of malloc's memory nor of pages, those of the mapped files among them.
+TEST(RunState, ReadingAFolderTakesNoMemoryOfItsSize) {
+  heddle::v1::ModelConfig config = ExpertModel();
+  config.set_d_model(256);
+  config.mutable_moe()->set_n_experts(64);
+  config.mutable_moe()->set_d_expert(256);
+  constexpr int64_t kModelBytes = int64_t{64} * 2 * 3 * 256 * 256 * 4;
+  constexpr int64_t kMost = 16 << 20;  // a piece, the header, and what the kernel maps around
+  const checkpoint::TempDir folder;
+  const checkpoint::TempDir spill;
+  WriteFolder(config, folder.path() + "/model");
+  RunPlan plan = PlanOf(Moments::kFp32, Mode::kNone, optim::Algorithm::kAdamW);
+  plan.precision = model::Precision::kBf16;
+  plan.shard.offload.enabled = true;
+  plan.shard.offload.budget_bytes = 32 << 20;
+  plan.shard.offload.spill_dir = spill.path();
+  struct Peaks {
+    int64_t allocated;
+    int64_t resident;
+  };
+  const auto create = [&]() -> Peaks {
+    malloc_trim(0);
+    std::ofstream("/proc/self/clear_refs") << "5";  // VmHWM starts anew
+    const int64_t before = OwnMemory("VmRSS");
+    const model_test::AllocationMeter meter;
+    EXPECT_OK(RunState::Create(config, plan, 0, 1));
+    return {meter.peak(), OwnMemory("VmHWM") - before};
+  };
+  const Peaks drawn = create();
+  plan.init_from = folder.path() + "/model";
+  const Peaks read = create();
+  std::printf("MiB beyond the run's own: %.1f of malloc, %.1f of pages; the model is %.0f\n",
+              static_cast<double>(read.allocated - drawn.allocated) / (1 << 20),
+              static_cast<double>(read.resident - drawn.resident) / (1 << 20),
+              static_cast<double>(kModelBytes) / (1 << 20));
+  EXPECT_GT(kModelBytes, 4 * kMost);
+  EXPECT_LT(read.allocated - drawn.allocated, kMost);
+  if (drawn.resident > kModelBytes) {
+    std::printf("VmHWM cannot be started anew here: pages are not measured\n");
+  } else {
+    EXPECT_LT(read.resident - drawn.resident, kMost);
   }
 }
 
