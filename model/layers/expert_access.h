@@ -3,12 +3,22 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 #include <vector>
 
 #include "base/status/status.h"
 
 namespace heddle::layers {
+
+// Rows on their way. Every one that was started is waited for once; its buffers are not touched
+// until then.
+class PendingRows {
+ public:
+  virtual ~PendingRows() = default;
+  // UNAVAILABLE: a peer is gone.
+  virtual Status Wait() = 0;
+};
 
 // Rows between the ranks that together have all experts of a layer: rank r of ranks() has the r-th
 // equal range of them (training-runtime.md section 10). All of them call it equally often, in the
@@ -19,10 +29,11 @@ class RowExchange {
   virtual int ranks() const = 0;
   // `layer` says in reports whose rows they are.
   // Slice r of `sent`, sent_bytes[r] long, goes to rank r; `received` gets the slices for this
-  // rank, end to end in order of rank, received_bytes[r] long. UNAVAILABLE: a peer is gone.
-  virtual Status AllToAll(int layer, std::span<const std::byte> sent,
-                          std::span<const size_t> sent_bytes, std::span<std::byte> received,
-                          std::span<const size_t> received_bytes) = 0;
+  // rank, end to end in order of rank, received_bytes[r] long. Sizes are copied before it returns.
+  // UNAVAILABLE: a peer is gone.
+  virtual StatusOr<std::unique_ptr<PendingRows>> StartAllToAll(
+      int layer, std::span<const std::byte> sent, std::span<const size_t> sent_bytes,
+      std::span<std::byte> received, std::span<const size_t> received_bytes) = 0;
 };
 
 // Memory of experts that comes and goes (training-runtime.md section 12). Experts are counted from

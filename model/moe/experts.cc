@@ -149,26 +149,23 @@ void Experts::BackwardOf(Some some, const Dispatch& dispatch, const Gradients& g
   });
 }
 
-StatusOr<at::Tensor> Experts::Backward(const Dispatch& dispatch, const at::Tensor& x,
-                                       const at::Tensor& dout, const at::Tensor& weight,
-                                       const at::Tensor& pre, const at::Tensor& dweight,
-                                       layers::BufferPool* scratch) const {
-  const int64_t d = x.size(1);
+Status Experts::Backward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& dout,
+                         const at::Tensor& weight, const at::Tensor& pre, const at::Tensor& dweight,
+                         const at::Tensor& dx, layers::BufferPool* scratch) const {
   Gradients g{.x_ND = x, .dout_ND = dout, .weight_R = weight, .dweight_R = dweight, .pre_RC = pre};
-  g.dx_RD = scratch->Take({dispatch.rows(), d}, x.scalar_type());
+  g.dx_RD = dx;
   const size_t mark = scratch->Mark();
   g.hidden_RF = scratch->Take({dispatch.rows(), experts_.front().hidden()}, x.scalar_type());
   g.x_RD = x;
   g.dout_RD = dout;
   if (!dispatch.identity()) {
     g.x_RD = g.dx_RD;  // read by the weight gradients, written after them
-    g.dout_RD = scratch->Take({dispatch.rows(), d}, x.scalar_type());
+    g.dout_RD = scratch->Take({dispatch.rows(), x.size(1)}, x.scalar_type());
   }
   const Status computed = ForExperts(dispatch, layers::ExpertMemory::Use::kBackward,
                                      [&](Some some) { BackwardOf(some, dispatch, g); });
   scratch->Release(mark);
-  RETURN_IF_ERROR(computed);
-  return g.dx_RD;
+  return computed;
 }
 
 void Experts::WeightGradients(Some some, const Dispatch& dispatch, const Gradients& g) const {

@@ -35,12 +35,11 @@ class Experts {
                  const at::Tensor& y_RD, layers::BufferPool* scratch) const;
 
   // Of out[token] += weight f(x[token]) for every row. Adds to the gradients of the weights,
-  // overwrites `pre`, writes dweight [R] S and returns dL/dx of each row [R, D], in `scratch`.
-  // weight and dweight [R] S may be undefined: all 1.
-  StatusOr<at::Tensor> Backward(const Dispatch& dispatch, const at::Tensor& x_ND,
-                                const at::Tensor& dout_ND, const at::Tensor& weight_R,
-                                const at::Tensor& pre_RC, const at::Tensor& dweight_R,
-                                layers::BufferPool* scratch) const;
+  // overwrites `pre`, writes dweight [R] S and dx [R, D], dL/dx of each row, which may be no other
+  // argument. weight and dweight [R] S may be undefined: all 1.
+  Status Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
+                  const at::Tensor& weight_R, const at::Tensor& pre_RC, const at::Tensor& dweight_R,
+                  const at::Tensor& dx_RD, layers::BufferPool* scratch) const;
 
  private:
   // Experts [first, last) of `order`, their memory being there.

@@ -173,16 +173,18 @@ void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor&
   const int64_t rows = routing.dispatch.rows();
   at::Tensor y, shared_y;
   if (out.defined()) y = context.scratch->Take({rows, h.size(1)}, type_);
-  const Status computed = experts_.Forward(
-      routing.dispatch, h, y, Keeps(context.pass) ? context.kept : nullptr, context.scratch);
-  if (!computed.ok()) return Fail(context, computed, mark);
   if (shared_.has_value()) {
     v.shared_pre_NC = pool->Take({n, shared_->columns()}, type_);
     if (out.defined()) shared_y = context.scratch->Take({n, h.size(1)}, type_);
-    const Status shared =
-        shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
-    HEDDLE_CHECK(shared.ok());  // its memory is always there
   }
+  const auto shared = [&] {
+    if (!shared_.has_value()) return;
+    const Status done = shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
+    HEDDLE_CHECK(done.ok());  // its memory is always there
+  };
+  layers::BufferPool* kept = Keeps(context.pass) ? context.kept : nullptr;
+  const Status computed = experts_.Forward(routing.dispatch, h, y, shared, kept, context.scratch);
+  if (!computed.ok()) return Fail(context, computed, mark);
   if (out.defined()) {
     Combine(routing.dispatch, v.weights_NK, y, shared_y, residual, out);
   }
@@ -256,16 +258,18 @@ void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor
   const size_t mark = scratch->Mark();
   const at::Tensor weight = RowWeights(scratch);
   const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
-  const StatusOr<at::Tensor> dx =
-      experts_.Backward(dispatch, h, gradient, weight, dweight, scratch);
-  if (!dx.ok()) return Fail(context, dx.status(), mark);
+  const at::Tensor dx = scratch->Take({dispatch.rows(), h.size(1)}, type_);
   at::Tensor shared_dx;
-  if (shared_.has_value()) {
-    const StatusOr<at::Tensor> computed = shared_->Backward(
-        AllRows(n), h, gradient, at::Tensor(), kept_.shared_pre_NC, at::Tensor(), scratch);
-    HEDDLE_CHECK(computed.ok());
-    shared_dx = *computed;
-  }
+  if (shared_.has_value()) shared_dx = scratch->Take({n, h.size(1)}, type_);
+  const auto shared = [&] {
+    if (!shared_.has_value()) return;
+    const Status done =
+        shared_->Backward(AllRows(n), h, gradient, {}, kept_.shared_pre_NC, {}, shared_dx, scratch);
+    HEDDLE_CHECK(done.ok());
+  };
+  const Status computed =
+      experts_.Backward(dispatch, h, gradient, weight, dweight, dx, shared, scratch);
+  if (!computed.ok()) return Fail(context, computed, mark);
   const at::Tensor dlogits = scratch->Take({n, o.experts}, statistics);
   router_.LogitsGradient(RoutedOf(context, kept_.logits_NE, routing_.experts, kept_.weights_NK),
                          TokenGradients(dweight, scratch), dlogits);
@@ -274,7 +278,7 @@ void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor
   pw::CombineRows p;
   p.width = h.size(1);
   p.per_row = o.top_k;
-  p.parts = dx->data_ptr();
+  p.parts = dx.data_ptr();
   p.slots = dispatch.slots.data();
   p.shared = shared_.has_value() ? shared_dx.data_ptr() : nullptr;
   p.experts = o.experts;

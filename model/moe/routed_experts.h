@@ -1,9 +1,16 @@
 // The experts of a layer for the rows that the router gave them, wherever they are: on this rank,
 // or divided over ranks that exchange rows (training-runtime.md section 10).
 //
+// Divided experts take three rounds of messages forward (how many rows; the rows; their results,
+// where they are asked for) and two backward (gradients of the results, each with the weight of its
+// row behind it; gradients of the rows, each with that of its weight). The same on all ranks,
+// whether they have rows or not.
+//
 // N tokens, R rows of the router's dispatch over all experts, M rows that this rank's experts get.
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -23,35 +30,56 @@ class RoutedExperts {
   RoutedExperts(layers::Activation activation, std::vector<layers::FeedForwardTensors> experts,
                 layers::ExpertAccess access, int layer);
 
+  // Work that needs no routed row, called once by a call that does not fail before: while rows are
+  // on their way, where they travel. Leaves `scratch` at the position at which it found it.
+  using Meanwhile = std::function<void()>;
+
   // y [R, D] = f(x) of each row's expert, not weighted; rows of padding are left as they are. y may
   // be undefined: then only what a backward needs is computed. That is kept, in `kept`, if it is
   // not null.
   Status Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& y_RD,
-                 layers::BufferPool* kept, layers::BufferPool* scratch);
+                 const Meanwhile& meanwhile, layers::BufferPool* kept, layers::BufferPool* scratch);
 
   // Of out[token] += weight f(x[token]) for every row: adds to the gradients of the weights, writes
   // dweight [R] S and dx [R, D]; rows of padding have no meaning. Follows a Forward that keeps,
-  // with the same dispatch and x. dx is of `scratch`.
-  StatusOr<at::Tensor> Backward(const Dispatch& dispatch, const at::Tensor& x_ND,
-                                const at::Tensor& dout_ND, const at::Tensor& weight_R,
-                                const at::Tensor& dweight_R, layers::BufferPool* scratch);
+  // with the same dispatch and x.
+  Status Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
+                  const at::Tensor& weight_R, const at::Tensor& dweight_R, const at::Tensor& dx_RD,
+                  const Meanwhile& meanwhile, layers::BufferPool* scratch);
 
  private:
   // What the ranks send each other of one dispatch.
   struct Plan {
     std::vector<int64_t> rows;      // of the dispatch, without padding, in the order of sending
+    std::vector<int64_t> tokens;    // of these rows
     std::vector<int64_t> sent;      // rows to each rank
     std::vector<int64_t> received;  // rows from each rank
     Dispatch dispatch;              // of the received rows over this rank's experts
-    int64_t received_rows() const { return static_cast<int64_t>(dispatch.slots.size()); }
+    std::vector<int64_t> slots;     // rows of it, of the received ones
+    int64_t sent_rows() const { return static_cast<int64_t>(rows.size()); }
+    int64_t received_rows() const { return static_cast<int64_t>(slots.size()); }
   };
   Status MakePlan(const Dispatch& dispatch, Plan* plan) const;
-  // from [*, D] -> what the other ranks sent, [M, D].
-  Status Exchange(const at::Tensor& from, const std::vector<int64_t>& sent, const at::Tensor& to,
-                  const std::vector<int64_t>& received) const;
-  // Rows computed for others go back: `computed` [rows of plan.dispatch, ...] to `out` [R, ...].
-  Status Return(const Plan& plan, const at::Tensor& computed, const at::Tensor& out,
-                layers::BufferPool* scratch) const;
+  // What the ranks tell each other first: rows for every expert, [rank][its expert]; returns those
+  // that every rank has for the experts of this one.
+  StatusOr<std::vector<int64_t>> ExchangeCounts(const std::vector<int64_t>& mine) const;
+  // from [sum of sent, bytes] -> what the other ranks sent, [sum of received, bytes].
+  StatusOr<std::unique_ptr<layers::PendingRows>> Start(const at::Tensor& from,
+                                                       const std::vector<int64_t>& sent,
+                                                       const at::Tensor& to,
+                                                       const std::vector<int64_t>& received) const;
+  // Rows of `from` and, where it is defined, of `weights`: those of tokens or of the dispatch.
+  struct Rows {
+    at::Tensor from;     // [*, D]
+    at::Tensor weights;  // [*] S, or undefined
+  };
+  // Row from[tokens[i]] and weight weights[rows[i]] of what this rank sends, to the rank of its
+  // expert; what comes, to to.from [M, D] as it came and to.weights [rows of plan.dispatch].
+  Status SendOut(const Plan& plan, const Rows& from, const Rows& to, const Meanwhile& meanwhile,
+                 layers::BufferPool* scratch) const;
+  // Rows computed for others go back: of `computed` [rows of plan.dispatch, ...] to `out` [R, ...].
+  Status SendBack(const Plan& plan, const Rows& computed, const Rows& out,
+                  layers::BufferPool* scratch) const;
 
   const Experts experts_;
   const int64_t local_;  // experts of this rank

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <memory>
-#include <vector>
+#include <utility>
 
 #include "model/layers/expert_access.h"
 #include "worker/comm/communicator.h"
@@ -19,15 +19,25 @@ class ExpertExchange : public layers::RowExchange {
   void Connect(std::unique_ptr<comm::Communicator> group) { group_ = std::move(group); }
 
   int ranks() const override { return ranks_; }
-  Status AllToAll(int layer, std::span<const std::byte> sent, std::span<const size_t> sent_bytes,
-                  std::span<std::byte> received, std::span<const size_t> received_bytes) override {
+  StatusOr<std::unique_ptr<layers::PendingRows>> StartAllToAll(
+      int layer, std::span<const std::byte> sent, std::span<const size_t> sent_bytes,
+      std::span<std::byte> received, std::span<const size_t> received_bytes) override {
     ASSIGN_OR_RETURN(
-        const std::unique_ptr<comm::Pending> pending,
+        std::unique_ptr<comm::Pending> pending,
         group_->StartAllToAll(sent, sent_bytes, received, received_bytes, first_unit_ + layer));
-    return pending->Wait();
+    return std::make_unique<Rows>(std::move(pending));
   }
 
  private:
+  class Rows : public layers::PendingRows {
+   public:
+    explicit Rows(std::unique_ptr<comm::Pending> pending) : pending_(std::move(pending)) {}
+    Status Wait() override { return pending_->Wait(); }
+
+   private:
+    const std::unique_ptr<comm::Pending> pending_;
+  };
+
   const int ranks_;
   const int first_unit_;
   std::unique_ptr<comm::Communicator> group_;
