@@ -256,11 +256,12 @@ void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor
   layers::CheckMatrix(gradient, n, h.size(1), type_);
   layers::CheckMatrix(dh, n, h.size(1), type_);
   const size_t mark = scratch->Mark();
-  const at::Tensor weight = RowWeights(scratch);
-  const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
+  // The wide ones first, as in the forward: the pool's buffers have the size of their largest use.
   const at::Tensor dx = scratch->Take({dispatch.rows(), h.size(1)}, type_);
   at::Tensor shared_dx;
   if (shared_.has_value()) shared_dx = scratch->Take({n, h.size(1)}, type_);
+  const at::Tensor weight = RowWeights(scratch);
+  const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
   const auto shared = [&] {
     if (!shared_.has_value()) return;
     const Status done =
