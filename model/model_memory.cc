@@ -138,10 +138,10 @@ class LayerMemory {
 
 // The matrix library compiles a kernel for each product and number of rows and keeps it. A dense
 // model has a few tens, which are part of the runtime; experts get as many rows as the router gives
-// them, padded to 16 values an octave (model/moe/dispatch.h): two octaves of six products. Measured
-// 0.4 MiB each.
-constexpr int64_t kExpertKernels = 2 * 16 * 6;
-constexpr int64_t kKernelBytes = 400 << 10;
+// them, and fill in some steps the cache that the trainer limits to these (worker/trainer/main.cc).
+// Measured 0.58 MiB each, for any number of threads.
+constexpr int64_t kExpertKernels = 128;
+constexpr int64_t kKernelBytes = 600 << 10;
 
 int64_t CompiledKernels(const ModelConfig& model) {
   for (int layer = 0; layer < model.n_layers(); ++layer) {
@@ -300,6 +300,23 @@ int64_t ExchangeBuffers(const ModelPlan& plan, const heddle::v1::ParallelConfig&
   return 2 * largest;
 }
 
+// Ranks that share experts are a part of all (worker/comm/subset.cc), and collectives among them go
+// through buffers over every back end: what comes of two reductions in flight, fp32 (bf16: half,
+// and half sent), and a gather's part once for every member, of two gathers.
+int64_t SubsetBuffers(const ModelPlan& experts, const heddle::v1::ParallelConfig& parallel,
+                      int64_t members, int64_t element) {
+  if (parallel.shard() == heddle::v1::ParallelConfig::SHARD_NONE) {
+    // Of an all-reduce: a bucket, its sum, and the sum for every member; once.
+    const int64_t bucket = std::min(int64_t{16} << 20, 4 * experts.flat_elements);
+    return 2 * bucket + bucket / members;
+  }
+  int64_t largest = 0;
+  for (const UnitSpec& unit : experts.units) {
+    largest = std::max(largest, SliceElements(unit, members) * members);
+  }
+  return 2 * (4 + element) * largest;
+}
+
 // Everything that a rank of `ranks` keeps of the parameters of one mesh.
 void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConfig& training,
              heddle::v1::ParallelConfig parallel, MemoryEstimate* memory) {
@@ -339,12 +356,18 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
 // Rows of tokens that go to the ranks of their experts (model/moe/routed_experts.cc), as many as
 // come: kept until the backward, and in five copies while a layer exchanges them (what is sent and
 // what comes, there and back, and its result). Routers are uneven: a rank may get a quarter more
-// than its share. `row_bytes` of one column of a micro-batch.
+// than its share, or what model.moe.capacity_factor lets through (training_plan.h, SkewWarning).
+// `row_bytes` of one column of a micro-batch.
 void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
-                      const TrainingConfig& training, int64_t row_bytes, int64_t lanes,
-                      MemoryEstimate* memory) {
+                      const TrainingConfig& training, const heddle::v1::ParallelConfig& parallel,
+                      int64_t row_bytes, int64_t lanes, MemoryEstimate* memory) {
   constexpr int64_t kCopies = 5;
-  const int64_t rows = row_bytes * model.d_model() * model.moe().top_k() * 5 / 4;
+  constexpr double kUneven = 1.25;
+  const double factor = model.moe().capacity_factor();
+  const double uneven =
+      factor > 0 ? std::min<double>(factor, static_cast<double>(ExpertDegree(parallel))) : kUneven;
+  const auto rows = static_cast<int64_t>(
+      static_cast<double>(row_bytes * model.d_model() * model.moe().top_k()) * uneven);
   const bool keeps =
       training.gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
   const auto layers = static_cast<int64_t>(plan.expert_layers.size());
@@ -367,7 +390,10 @@ void AddParameters(const ModelPlan& plan, const ModelConfig& model, const Traini
   const int64_t sharing = std::max<int64_t>(1, ranks / degree);
   heddle::v1::ParallelConfig mesh = parallel;
   if (sharing == 1 && degree > 1) mesh.set_shard(heddle::v1::ParallelConfig::SHARD_NONE);
-  memory->gathered += ExchangeBuffers(experts, mesh);
+  const bool bf16 = training.precision() != TrainingConfig::PRECISION_FP32;
+  memory->gathered += degree > 1 && sharing > 1
+                          ? SubsetBuffers(experts, parallel, sharing, bf16 ? 2 : 4)
+                          : ExchangeBuffers(experts, mesh);
   AddMesh(experts, sharing, false, training, mesh, memory);
 }
 
@@ -458,7 +484,8 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
   memory.workspace = b * (logits_rows * model.vocab_size() + (2 + lanes) * n * d) +
                      static_cast<int64_t>(rows * blocks.scratch_max) + CompiledKernels(model) +
                      (bf16 ? 2 * LargestMatrix(*plan, model) : kPackedBytes);
-  if (ExpertDegree(parallel) > 1) AddExchangedRows(*plan, model, training, n * b, lanes, &memory);
+  if (ExpertDegree(parallel) > 1)
+    AddExchangedRows(*plan, model, training, parallel, n * b, lanes, &memory);
   return memory;
 }
 

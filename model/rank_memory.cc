@@ -82,13 +82,16 @@ RankMemory EstimateRank(const RunConfig& config) {
   const int64_t bound = BoundBytes(config);
   memory.experts_resident = bound > 0 ? std::min(bound, all) : all;
   const bool spills = !config.memory().expert_offloading().spill_dir().empty();
-  (spills ? memory.experts_disk : memory.experts_host) = all - memory.experts_resident;
   const int64_t weights = WeightBytes(config.training());
-  // A save copies states that an update may change meanwhile; spilled ones it reads from their
-  // files.
-  if (!spills) {
-    memory.compute.checkpoint +=
-        count.parameters * (memory.bytes_per_expert_parameter - 4 - (weights == 2 ? weights : 0));
+  // A save copies masters and moments, which the next update changes: beside the spill files where
+  // there are any (worker/trainer/run_state.cc), else in memory.
+  const int64_t saved =
+      count.parameters * (memory.bytes_per_expert_parameter - 4 - (weights == 2 ? weights : 0));
+  if (spills) {
+    memory.experts_disk = all + saved;
+  } else {
+    if (memory.experts_resident < all) memory.experts_host = all;
+    memory.compute.checkpoint += saved;
   }
   // Shards of an expert, and of its gradient, are whole while it computes and the next one comes.
   if (RanksPerExpert(config.parallel()) > 1) {
@@ -113,12 +116,22 @@ Status CheckResidentBound(const RunConfig& config) {
                              (least + kMiB - 1) / kMiB));
 }
 
+std::string ArenaWarning(const RunConfig& config) {
+  const RankMemory memory = EstimateRank(config);
+  if (memory.experts_host == 0 || config.parallel().gpus_per_rank() > 0) return "";
+  return Str("memory.expert_offloading.resident_mb without spill_dir costs memory and saves none: ",
+             ApproximateBytes(memory.experts_host), " in a host arena and ",
+             ApproximateBytes(memory.experts_resident),
+             " beside it; set memory.expert_offloading.spill_dir, or leave the bound out");
+}
+
 std::vector<Tier> TiersOf(const RunConfig& config) {
   const RankMemory memory = EstimateRank(config);
   const bool device = config.parallel().gpus_per_rank() > 0;
   std::vector<Tier> tiers = {
       {device ? "device" : "compute", memory.compute.Total() + (device ? 0 : kRuntimeBytes)},
-      {"host arena", memory.experts_resident + memory.experts_host},
+      {"resident set", memory.experts_resident},
+      {"host arena", memory.experts_host},
       {"disk spill", memory.experts_disk}};
   std::erase_if(tiers, [](const Tier& tier) { return tier.bytes == 0; });
   return tiers;

@@ -19,9 +19,11 @@ struct RankMemory {
   // All but offloaded experts; with the experts where nothing is offloaded. Experts are divided
   // over parallel.expert ranks, all else over all ranks.
   MemoryEstimate compute;
-  // Weights, gradients, masters and moments of the offloaded experts of this rank: blocks that are
-  // in memory under memory.expert_offloading.resident_mb, the others of them in host memory where
-  // there is no spill_dir, and on disk where there is.
+  // Of the offloaded experts of this rank, weights, gradients, masters and moments: the resident
+  // set under memory.expert_offloading.resident_mb. Without a spill_dir and with a bound below all
+  // of them, a host arena beside it, which in the end has a copy of every block. With a spill_dir,
+  // files that are allocated for every block, and the masters and moments that a save copies beside
+  // them.
   int64_t experts_resident = 0;
   int64_t experts_host = 0;
   int64_t experts_disk = 0;
@@ -32,7 +34,8 @@ struct RankMemory {
 
   // Of the rank's process: all but the disk. Without kRuntimeBytes (training_plan.h).
   int64_t Total() const { return compute.Total() + experts_resident + experts_host; }
-  int64_t ExpertBytes() const { return experts_resident + experts_host + experts_disk; }
+  // What the experts hold, copies in other tiers left out.
+  int64_t ExpertBytes() const { return expert_parameters * bytes_per_expert_parameter; }
 };
 // All zero for a model that PlanModel refuses.
 RankMemory EstimateRank(const heddle::v1::RunConfig& config);
@@ -46,8 +49,12 @@ int64_t LeastResidentBytes(const heddle::v1::RunConfig& config);
 // INVALID_ARGUMENT: memory.expert_offloading.resident_mb is a bound below that.
 Status CheckResidentBound(const heddle::v1::RunConfig& config);
 
+// Without a spill_dir and without a GPU a bound saves nothing: the arena is host memory too. A
+// sentence for the plan's warnings, empty where it does not apply.
+std::string ArenaWarning(const heddle::v1::RunConfig& config);
+
 // The tiers of a rank, those that are empty left out: "device" or "compute" (host memory, without a
-// GPU), "host arena", "disk spill".
+// GPU), "resident set", "host arena", "disk spill".
 struct Tier {
   std::string name;
   int64_t bytes = 0;

@@ -97,7 +97,9 @@ double VisitsOf(const RunConfig& config) {
                 : static_cast<double>(MicroBatchesPerRank(config.training(), config.parallel()));
 }
 
-// Rows of the tokens' experts that leave the rank, to them and back, forward and backward.
+// Rows of the tokens' experts that leave the rank (model/moe/routed_experts.cc): to them and back,
+// forward and backward; with recomputation to them once more. The backward sends weights of rows
+// and returns their gradients, fp32.
 double ExpertRowBytes(const RunConfig& config) {
   const double degree = static_cast<double>(ExpertDegree(config.parallel()));
   const ModelConfig& model = config.model();
@@ -106,8 +108,10 @@ double ExpertRowBytes(const RunConfig& config) {
   const TrainingConfig& training = config.training();
   const double tokens = static_cast<double>(MicroBatchesPerRank(training, config.parallel())) *
                         training.micro_batch_size() * training.max_seq_len();
-  return 4 * layers * tokens * model.moe().top_k() * model.d_model() * ElementBytes(training) *
-         (degree - 1) / degree;
+  const bool again =
+      training.gradient_checkpointing() != TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
+  const double row = (again ? 5 : 4) * model.d_model() * ElementBytes(training) + 2 * 4;
+  return layers * tokens * model.moe().top_k() * row * (degree - 1) / degree;
 }
 
 // That a rank sends in a step (formula 1, for all its micro-batches).
@@ -167,31 +171,40 @@ RankRates RatesOf(const RunConfig& config, const HostFigures& host) {
   return rates;
 }
 
-// Of the experts of a rank, what a step moves between memory and disk: states leave memory first,
-// since weights are visited more often (training-runtime.md 12.11).
+// Of the experts of a rank, what a step moves between memory and disk. The set evicts what nobody
+// expects, the longest unused of it first (worker/offload/resident_owner.cc): between two updates
+// states go before weights and gradients, which a layer visits; at an update what was updated goes,
+// so that weights leave with states. Gradients are written only where they do not fit beside
+// weights between the backward and the update, and read again for the norm and for the update.
 struct Spill {
-  DiskTraffic weights;  // bytes
-  DiskTraffic states;
+  DiskTraffic weights;  // bytes; beside the computation
+  DiskTraffic states;   // and gradients; beside the update
 };
 Spill SpillOf(const RunConfig& config) {
   Spill spill;
   const RankMemory memory = EstimateRank(config);
-  if (memory.experts_disk == 0) return spill;
+  const bool fits = memory.experts_resident >= memory.ExpertBytes();
+  if (memory.experts_disk == 0 || fits) return spill;
   const TrainingConfig& training = config.training();
   const double parameters = static_cast<double>(memory.expert_parameters);
   const double resident = static_cast<double>(memory.experts_resident);
   const bool fp32 = training.precision() == TrainingConfig::PRECISION_FP32;
   const double all = static_cast<double>(memory.bytes_per_expert_parameter);
-  const double copy = fp32 ? 0 : 2;
-  const double rest = all - copy;  // gradient, master, moments
-  const double states = rest - 4;
-  const double copies_out = fp32 ? 0 : std::max(0.0, parameters - resident / copy);
-  const double left = std::max(0.0, resident - copy * parameters);
-  const double states_out = std::max(0.0, parameters - left / rest);
-  spill.states = {.read = states_out * states, .written = states_out * states};
-  // Forward and backward of every visit; in fp32 the masters are the weights.
-  const double visited = fp32 ? states_out * 4 : copies_out * copy;
-  spill.weights = {.read = 2 * visited * VisitsOf(config), .written = copies_out * copy};
+  // In fp32 the masters are the weights.
+  const double weights = parameters * (fp32 ? 4 : 2);
+  const double gradients = parameters * 4;
+  const double states = parameters * all - weights - gradients;
+  const double out = parameters * all - resident;
+  const double states_out = std::min(states, out);
+  const double weights_out = std::min(weights, out);
+  const double gradients_out = std::clamp(out - states, 0.0, gradients);
+  spill.states = {.read = states_out + 2 * gradients_out,
+                  .written = states_out + std::min(gradients, 2 * gradients_out)};
+  // The first pass reads what the update left on the disk; every other one, forward and backward,
+  // what does not fit: the order turns around each time.
+  const double passes = 2 * VisitsOf(config) - 1;
+  spill.weights = {.read = weights_out + passes * std::max(0.0, weights - resident),
+                   .written = weights_out};
   return spill;
 }
 
@@ -299,20 +312,31 @@ StepEstimate EstimateStep(const RunConfig& config, const HostFigures& host) {
   step.disk_read_bytes = spill.weights.read + spill.states.read;
   step.disk_written_bytes = spill.weights.written + spill.states.written;
   const bool spills = step.disk_read_bytes > 0;
+  const RankMemory memory = EstimateRank(config);
+  if (memory.experts_disk > 0) {
+    step.snapshot_bytes = static_cast<double>(memory.experts_disk - memory.ExpertBytes());
+  }
   step.missing = MissingFigure(config, host, rates, spills);
   if (!step.missing.empty()) return step;
   step.compute_seconds = ComputeSeconds(config, host, rates, work);
   const bool shares = RanksOf(config) > 1;
   step.communication_seconds = shares ? step.communication_bytes / rates.link : 0;
   step.optimizer_seconds = rates.update > 0 ? OptimizerBytes(config) / rates.update : 0;
+  // A save reads the states that are not in memory and writes all of them.
+  step.snapshot_seconds = step.snapshot_bytes > 0 && rates.disk_read > 0 && rates.disk_write > 0
+                              ? Over({.read = std::min(step.snapshot_bytes, spill.states.read),
+                                      .written = step.snapshot_bytes},
+                                     rates)
+                              : 0;
   const double weights_disk = Over(spill.weights, rates);
   const double states_disk = Over(spill.states, rates);
   step.disk_seconds = weights_disk + states_disk;
   const bool beside = config.parallel().shard() != ParallelConfig::SHARD_NONE;
-  const double hidden =
-      std::max({step.compute_seconds, beside ? step.communication_seconds : 0, weights_disk});
-  step.step_seconds = hidden + (beside ? 0 : step.communication_seconds) +
-                      std::max(step.optimizer_seconds, states_disk);
+  const double rows = shares ? ExpertRowBytes(config) / rates.link : 0;
+  const double collectives = step.communication_seconds - rows;
+  const double hidden = std::max({step.compute_seconds, beside ? collectives : 0, weights_disk});
+  step.step_seconds =
+      hidden + rows + (beside ? 0 : collectives) + std::max(step.optimizer_seconds, states_disk);
   step.exposed_seconds = step.step_seconds - step.compute_seconds - step.optimizer_seconds;
   step.tokens_per_second = static_cast<double>(step.tokens) / step.step_seconds;
   const double sustained =

@@ -35,6 +35,10 @@ struct StepEstimate {
   double communication_bytes = 0;  // that a rank sends in a step
   double disk_read_bytes = 0;      // by a rank in a step
   double disk_written_bytes = 0;
+  // Masters and moments of spilled experts that a rank copies to the disk in a save, and the time
+  // that training waits for it; 0 where nothing is spilled, the time also without figures.
+  double snapshot_bytes = 0;
+  double snapshot_seconds = 0;
   double micro_batch_tokens = 0;  // of a rank
   double tokens_per_expert = 0;   // a visit; 0 without experts
 
@@ -64,8 +68,10 @@ struct StepEstimate {
 //     is no product: norms, activation functions, softmax, copies, and the loss of products
 //     narrower than the measured one.
 //   optimizer = bytes of formula (4), and of the gradients' norm and clearing, / BW
-//   disk      = formula (6), for the part of the experts beyond the resident set
-//   step      = max(compute, collectives under sharding, spilled weights)
+//   disk      = formula (6), for the part of the experts beyond the resident set, with their
+//               gradients
+//   rows      = tokens sent to the ranks of their experts and back, which a layer waits for
+//   step      = max(compute, collectives under sharding, spilled weights) + rows
 //             + collectives without sharding + max(optimizer, spilled states)
 // kCoreShare and kPasses were fitted to dense models of 5M and 30M parameters at 512 and 2048
 // tokens in bf16 and fp32, to within 15 %, kExpertShare to two small mixtures (step_estimate.cc).

@@ -10,6 +10,7 @@
 #include "heddle/v1/config.pb.h"
 #include "heddle/v1/jobs.pb.h"
 #include "model/cost_formulas.h"
+#include "model/model_plan_internal.h"
 
 namespace heddle::model {
 namespace {
@@ -61,38 +62,48 @@ std::string DivideMicroBatch(RunConfig* config) {
   while (by < now && now % by != 0) ++by;
   if (now < 2) return "";
   training->set_micro_batch_size(now / by);
-  if (training->global_batch_size() > 0) return Str("training.micro_batch_size=", now / by);
+  const bool counted = training->gradient_accumulation_steps() > 1;
+  if (training->global_batch_size() > 0 && !counted) {
+    return Str("training.micro_batch_size=", now / by);
+  }
   training->set_gradient_accumulation_steps(training->gradient_accumulation_steps() * by);
   return Str("training.micro_batch_size=", now / by,
              " training.gradient_accumulation_steps=", training->gradient_accumulation_steps());
 }
 
-// Experts over as many ranks as divide both.
+bool Offloads(const RunConfig& config) { return config.memory().expert_offloading().enabled(); }
+
+// Experts over as many ranks as divide both; offloaded ones over all ranks or none.
 std::string DivideExperts(RunConfig* config) {
   const int64_t ranks = RanksOf(*config);
   const int64_t experts = config->model().moe().n_experts();
   if (experts == 0 || config->parallel().expert() > 1) return "";
   int64_t degree = std::min(ranks, experts);
   while (ranks % degree != 0 || experts % degree != 0) --degree;
-  if (degree == 1) return "";
+  if (degree == 1 || (Offloads(*config) && degree != ranks)) return "";
   config->mutable_parallel()->set_expert(static_cast<int32_t>(degree));
   return Str("parallel.expert=", degree);
 }
 
-// Half of the experts that are in memory go to disk.
+// Half of the experts that are in memory go to disk. One rank must hold an expert
+// (base/settings/checks.cc): several ranks divide them, where they can.
 std::string SpillExperts(RunConfig* config) {
-  if (config->model().moe().n_experts() == 0) return "";
+  const int64_t experts = config->model().moe().n_experts();
+  const int64_t ranks = RanksOf(*config);
+  if (experts == 0 || experts % ranks != 0) return "";
+  if (ranks > 1) config->mutable_parallel()->set_expert(static_cast<int32_t>(ranks));
   heddle::v1::ExpertOffloadingConfig* offload =
       config->mutable_memory()->mutable_expert_offloading();
   offload->set_enabled(true);
   const RankMemory now = EstimateRank(*config);
-  const int64_t half = (now.experts_resident + now.experts_host) / 2;
-  const int64_t resident = std::max(half, LeastResidentBytes(*config)) / kMiB + 1;
-  if (resident * kMiB >= now.experts_resident + now.experts_host) return "";
+  const int64_t in_memory = std::max(now.experts_resident, now.experts_host);
+  const int64_t resident = std::max(in_memory / 2, LeastResidentBytes(*config)) / kMiB + 1;
+  if (resident * kMiB >= in_memory) return "";
   offload->set_resident_mb(resident);
   if (offload->spill_dir().empty()) offload->set_spill_dir("DIR");
   return Str("memory.expert_offloading.enabled=true memory.expert_offloading.resident_mb=",
-             resident, " memory.expert_offloading.spill_dir=", offload->spill_dir());
+             resident, " memory.expert_offloading.spill_dir=", offload->spill_dir(),
+             ranks > 1 ? Str(" parallel.expert=", ranks) : "");
 }
 
 // By what they cost: nothing but rounding, then communication, then computation.
@@ -160,7 +171,8 @@ std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit,
                                    const std::string& without) {
   const int64_t now = BytesPerRank(config);
   const auto is_left_out = [&without](const std::string& setting) {
-    return setting.empty() || (!without.empty() && setting.rfind(without + "=", 0) == 0);
+    return setting.empty() ||
+           (!without.empty() && (" " + setting).find(" " + without + "=") != std::string::npos);
   };
   std::vector<Change> fits;
   for (const Step& step : Steps()) {
@@ -198,6 +210,18 @@ std::vector<Change> ChangesThatFit(const RunConfig& config, int64_t limit,
   return {};
 }
 
+std::string SkewWarning(const RunConfig& config) {
+  const int64_t degree = ExpertDegree(config.parallel());
+  const bool bounded = config.model().moe().capacity_factor() > 0;
+  if (degree <= 1 || config.model().moe().n_experts() == 0 || bounded) return "";
+  RunConfig skewed = config;
+  skewed.mutable_model()->mutable_moe()->set_capacity_factor(static_cast<double>(degree));
+  const int64_t more = BytesPerRank(skewed) - BytesPerRank(config);
+  return Str("parallel.expert: a rank whose experts get all tokens takes ", ApproximateBytes(more),
+             " more than the plan, which counts a quarter over its share: "
+             "model.moe.capacity_factor bounds it, or reserve parallel.memory_per_rank for it");
+}
+
 StorageEstimate EstimateStorage(const RunConfig& config, const StepEstimate& step,
                                 double mean_time_to_failure) {
   const double step_seconds = step.step_seconds;
@@ -213,8 +237,10 @@ StorageEstimate EstimateStorage(const RunConfig& config, const StepEstimate& ste
   if (storage.save_steps > 0) {
     storage.save_seconds = step_seconds * static_cast<double>(storage.save_steps);
   } else {
-    const double copied = static_cast<double>(storage.checkpoint_bytes / RanksOf(config));
-    storage.save_seconds = SaveIntervalSeconds(copied / kCopyBytesPerSecond, mean_time_to_failure);
+    const double saved = static_cast<double>(storage.checkpoint_bytes / RanksOf(config));
+    const double copied = std::max(0.0, saved - step.snapshot_bytes);
+    storage.save_seconds = SaveIntervalSeconds(copied / kCopyBytesPerSecond + step.snapshot_seconds,
+                                               mean_time_to_failure);
     if (step_seconds > 0) {
       storage.save_steps = std::max<int64_t>(1, std::llround(storage.save_seconds / step_seconds));
     }
@@ -230,8 +256,10 @@ StorageEstimate EstimateStorage(const RunConfig& config, const StepEstimate& ste
   const int64_t ranks = RanksOf(config);
   storage.spill_bytes = EstimateRank(config).experts_disk * ranks;
   if (step_seconds > 0) {
-    storage.spill_tb_per_day =
-        TerabytesADay(step.disk_written_bytes * static_cast<double>(ranks), step_seconds);
+    storage.spill_tb_per_day = TerabytesADay(
+        (step.disk_written_bytes + step.snapshot_bytes / static_cast<double>(storage.save_steps)) *
+            static_cast<double>(ranks),
+        step_seconds);
     storage.checkpoint_tb_per_day =
         TerabytesADay(static_cast<double>(storage.checkpoint_bytes),
                       step_seconds * static_cast<double>(storage.save_steps));
@@ -368,6 +396,9 @@ void FillPlan(const RunConfig& config, const HostFigures& host, heddle::v1::Plan
   if (plan->memory().fits() &&
       plan->memory().reserved_per_rank() < plan->memory().bytes_per_rank() * (1 + kPlanError)) {
     plan->add_warnings("parallel.memory_per_rank leaves less than 5 % beside the plan");
+  }
+  for (const std::string& warning : {ArenaWarning(config), SkewWarning(config)}) {
+    if (!warning.empty()) plan->add_warnings(warning);
   }
   const StepEstimate step = EstimateStep(config, host);
   FillThroughput(config, host, step, plan);

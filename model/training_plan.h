@@ -56,6 +56,12 @@ std::string SettingsText(const Change& change);
 std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t limit,
                                    const std::string& without = "");
 
+// Tokens of divided experts go where routing sends them; the plan counts a quarter more than a
+// rank's share, or what model.moe.capacity_factor allows. Without that, what all tokens on one
+// rank's experts would take besides, as a sentence for the plan's warnings; empty where experts are
+// not divided or routing is bounded.
+std::string SkewWarning(const heddle::v1::RunConfig& config);
+
 // ---- disk ----
 
 // Assumed where nothing was measured.
@@ -66,9 +72,9 @@ struct StorageEstimate {
   double save_seconds = 0;       // between saves; 0: unknown, where only steps are given
   int64_t save_steps = 0;        // 0: by time, and the time of a step is not known
   int64_t kept_bytes = 0;        // at the end of the run, one in the making included
-  int64_t spill_bytes = 0;       // spill files of all ranks
-  // Terabytes (1e12) a day by spilled experts and checkpoints, all ranks; 0 where the time of a
-  // step is not known.
+  int64_t spill_bytes = 0;       // spill files and snapshots of all ranks
+  // Terabytes (1e12) a day by spilled experts with their snapshots and by checkpoints, all ranks; 0
+  // where the time of a step is not known.
   double spill_tb_per_day = 0;
   double checkpoint_tb_per_day = 0;
 };

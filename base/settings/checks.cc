@@ -89,6 +89,17 @@ bool UsesKind(const v1::AttentionConfig& attention, v1::AttentionKind kind) {
                          : std::find(pattern.begin(), pattern.end(), kind) != pattern.end();
 }
 
+// Whether any layer is a mixture of experts (model/model_plan.h, LayerHasExperts). `every` < 1 is
+// reported as a range.
+bool AnyExperts(const v1::ModelConfig& model) {
+  const v1::MoeConfig& moe = model.moe();
+  if (moe.layers_size() > 0 || moe.every() < 1) return true;
+  for (int layer = moe.first_dense(); layer < model.n_layers(); ++layer) {
+    if (layer % moe.every() == moe.every() - 1) return true;
+  }
+  return false;
+}
+
 void CheckMessage(const PbMessage& message, const std::string& prefix, Problems& problems);
 
 void CheckValue(const PbMessage& message, const FieldDescriptor& field, int i,
@@ -228,6 +239,9 @@ class FieldChecker {
            Str("must be a whole path, the same on every worker (is ", spill_dir, ")"));
     Refuse(offloads && experts == 0, "memory.expert_offloading.enabled",
            "the model has no experts: set model.moe.n_experts");
+    Refuse(offloads && experts > 0 && !AnyExperts(config_.model()),
+           "memory.expert_offloading.enabled",
+           "no layer has experts: see model.moe.first_dense, every and layers");
     Refuse(offloads && experts > 0 && expert > 0 && ranks > expert,
            "memory.expert_offloading.enabled",
            Str("needs parallel.expert = parallel.ranks, so that one rank holds an expert (are ",
@@ -485,7 +499,8 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   const auto inside = [&](const char* group) { return canonical.rfind(group, 0) == 0; };
   if (config.kind() == v1::RunConfig::KIND_COMMAND &&
       (inside("model.") || inside("training.") || inside("data.") || inside("memory.") ||
-       inside("checkpoint."))) {
+       inside("checkpoint.") || canonical == "parallel.expert" || canonical == "parallel.shard" ||
+       canonical == "parallel.reduce_dtype")) {
     return "in a job of kind command";
   }
   if (canonical == "schedule.preemptible" || canonical == "schedule.min_runtime") {
@@ -501,6 +516,10 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
   const v1::MemoryConfig& memory = config.memory();
   if (inside("memory.expert_offloading.") && !memory.expert_offloading().enabled()) {
     return "without memory.expert_offloading.enabled";
+  }
+  if (canonical == "memory.expert_offloading.pin_memory" &&
+      config.parallel().gpus_per_rank() == 0) {
+    return "without parallel.gpus_per_rank, whose copies it is for";
   }
   if (canonical == "memory.expert_offloading.spill_dir" &&
       memory.expert_offloading().resident_mb() == 0) {
@@ -520,16 +539,6 @@ std::string WhyIdle(const v1::RunConfig& config, const std::string& canonical) {
 }
 
 namespace {
-
-// Whether any layer is a mixture of experts (model/model_plan.h, LayerHasExperts).
-bool AnyExperts(const v1::ModelConfig& model) {
-  const v1::MoeConfig& moe = model.moe();
-  if (moe.layers_size() > 0) return true;
-  for (int layer = moe.first_dense(); layer < model.n_layers(); ++layer) {
-    if (layer % moe.every() == moe.every() - 1) return true;
-  }
-  return false;
-}
 
 // Choices that are legal and seldom meant.
 void WarnOfIndexers(const v1::AttentionConfig& attention, int64_t max_steps,
@@ -609,6 +618,13 @@ std::vector<std::string> Warnings(const v1::RunConfig& config) {
     out.push_back(Str("model.moe has no effect: no layer below model.n_layers (", model.n_layers(),
                       ") is every-th (", model.moe().every(), ") from first_dense (",
                       model.moe().first_dense(), ") on"));
+  }
+  const v1::ExpertOffloadingConfig& offloading = config.memory().expert_offloading();
+  if (offloading.enabled() && offloading.resident_mb() > 0 && offloading.spill_dir().empty() &&
+      config.parallel().gpus_per_rank() == 0) {
+    out.push_back(
+        "memory.expert_offloading.resident_mb without spill_dir and without a GPU only costs: what "
+        "is beyond the bound lies in host memory too, and the bound beside it");
   }
   WarnOfIndexers(model.attention(), training.max_steps(), out);
   return out;

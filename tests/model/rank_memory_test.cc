@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <sstream>
+
 #include "base/units/units.h"
 #include "heddle/v1/config.pb.h"
 #include "heddle/v1/jobs.pb.h"
@@ -52,7 +54,7 @@ TEST(RankMemory, IsThePlanOfBeforeWithoutExpertsElsewhere) {
       const RankMemory rank = EstimateRank(config);
       EXPECT_EQ(rank.Total(),
                 EstimateMemory(config.model(), config.training(), config.parallel()).Total());
-      EXPECT_EQ(rank.ExpertBytes(), 0);
+      EXPECT_EQ(rank.experts_resident + rank.experts_host + rank.experts_disk, 0);
       EXPECT_EQ(TiersOf(config).size(), 1u);
     }
   }
@@ -88,17 +90,26 @@ TEST(RankMemory, ABoundKeepsExpertsInMemoryAndTheRestOnDisk) {
   EXPECT_EQ(spilled.ExpertBytes(), 18 * kExpertParameters);
   EXPECT_EQ(spilled.experts_resident, 64 * kMiB);
   EXPECT_EQ(spilled.experts_host, 0);
-  EXPECT_EQ(spilled.experts_disk, 18 * kExpertParameters - 64 * kMiB);
+  EXPECT_EQ(spilled.experts_disk, (18 + 12) * kExpertParameters)
+      << "files are allocated for all blocks, and a save copies masters and moments beside them";
   // Weights, gradients, masters, moments and their copy in a save: none of it in the rest.
   EXPECT_NEAR(static_cast<double>(plain.compute.Total() - spilled.compute.Total()),
               (18.0 + 12.0) * kExpertParameters, 64.0 * 1024);
 
   const RankMemory host = EstimateRank(Offloaded(64, ""));
   EXPECT_EQ(host.experts_disk, 0);
-  EXPECT_EQ(host.experts_resident + host.experts_host, 18 * kExpertParameters);
-  EXPECT_NEAR(static_cast<double>(host.Total()), static_cast<double>(plain.Total()), 64.0 * 1024)
-      << "without a disk and a device nothing is saved";
-  EXPECT_EQ(EstimateRank(Offloaded(0, "/spill")).experts_disk, 0) << "no bound";
+  EXPECT_EQ(host.experts_resident, 64 * kMiB);
+  EXPECT_EQ(host.experts_host, 18 * kExpertParameters) << "a copy of what ever left the set";
+  EXPECT_NEAR(static_cast<double>(host.Total()), static_cast<double>(plain.Total() + 64 * kMiB),
+              64.0 * 1024)
+      << "without a disk and a device a bound costs what it allows";
+  EXPECT_NE(ArenaWarning(Offloaded(64, "")).find("spill_dir"), std::string::npos);
+  EXPECT_EQ(ArenaWarning(Offloaded(64, "/spill")), "");
+  EXPECT_EQ(ArenaWarning(Offloaded(0, "")), "");
+  EXPECT_EQ(EstimateRank(Offloaded(0, "")).experts_host, 0) << "nothing ever leaves";
+  heddle::v1::PlanReply plan;
+  FillPlan(Offloaded(64, ""), {}, &plan);
+  EXPECT_NE(plan.DebugString().find("saves none"), std::string::npos);
 }
 
 TEST(RankMemory, StateOfAnExpertFollowsItsTypes) {
@@ -126,10 +137,15 @@ TEST(RankMemory, TiersAddUpToTheRankAndItsFiles) {
   const std::vector<Tier> tiers = TiersOf(config);
   ASSERT_EQ(tiers.size(), 3u);
   EXPECT_EQ(tiers[0].name, "compute");
-  EXPECT_EQ(tiers[1].name, "host arena");
+  EXPECT_EQ(tiers[1].name, "resident set");
   EXPECT_EQ(tiers[2].name, "disk spill");
   EXPECT_EQ(tiers[0].bytes + tiers[1].bytes, BytesPerRank(config));
   EXPECT_EQ(tiers[2].bytes, EstimateRank(config).experts_disk);
+  const std::vector<Tier> arena = TiersOf(Offloaded(64, ""));
+  ASSERT_EQ(arena.size(), 3u);
+  EXPECT_EQ(arena[1].name, "resident set");
+  EXPECT_EQ(arena[2].name, "host arena");
+  EXPECT_EQ(arena[2].bytes, 18 * kExpertParameters);
 }
 
 TEST(RankMemory, ABoundBelowTwoExpertsIsRefusedWithTheLeast) {
@@ -145,6 +161,36 @@ TEST(RankMemory, ABoundBelowTwoExpertsIsRefusedWithTheLeast) {
   heddle::v1::PlanReply plan;
   FillPlan(small, {}, &plan);
   EXPECT_FALSE(plan.memory().fits());
+}
+
+// Collectives of two of four ranks receive into buffers of their own over any back end.
+TEST(RankMemory, CollectivesOfSomeRanksTakeBuffers) {
+  RunConfig config = Moe(4);
+  config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  config.mutable_parallel()->set_expert(4);
+  const int64_t alone = EstimateRank(config).compute.gathered;
+  config.mutable_parallel()->set_expert(2);
+  const MemoryEstimate shared = EstimateRank(config).compute;
+  // Two reductions of an expert's fp32 gradients, two gathers of its bf16 weights.
+  EXPECT_GE(shared.gathered - alone, 2 * (4 + 2) * 3 * 256 * 512);
+}
+
+TEST(RankMemory, UnevenRoutingIsBoundedOrTold) {
+  RunConfig config = Moe(4);
+  EXPECT_EQ(SkewWarning(config), "");
+  config.mutable_parallel()->set_expert(4);
+  const int64_t usual = BytesPerRank(config);
+  EXPECT_NE(SkewWarning(config).find("capacity_factor"), std::string::npos);
+  heddle::v1::PlanReply plan;
+  FillPlan(config, {}, &plan);
+  EXPECT_NE(plan.DebugString().find("get all tokens"), std::string::npos);
+  config.mutable_model()->mutable_moe()->set_capacity_factor(1);
+  EXPECT_EQ(SkewWarning(config), "");
+  EXPECT_LT(BytesPerRank(config), usual);
+  config.mutable_model()->mutable_moe()->set_capacity_factor(100);  // never more than all
+  const int64_t all = BytesPerRank(config);
+  config.mutable_model()->mutable_moe()->set_capacity_factor(4);
+  EXPECT_EQ(BytesPerRank(config), all);
 }
 
 // What is refused for memory is told that experts may be divided or spilled, with the bytes of it.
@@ -175,6 +221,53 @@ TEST(RankMemory, ChangesDivideAndSpillExperts) {
   for (const Change& change : ChangesThatFit(dense, BytesPerRank(dense) - kMiB)) {
     EXPECT_EQ(SettingsText(change).find("expert"), std::string::npos) << SettingsText(change);
   }
+}
+
+// What the plan advises is accepted by the rules of settings, whatever the ranks.
+TEST(RankMemory, AdviceIsAccepted) {
+  settings::LoadOptions options;
+  options.search_path = plan_test::PresetPath();
+  options.require_implemented = false;
+  const std::vector<std::vector<std::string>> runs = {
+      {"parallel.ranks=1"},
+      {"parallel.ranks=2", "parallel.expert=1"},
+      {"parallel.ranks=3"},  // does not divide 16 experts
+      {"parallel.ranks=4", "parallel.expert=2", "parallel.shard=full"},
+      {"parallel.ranks=2", "training.global_batch_size=32",
+       "training.gradient_accumulation_steps=2"},
+      {"parallel.ranks=4", "parallel.expert=4", "memory.expert_offloading.enabled=true"},
+      {"parallel.ranks=1", "memory.expert_offloading.enabled=true",
+       "memory.expert_offloading.resident_mb=100"}};
+  int tried = 0;
+  bool spilled_over_ranks = false;
+  for (std::vector<std::string> run : runs) {
+    run.insert(run.begin(), {"data.path=/d", "model=small-moe", "model.moe.n_experts=16"});
+    const StatusOr<settings::ResolvedConfig> before = settings::Load("tiny", run, options);
+    ASSERT_TRUE(before.ok()) << run.back() << " " << before.status();
+    const int64_t now = BytesPerRank(before->config);
+    for (const double part : {0.98, 0.85, 0.7, 0.55, 0.4, 0.25}) {
+      const auto limit = static_cast<int64_t>(static_cast<double>(now) * part);
+      for (const Change& change : ChangesThatFit(before->config, limit)) {
+        std::vector<std::string> advised = run;
+        std::string text = SettingsText(change);
+        if (const size_t at = text.find("=DIR"); at != std::string::npos) {
+          text.replace(at, 4, "=/spill");
+        }
+        std::istringstream words(text);
+        for (std::string word; words >> word;) advised.push_back(word);
+        const StatusOr<settings::ResolvedConfig> after = settings::Load("tiny", advised, options);
+        EXPECT_TRUE(after.ok()) << run[3] << ": " << text << ": " << after.status();
+        if (after.ok()) {
+          EXPECT_LE(BytesPerRank(after->config), limit) << text;
+        }
+        ++tried;
+        spilled_over_ranks |= text.find("resident_mb") != std::string::npos &&
+                              text.find("parallel.expert=2") != std::string::npos;
+      }
+    }
+  }
+  EXPECT_GT(tried, 30);
+  EXPECT_TRUE(spilled_over_ranks);
 }
 
 // Halved again where one half is not enough.
@@ -228,7 +321,7 @@ TEST(Presets, SpillMoeHasThreeTimesTheExpertsThatFit) {
   const RankMemory memory = EstimateRank(run->config);
   EXPECT_EQ(memory.bytes_per_expert_parameter, 18);
   EXPECT_EQ(memory.ExpertBytes(), 3 * memory.experts_resident);
-  EXPECT_EQ(memory.experts_disk, 2 * memory.experts_resident);
+  EXPECT_EQ(memory.experts_disk, 5 * memory.experts_resident) << "216 MiB, and 144 of a save";
   EXPECT_TRUE(CheckResidentBound(run->config).ok());
 }
 

@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <memory>
 #include <string_view>
@@ -29,6 +30,16 @@ using heddle::trainer::RankControl;
 void BoundFragmentation() {
   mallopt(M_MMAP_THRESHOLD, 4 << 20);
   mallopt(M_TRIM_THRESHOLD, 8 << 20);
+}
+
+// What the matrix library compiles for a product of certain sizes is kept, 0.6 MiB each, in a cache
+// of the library and, by thread, in one of LibTorch before it, 1024 entries each. Experts meet new
+// numbers of rows for hundreds of steps, and both grew as long. One cache of 128, for all threads,
+// costs no time that can be measured; model/model_memory.cc counts it. Read at the first product;
+// whoever sets them in the environment is obeyed.
+void BoundCompiledProducts() {
+  setenv("LRU_CACHE_CAPACITY", "1", 0);
+  setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128", 0);
 }
 
 // Ends at once, without the destructors of LibTorch and of process groups whose peers may be gone.
@@ -77,6 +88,7 @@ int main(int argc, char** argv) {
   }
   std::signal(SIGPIPE, SIG_IGN);
   BoundFragmentation();
+  BoundCompiledProducts();
   try {
     Run();
   } catch (const std::exception& error) {

@@ -270,6 +270,14 @@ TEST(Load, KindCommandWarnsOfModelKeys) {
       files.LoadText("kind: command\ncommand: {argv: [true]}\nmodel: {n_layers: 2}\n"));
   ASSERT_EQ(resolved.warnings.size(), 1u);
   EXPECT_NE(resolved.warnings[0].find("model.n_layers has no effect"), std::string::npos);
+  for (const char* key : {"parallel.expert=3", "parallel.shard=full"}) {
+    ASSERT_OK_AND_ASSIGN(
+        const ResolvedConfig divided,
+        files.LoadText("kind: command\ncommand: {argv: [true]}\nparallel: {ranks: 3}\n", {key}));
+    ASSERT_EQ(divided.warnings.size(), 1u) << key;
+    EXPECT_NE(divided.warnings[0].find("has no effect in a job of kind command"),
+              std::string::npos);
+  }
 }
 
 TEST(Dump, ReadsBackToTheSameConfig) {

@@ -133,6 +133,40 @@ RunConfig Base(int ranks, int64_t length) {
   return config;
 }
 
+// The preset spill-moe, but for the bound and the folder: 16 small experts, which get another
+// number of rows in every step. Long enough for what grows with them, and through two saves.
+RunConfig SmallExperts(int64_t resident_mb) {
+  RunConfig config = SmallConfig(1, 45);
+  heddle::v1::ModelConfig* model = config.mutable_model();
+  model->set_vocab_size(8192);
+  model->set_d_model(256);
+  model->set_n_layers(4);
+  model->set_n_heads(4);
+  model->set_n_kv_heads(2);
+  model->set_head_dim(64);
+  model->set_d_ffn(688);
+  model->set_tie_embeddings(true);
+  model->set_max_position_embeddings(16384);
+  model->mutable_moe()->set_n_experts(16);
+  model->mutable_moe()->set_top_k(2);
+  model->mutable_moe()->set_n_shared(1);
+  model->mutable_moe()->set_d_expert(256);
+  TrainingConfig* training = config.mutable_training();
+  training->set_precision(TrainingConfig::PRECISION_BF16);
+  training->set_max_seq_len(256);
+  training->set_micro_batch_size(8);
+  training->set_global_batch_size(8);
+  config.mutable_checkpoint()->set_save_interval(20);
+  config.mutable_data()->set_path(LongDocuments());
+  config.mutable_data()->set_num_workers(1);
+  if (resident_mb == 0) return config;
+  auto* offloading = config.mutable_memory()->mutable_expert_offloading();
+  offloading->set_enabled(true);
+  offloading->set_resident_mb(resident_mb);
+  offloading->set_spill_dir(P_tmpdir);
+  return config;
+}
+
 struct Setting {
   std::string name;
   RunConfig config;
@@ -191,6 +225,26 @@ std::vector<Setting> Settings() {
   all.back().config.mutable_parallel()->mutable_ranks()->set_max(2);
   all.back().config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
   all.back().config.mutable_training()->set_global_batch_size(2);
+  all.push_back({"small_experts", SmallExperts(0)});
+  all.push_back({"small_experts_spilled", SmallExperts(72)});
+  // Copies of blocks that left the resident set stay in host memory, beside it.
+  all.push_back({"small_experts_in_an_arena", SmallExperts(72)});
+  all.back().config.mutable_memory()->mutable_expert_offloading()->clear_spill_dir();
+  all.back().config.mutable_training()->set_max_steps(4);
+  // Two of four ranks share an expert: their collectives go through buffers of their own.
+  all.push_back({"shared_experts", Base(4, 256)});
+  {
+    RunConfig& config = all.back().config;
+    config.mutable_model()->set_n_layers(2);
+    config.mutable_training()->set_max_steps(
+        14);  // until what is compiled for numbers of rows is there
+    heddle::v1::MoeConfig* moe = config.mutable_model()->mutable_moe();
+    moe->set_n_experts(4);
+    moe->set_top_k(2);
+    moe->set_d_expert(2752);
+    config.mutable_parallel()->set_expert(2);
+    config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  }
   all.push_back({"selective_bf16_moments", Base(1, 2048)});
   all.back().config.mutable_training()->set_gradient_checkpointing(
       TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
