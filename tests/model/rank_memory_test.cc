@@ -167,12 +167,18 @@ TEST(RankMemory, ABoundBelowTwoExpertsIsRefusedWithTheLeast) {
 TEST(RankMemory, CollectivesOfSomeRanksTakeBuffers) {
   RunConfig config = Moe(4);
   config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
-  config.mutable_parallel()->set_expert(4);
-  const int64_t alone = EstimateRank(config).compute.gathered;
-  config.mutable_parallel()->set_expert(2);
-  const MemoryEstimate shared = EstimateRank(config).compute;
-  // Two reductions of an expert's fp32 gradients, two gathers of its bf16 weights.
-  EXPECT_GE(shared.gathered - alone, 2 * (4 + 2) * 3 * 256 * 512);
+  const auto gathered = [&config](int degree) {
+    config.mutable_parallel()->set_expert(degree);
+    return static_cast<double>(EstimateRank(config).compute.gathered);
+  };
+  // Of a unit, the experts of a rank in a layer: bf16 weights of it and the next, fp32 gradients of
+  // it and of two on their way; and the buffers: what comes of two reductions, two gathers for two
+  // members.
+  constexpr double kUnit = 4 * 3 * 256 * 512;
+  EXPECT_NEAR(gathered(2) - gathered(4), (2 * 2 + 3 * 4 + 2 * (4 + 2)) * kUnit, 64 * 1024);
+  // Without sharding one all-reduce: two buckets and the own half of one.
+  config.mutable_parallel()->set_shard(ParallelConfig::SHARD_NONE);
+  EXPECT_EQ(gathered(2), 2.5 * (16 << 20));
 }
 
 TEST(RankMemory, UnevenRoutingIsBoundedOrTold) {

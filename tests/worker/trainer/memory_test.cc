@@ -18,6 +18,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/rng/rng.h"
@@ -172,7 +173,7 @@ struct Setting {
   RunConfig config;
 };
 
-std::vector<Setting> Settings() {
+std::vector<Setting> DenseSettings() {
   std::vector<Setting> all;
   all.push_back({"dense", Base(1, 2048)});
   all.push_back({"dense_full_2_ranks", Base(2, 2048)});
@@ -201,6 +202,15 @@ std::vector<Setting> Settings() {
     attention->mutable_dsa()->set_d_indexer(64);
     attention->mutable_dsa()->set_topk(256);
   }
+  all.push_back({"selective_bf16_moments", Base(1, 2048)});
+  all.back().config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
+  all.back().config.mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
+  return all;
+}
+
+std::vector<Setting> ExpertSettings() {
+  std::vector<Setting> all;
   all.push_back({"moe", Base(1, 2048)});
   {
     heddle::v1::MoeConfig* moe = all.back().config.mutable_model()->mutable_moe();
@@ -237,7 +247,7 @@ std::vector<Setting> Settings() {
     RunConfig& config = all.back().config;
     config.mutable_model()->set_n_layers(2);
     config.mutable_training()->set_max_steps(
-        14);  // until what is compiled for numbers of rows is there
+        14);  // until kernels for all numbers of rows are there
     heddle::v1::MoeConfig* moe = config.mutable_model()->mutable_moe();
     moe->set_n_experts(4);
     moe->set_top_k(2);
@@ -245,10 +255,12 @@ std::vector<Setting> Settings() {
     config.mutable_parallel()->set_expert(2);
     config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
   }
-  all.push_back({"selective_bf16_moments", Base(1, 2048)});
-  all.back().config.mutable_training()->set_gradient_checkpointing(
-      TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
-  all.back().config.mutable_training()->set_moments(TrainingConfig::MOMENTS_BF16);
+  return all;
+}
+
+std::vector<Setting> Settings() {
+  std::vector<Setting> all = DenseSettings();
+  for (Setting& one : ExpertSettings()) all.push_back(std::move(one));
   return all;
 }
 
