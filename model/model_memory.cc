@@ -143,7 +143,10 @@ class LayerMemory {
 constexpr int64_t kExpertKernels = 128;
 constexpr int64_t kKernelBytes = 600 << 10;
 
-int64_t CompiledKernels(const ModelConfig& model) {
+// In bf16 experts have kernels of ours (kernels/linear), which are there; without AVX-512 and its
+// bf16 products they have not, and what this leaves out is within the reserve of a rank.
+int64_t CompiledKernels(const ModelConfig& model, bool bf16) {
+  if (bf16) return 0;
   for (int layer = 0; layer < model.n_layers(); ++layer) {
     if (LayerHasExperts(model, layer)) return kExpertKernels * kKernelBytes;
   }
@@ -354,14 +357,15 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
 }
 
 // Rows of tokens that go to the ranks of their experts (model/moe/routed_experts.cc), as many as
-// come: kept until the backward, and in five copies while a layer exchanges them (what is sent and
-// what comes, there and back, and its result). Routers are uneven: a rank may get a quarter more
+// come: kept until the backward, and in seven copies while a layer exchanges them (messages there
+// and back at both ends, rows, result, and as much again of the hidden rows that uneven routing
+// adds). Routers are uneven: a rank may get a quarter more
 // than its share, or what model.moe.capacity_factor lets through (training_plan.h, SkewWarning).
 // `row_bytes` of one column of a micro-batch.
 void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
                       const TrainingConfig& training, const heddle::v1::ParallelConfig& parallel,
                       int64_t row_bytes, int64_t lanes, MemoryEstimate* memory) {
-  constexpr int64_t kCopies = 5;
+  constexpr int64_t kCopies = 7;
   constexpr double kUneven = 1.25;
   const double factor = model.moe().capacity_factor();
   const double uneven =
@@ -482,7 +486,8 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
   }
   const int64_t logits_rows = LogitsChunkRows(n, model.vocab_size(), b, kDefaultLogitsChunkBytes);
   memory.workspace = b * (logits_rows * model.vocab_size() + (2 + lanes) * n * d) +
-                     static_cast<int64_t>(rows * blocks.scratch_max) + CompiledKernels(model) +
+                     static_cast<int64_t>(rows * blocks.scratch_max) +
+                     CompiledKernels(model, bf16) +
                      (bf16 ? 2 * LargestMatrix(*plan, model) : kPackedBytes);
   if (ExpertDegree(parallel) > 1)
     AddExchangedRows(*plan, model, training, parallel, n * b, lanes, &memory);

@@ -13,6 +13,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -57,7 +58,7 @@ RunPlan PlanOf(optim::Moments moments, shard::Mode mode, optim::Algorithm algori
 }
 
 // Eight experts in two of three layers, a dense one between them.
-heddle::v1::ModelConfig ExpertModel() {
+heddle::v1::ModelConfig DividedModel() {
   heddle::v1::ModelConfig model;
   model.set_vocab_size(300);
   model.set_d_model(64);
@@ -78,8 +79,8 @@ heddle::v1::ModelConfig ExpertModel() {
 struct World {
   World(optim::Moments moments, shard::Mode mode, int ranks,
         optim::Algorithm algorithm = optim::Algorithm::kAdamW)
-      : World(Model(), PlanOf(moments, mode, algorithm), ranks) {}
-  World(const heddle::v1::ModelConfig& model, RunPlan run, int ranks) : plan(std::move(run)) {
+      : World(PlanOf(moments, mode, algorithm), Model(), ranks) {}
+  World(const RunPlan& run, const heddle::v1::ModelConfig& model, int ranks) : plan(run) {
     for (int rank = 0; rank < ranks; ++rank) {
       auto state = RunState::Create(model, plan, rank, ranks);
       EXPECT_OK(state);
@@ -87,8 +88,27 @@ struct World {
     }
   }
 
+  // A backward through every expert: an offloaded one that had none is left out of an update.
+  static void VisitExperts(RunState* state) {
+    const model::ModelMemory memory = state->parameters()->memory();
+    const model::ModelPlan& plan = state->parameters()->plan();
+    if (memory.experts.memory == nullptr) return;
+    std::vector<int> experts(static_cast<size_t>(plan.experts.count));
+    std::iota(experts.begin(), experts.end(), 0);
+    for (const int layer : plan.expert_layers) {
+      EXPECT_OK(memory.experts.memory->Begin(layer, experts, layers::ExpertMemory::Use::kBackward));
+      for (size_t done = 0; done < experts.size();) {
+        const StatusOr<size_t> there = memory.experts.memory->Next();
+        ASSERT_OK(there);
+        done += *there;
+        EXPECT_OK(memory.experts.memory->End());
+      }
+    }
+  }
+
   // Gradients are a function of the element and its tensor, so every layout computes the same.
   static void SetGradients(RunState* state) {
+    VisitExperts(state);
     const std::vector<model::TensorSpec>& tensors = state->parameters()->plan().tensors;
     EXPECT_OK(state->parameters()->ForEachHeld(
         shard::Touch::kWriteGradients, [&](const shard::Held& held) {
@@ -214,7 +234,7 @@ TEST(RunState, Bf16MomentsGoFromAnyLayoutToAnyOther) {
 TEST(RunState, Bf16MomentsOfExpertsRoundAlikeOnRanksThatDivideThem) {
   RunPlan plan = PlanOf(Moments::kBf16, Mode::kNone, optim::Algorithm::kAdamW);
   const auto updated = [&](const RunPlan& run, int ranks) {
-    World world(ExpertModel(), run, ranks);
+    World world(run, DividedModel(), ranks);
     for (int64_t update = 1; update <= 3; ++update) world.Update(update);
     return world.Values();
   };
@@ -239,7 +259,7 @@ TEST(RunState, Bf16MomentsOfExpertsRoundAlikeOnRanksThatDivideThem) {
 TEST(RunState, EveryElementIsUpdatedAtItsPlaceInTheWholeModel) {
   RunPlan plan = PlanOf(Moments::kBf16, Mode::kNone, optim::Algorithm::kAdamW);
   plan.shard.expert_degree = 4;
-  World world(ExpertModel(), plan, 4);
+  World world(plan, DividedModel(), 4);
   const model::ModelPlan& whole = world.states[0]->whole();
   std::vector<int> seen(static_cast<size_t>(whole.flat_elements), 0);
   for (const auto& state : world.states) {
@@ -307,7 +327,7 @@ void ExpectComputeWeights(World* world, const std::string& what) {
 // has it.
 TEST(RunState, StartsFromAFolderInEveryLayout) {
   const checkpoint::TempDir folder;
-  const heddle::v1::ModelConfig config = ExpertModel();
+  const heddle::v1::ModelConfig config = DividedModel();
   const auto given = WriteFolder(config, folder.path() + "/model");
   struct Layout {
     Mode mode;
@@ -336,7 +356,7 @@ TEST(RunState, StartsFromAFolderInEveryLayout) {
       plan.shard.offload.enabled = layout.offload;
       if (layout.offload) plan.shard.offload.budget_bytes = 1 << 18;
       if (layout.spill) plan.shard.offload.spill_dir = spill.path();
-      World world(config, plan, layout.ranks);
+      World world(plan, config, layout.ranks);
       ExpectWeightsOf(world, given.get(), what);
       world.Update(1);
       for (const auto& state : world.states) ASSERT_OK(state->Reset());
@@ -349,7 +369,7 @@ TEST(RunState, StartsFromAFolderInEveryLayout) {
 // The rank that has a damaged expert says so, by the name of the tensor.
 TEST(RunState, AFolderWithAValueThatIsNotFiniteIsRefused) {
   const checkpoint::TempDir folder;
-  const heddle::v1::ModelConfig config = ExpertModel();
+  const heddle::v1::ModelConfig config = DividedModel();
   auto store = *model::ParameterStore::Create(*model::PlanModel(config), model::Precision::kFp32);
   const std::string name = "model.layers.2.mlp.experts.5.up_proj.weight";
   store->master(*store->plan().Find(name))[17] = std::nanf("");
@@ -377,7 +397,7 @@ int64_t OwnMemory(const std::string& key) {
 // A hundred MiB of experts, a few of them in memory at a time: to read them takes no more than to
 // draw them did, neither of malloc's memory nor of pages, those of the mapped files among them.
 TEST(RunState, ReadingAFolderTakesNoMemoryOfItsSize) {
-  heddle::v1::ModelConfig config = ExpertModel();
+  heddle::v1::ModelConfig config = DividedModel();
   config.set_d_model(256);
   config.mutable_moe()->set_n_experts(64);
   config.mutable_moe()->set_d_expert(256);
@@ -456,10 +476,11 @@ TEST(RunState, Bf16MomentsHalveWhatMomentsTakeInACheckpoint) {
   EXPECT_EQ(bytes(Moments::kBf16) * 3, bytes(Moments::kFp32) * 2);
 }
 
-// Of more than one MiB of experts.
-heddle::v1::ModelConfig ManyExperts() {
-  heddle::v1::ModelConfig model = ExpertModel();
+heddle::v1::ModelConfig ExpertModel() {
+  heddle::v1::ModelConfig model = Model();
+  model.set_vocab_size(300);
   model.mutable_moe()->set_n_experts(16);
+  model.mutable_moe()->set_top_k(2);
   model.mutable_moe()->set_d_expert(64);
   return model;
 }
@@ -469,15 +490,15 @@ TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   const checkpoint::TempDir root;
   const checkpoint::TempDir spill;
   RunPlan plan = PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW);
-  World whole(ManyExperts(), plan, 1);
+  World whole(plan, ExpertModel(), 1);
   const StatusOr<heddle::v1::CheckpointRecord> record = whole.Save(root.path());
   ASSERT_OK(record);
   plan.shard.offload = {.enabled = true, .budget_bytes = 1 << 20, .spill_dir = spill.path()};
-  const World good(ManyExperts(), plan, 1);
+  const World good(plan, ExpertModel(), 1);
   ASSERT_OK(good.Load(*record, root.path()));
   EXPECT_OK(good.states[0]->parameters()->Healthy());
   EXPECT_EQ(good.Values(), whole.Values());
-  const World bad(ManyExperts(), plan, 1);
+  const World bad(plan, ExpertModel(), 1);
   int flipped = 0;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
     std::error_code gone;
@@ -494,7 +515,7 @@ TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   ASSERT_GE(flipped, 3);
   EXPECT_FALSE(bad.Load(*record, root.path()).ok());
   EXPECT_FALSE(bad.states[0]->parameters()->Healthy().ok());
-  World torn(ManyExperts(), PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), 1);
+  World torn(PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), ExpertModel(), 1);
   heddle::v1::CheckpointRecord missing = *record;
   missing.mutable_seals(0)->mutable_files(0)->set_name("gone");
   EXPECT_FALSE(torn.Load(missing, root.path()).ok());
