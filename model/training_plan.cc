@@ -238,7 +238,9 @@ StorageEstimate EstimateStorage(const RunConfig& config, const StepEstimate& ste
     storage.save_seconds = step_seconds * static_cast<double>(storage.save_steps);
   } else {
     const double saved = static_cast<double>(storage.checkpoint_bytes / RanksOf(config));
-    const double copied = std::max(0.0, saved - step.snapshot_bytes);
+    // Spilled states go at the disk's rates, where those are known.
+    const double copied =
+        step.snapshot_seconds > 0 ? std::max(0.0, saved - step.snapshot_bytes) : saved;
     storage.save_seconds = SaveIntervalSeconds(copied / kCopyBytesPerSecond + step.snapshot_seconds,
                                                mean_time_to_failure);
     if (step_seconds > 0) {

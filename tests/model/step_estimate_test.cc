@@ -274,6 +274,11 @@ TEST(StepEstimate, DisksWearOutWithAWarning) {
   EXPECT_NEAR(storage.save_seconds,
               SaveIntervalSeconds(dense / 5e9 + step.snapshot_seconds, kMeanTimeToFailureSeconds),
               1e-6);
+  EXPECT_NEAR(EstimateStorage(config, EstimateStep(config, {})).save_seconds,
+              SaveIntervalSeconds(static_cast<double>(storage.checkpoint_bytes) / 5e9,
+                                  kMeanTimeToFailureSeconds),
+              1e-6)
+      << "without figures of the disk";
   EXPECT_NE(EnduranceWarning(storage).find("TB a day"), std::string::npos);
   EXPECT_EQ(EnduranceWarning(EstimateStorage(Tiny(), EstimateStep(Tiny(), {}))), "");
   heddle::v1::PlanReply plan;
