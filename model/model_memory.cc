@@ -357,26 +357,27 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
 }
 
 // Rows of tokens that go to the ranks of their experts (model/moe/routed_experts.cc), as many as
-// come: kept until the backward, and in seven copies while a layer exchanges them (messages there
-// and back at both ends, rows, result, and as much again of the hidden rows that uneven routing
-// adds). Routers are uneven: a rank may get a quarter more
-// than its share, or what model.moe.capacity_factor lets through (training_plan.h, SkewWarning).
-// `row_bytes` of one column of a micro-batch.
+// come: kept until the backward, and in six copies while a layer exchanges them (messages there and
+// back at both ends, rows and result). Routers are uneven: a rank may get half as much again as its
+// share, or what model.moe.capacity_factor lets through (training_plan.h, SkewWarning), and has as
+// many more hidden rows. `row_bytes` of one column of a micro-batch.
 void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
                       const TrainingConfig& training, const heddle::v1::ParallelConfig& parallel,
                       int64_t row_bytes, int64_t lanes, MemoryEstimate* memory) {
-  constexpr int64_t kCopies = 7;
-  constexpr double kUneven = 1.25;
+  constexpr double kCopies = 6;
+  constexpr double kUneven = 1.5;
   const double factor = model.moe().capacity_factor();
   const double uneven =
       factor > 0 ? std::min<double>(factor, static_cast<double>(ExpertDegree(parallel))) : kUneven;
-  const auto rows = static_cast<int64_t>(
-      static_cast<double>(row_bytes * model.d_model() * model.moe().top_k()) * uneven);
+  const double column = static_cast<double>(row_bytes * model.moe().top_k());
+  const double rows = column * model.d_model() * uneven;
+  const double hidden = column * 3 * model.moe().d_expert() * std::max(uneven - 1, 0.0);
   const bool keeps =
       training.gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
-  const auto layers = static_cast<int64_t>(plan.expert_layers.size());
-  memory->activations += rows * (keeps ? layers * lanes : 1);
-  memory->workspace += kCopies * rows;
+  const double layers = static_cast<double>(plan.expert_layers.size());
+  const double at_once = keeps ? layers * static_cast<double>(lanes) : 1;
+  memory->activations += static_cast<int64_t>((rows + hidden) * at_once);
+  memory->workspace += static_cast<int64_t>(kCopies * rows);
 }
 
 // Everything that a rank keeps of the parameters: dense units over all ranks, experts over those
