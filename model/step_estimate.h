@@ -74,7 +74,7 @@ struct StepEstimate {
 //   step      = max(compute, collectives under sharding, spilled weights) + rows
 //             + collectives without sharding + max(optimizer, spilled states)
 // kCoreShare and kPasses were fitted to dense models of 5M and 30M parameters at 512 and 2048
-// tokens in bf16 and fp32, to within 15 %, kExpertShare to two small mixtures (step_estimate.cc).
+// tokens in bf16 and fp32, to within 15 %, kExpertShare to three small mixtures (step_estimate.cc).
 // Kinds that select keys, whose kernels gather, are slower than it says.
 //
 // Formulas (1), (2), (4) and (6). Sharded gathers and reductions run beside the computation: the

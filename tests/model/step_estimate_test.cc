@@ -124,7 +124,7 @@ TEST(StepEstimate, ExpertsTakeLongerThanALayerOfTheSameWork) {
   const StepEstimate dense = EstimateStep(wide, Host());
   const StepEstimate mixture = EstimateStep(Moe(), Host());
   EXPECT_NEAR(mixture.flops_per_token / dense.flops_per_token, 1, 0.01);
-  EXPECT_GT(mixture.compute_seconds, 1.5 * dense.compute_seconds);
+  EXPECT_GT(mixture.compute_seconds, 1.2 * dense.compute_seconds);
 }
 
 TEST(StepEstimate, TheUsersFigureStandsForAllOfTheComputation) {
@@ -156,7 +156,8 @@ TEST(StepEstimate, WhatDoesNotFitIsReadAndWritten) {
   ASSERT_LT(out, 12 * kP);
   EXPECT_DOUBLE_EQ(states.disk_read_bytes, out + 2 * kP);
   EXPECT_DOUBLE_EQ(states.disk_written_bytes, out + 2 * kP);
-  EXPECT_DOUBLE_EQ(states.disk_seconds, (out + 2 * kP) / 0.18e9) << "writing is the slower stream";
+  EXPECT_DOUBLE_EQ(states.disk_seconds, (out + 2 * kP) * (1 / 0.18e9 + 1 / 1.2e9))
+      << "one disk reads and writes";
   // 64 MiB: beside the weights the gradients do not fit either. They are read for the norm and for
   // the update.
   const StepEstimate gradients = EstimateStep(Moe(64), Host());
@@ -269,7 +270,7 @@ TEST(StepEstimate, DisksWearOutWithAWarning) {
   EXPECT_NEAR(storage.spill_tb_per_day, written / 1e12 * 86'400 / step.step_seconds, 1e-9);
   EXPECT_EQ(storage.spill_bytes, (18 + 12) * kExpertParameters);
   // Training waits while the states go through the disk, not at the memory's speed.
-  EXPECT_DOUBLE_EQ(step.snapshot_seconds, 12.0 * kExpertParameters / 0.18e9);
+  EXPECT_DOUBLE_EQ(step.snapshot_seconds, 12.0 * kExpertParameters * (1 / 0.18e9 + 1 / 1.2e9));
   const double dense = static_cast<double>(storage.checkpoint_bytes) - step.snapshot_bytes;
   EXPECT_NEAR(storage.save_seconds,
               SaveIntervalSeconds(dense / 5e9 + step.snapshot_seconds, kMeanTimeToFailureSeconds),
