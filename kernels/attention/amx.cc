@@ -1,36 +1,15 @@
 // The product of flash attention on matrix tiles: compiled with the flags of avx512_bf16.cc and
-// AMX (CMakeLists.txt); only params.h and body.h may be included. Everything else is the table of
-// AVX-512.
+// AMX (CMakeLists.txt); only params.h, body.h and kernels/common may be included. Everything else
+// is the table of AVX-512.
 //
 // A tile of C is 16 x 16 floats. Four of them stay in registers while the depth is walked in steps
 // of 32, so that four tile loads feed four tile products.
-#include <immintrin.h>
-
 #include "kernels/attention/body.h"
 #include "kernels/attention/tables.h"
+#include "kernels/common/tiles.h"
 
 namespace heddle::kernels::attention {
 namespace {  // NOLINT: ISA file (architecture.md T12)
-
-constexpr int64_t kTile = 16;   // rows of A and C, columns of B and C
-constexpr int64_t kDepth = 32;  // of one tile product
-
-// The layout of the tile registers as LDTILECFG reads it.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// In static memory: GCC 12 believes that the instruction reads eight bytes, and drops the stores of
-// the rest of an object on the stack.
-constexpr TileConfig kConfig;
-
-void BeginTiles() { _tile_loadconfig(&kConfig); }
-
-void EndTiles() { _tile_release(); }
 
 // 32 rows by 32 columns of C at (row, column).
 template <bool kAdd>

@@ -6,6 +6,10 @@
 
 #include <limits>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include "kernels/attention/pair_product.h"
 #include "kernels/attention/params.h"
 #include "kernels/common/simd.h"

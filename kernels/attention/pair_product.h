@@ -8,11 +8,8 @@
 #include <cstring>
 
 #include "kernels/attention/params.h"
+#include "kernels/common/pairs.h"
 #include "kernels/common/simd.h"
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace heddle::kernels::attention {
 namespace {  // NOLINT: ISA file (architecture.md T12)
@@ -24,28 +21,9 @@ struct PairBlock {
 };
 
 #ifdef __AVX512BF16__
-inline F16 MultiplyAdd(F16 sum, uint32_t a, const uint16_t* b) {
-  const __m512i left = _mm512_set1_epi32(static_cast<int>(a));
-  const __m512i right = _mm512_loadu_si512(b);
-  return reinterpret_cast<F16>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                                                reinterpret_cast<__m512bh>(left),
-                                                reinterpret_cast<__m512bh>(right)));
-}
 constexpr PairBlock kWide{4, 4};
 constexpr PairBlock kNarrow{2, 8};
 #else
-inline F16 AsFloat(U16 bits) {
-  F16 value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-inline F16 MultiplyAdd(F16 sum, uint32_t a, const uint16_t* b) {
-  U16 right;
-  std::memcpy(&right, b, sizeof(right));
-  const U16 left = U16{} + a;
-  sum += AsFloat(left << 16) * AsFloat(right << 16);
-  return sum + AsFloat(left & 0xffff0000u) * AsFloat(right & 0xffff0000u);
-}
 #ifdef __AVX512F__
 constexpr PairBlock kWide{2, 8};
 #else
@@ -72,7 +50,7 @@ inline void PairProductBlock(const PairProduct& p, int64_t row, int64_t column) 
       std::memcpy(&pair, a + r * p.a_stride + k, sizeof(pair));
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kVectors; ++v) {
-        sums[r][v] = MultiplyAdd(sums[r][v], pair, b + k * p.columns + v * 2 * kLanes);
+        sums[r][v] = AddPairs(sums[r][v], pair, b + k * p.columns + v * 2 * kLanes);
       }
     }
   }

@@ -5,33 +5,16 @@
 // 32, so that four tile loads feed four tile products. In the forward the rows of a tile are rows
 // of the weight: a single row of input costs a tile product per 16 x 32 weights, which takes no
 // longer than their way from memory, and its sums are those of any number of rows.
-#include <immintrin.h>
-
+#include "kernels/common/tiles.h"
 #include "kernels/linear/body.h"
 #include "kernels/linear/tables.h"
 
 namespace heddle::kernels::linear {
 namespace {  // NOLINT: ISA file (architecture.md T12)
 
-constexpr int64_t kTile = 16;   // rows of A and C, columns of B and C
-constexpr int64_t kDepth = 32;  // of one tile product
-
-// The layout of the tile registers as LDTILECFG reads it.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// In static memory: GCC 12 believes that the instruction reads eight bytes, and drops the stores of
-// the rest of an object on the stack.
-constexpr TileConfig kConfig;
-
 struct TileBlocks {
-  static void Begin() { _tile_loadconfig(&kConfig); }
-  static void End() { _tile_release(); }
+  static void Begin() { BeginTiles(); }
+  static void End() { EndTiles(); }
 
   template <int64_t kRows, int64_t kColumns, bool kAdd, typename During>
   static void Multiply(const Operands& p, float* c, int64_t c_stride, const During& during) {

@@ -4,7 +4,6 @@
 // through all of them in order. Values are those of experts that are always in memory, bit for bit:
 // only where bytes lie differs.
 #include <ATen/Parallel.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstring>
@@ -15,6 +14,7 @@
 #include "kernels/pointwise/params.h"
 #include "worker/offload/spill_file.h"
 #include "worker/shard/mesh.h"
+#include "worker/shard/unit_tensors.h"
 
 namespace heddle::shard {
 
@@ -24,19 +24,10 @@ using offload::Access;
 using offload::ExpectedUse;
 using offload::Kind;
 
-void MoveTo(const at::Tensor& flat, std::byte* memory) {
-  flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
-      at::DataPtr(memory, at::Device(at::kCPU)));
-}
-
-std::vector<at::Tensor> Unplaced(const model::ModelPlan& plan, at::ScalarType type) {
-  alignas(128) static std::byte none[128];  // LibTorch wants an address; it is never looked at
-  std::vector<at::Tensor> tensors;
-  for (const model::UnitSpec& unit : plan.units) {
-    tensors.push_back(at::from_blob(none, {unit.elements}, at::TensorOptions().dtype(type)));
-    MoveTo(tensors.back(), nullptr);
-  }
-  return tensors;
+std::vector<int64_t> ElementsOf(const model::ModelPlan& plan) {
+  std::vector<int64_t> elements;
+  for (const model::UnitSpec& unit : plan.units) elements.push_back(unit.elements);
+  return elements;
 }
 
 class OffloadedExperts : public Parameters, public layers::ExpertMemory {
@@ -47,8 +38,8 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
         options_(options),
         set_(std::move(set)),
         window_bytes_(window_bytes),
-        weights_(Unplaced(plan_, model::ComputeType(options.precision))),
-        gradients_(Unplaced(plan_, at::kFloat)),
+        weights_(Unplaced(ElementsOf(plan_), model::ComputeType(options.precision))),
+        gradients_(Unplaced(ElementsOf(plan_), at::kFloat)),
         has_gradient_(plan_.units.size(), false) {}
 
   // ---- Parameters ----

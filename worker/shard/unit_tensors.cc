@@ -12,27 +12,35 @@ namespace {
 
 constexpr size_t kAlignment = 128;
 
-// Views share the storage of the flat tensor, so they move with it.
+}  // namespace
+
 void MoveTo(const at::Tensor& flat, std::byte* memory) {
   flat.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
       at::DataPtr(memory, at::Device(at::kCPU)));
 }
 
-}  // namespace
+std::vector<at::Tensor> Unplaced(const std::vector<int64_t>& elements, at::ScalarType type) {
+  // LibTorch wants an address to begin with; it is never looked at.
+  alignas(kAlignment) static std::byte none[kAlignment];
+  std::vector<at::Tensor> tensors;
+  for (const int64_t count : elements) {
+    tensors.push_back(at::from_blob(none, {count}, at::TensorOptions().dtype(type)));
+    MoveTo(tensors.back(), nullptr);
+  }
+  return tensors;
+}
 
 void UnitTensors::Free::operator()(std::byte* memory) const { std::free(memory); }
 
 UnitTensors::UnitTensors(const Layout& layout, at::ScalarType type) {
+  std::vector<int64_t> elements;
   for (int u = 0; u < layout.units(); ++u) {
-    const int64_t elements = layout.unit(u).padded(layout.world());
+    elements.push_back(layout.unit(u).padded(layout.world()));
     Unit unit;
-    unit.bytes = static_cast<size_t>(elements) * c10::elementSize(type);
+    unit.bytes = static_cast<size_t>(elements.back()) * c10::elementSize(type);
     units_.push_back(std::move(unit));
-    // LibTorch wants an address to begin with; it is never looked at.
-    alignas(kAlignment) static std::byte none[kAlignment];
-    tensors_.push_back(at::from_blob(none, {elements}, at::TensorOptions().dtype(type)));
-    MoveTo(tensors_.back(), nullptr);
   }
+  tensors_ = Unplaced(elements, type);
 }
 
 Status UnitTensors::Acquire(int index) {

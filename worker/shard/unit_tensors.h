@@ -15,6 +15,11 @@
 
 namespace heddle::shard {
 
+// Flat tensors of these lengths without memory; reading or writing one is a null access.
+std::vector<at::Tensor> Unplaced(const std::vector<int64_t>& elements, at::ScalarType type);
+// The memory of a flat tensor, null for none: views share its storage, so they move with it.
+void MoveTo(const at::Tensor& flat, std::byte* memory);
+
 class UnitTensors {
  public:
   // Elements of `type`, world() slices long. No unit has memory yet.

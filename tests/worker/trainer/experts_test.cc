@@ -2,7 +2,6 @@
 // degrees, other homes (training-runtime.md 10, 12, 20.3, 20.6, 20.7).
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -14,7 +13,6 @@
 #include <vector>
 
 #include "base/status/status.h"
-#include "checkpoint/tensor_io/load.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/trainer/job.h"
 
@@ -44,23 +42,6 @@ void Offload(RunConfig* config, const std::string& spill_dir) {
   offloading->set_enabled(true);
   offloading->set_resident_mb(1);
   offloading->set_spill_dir(spill_dir);
-}
-
-std::map<std::string, std::vector<float>> NewestWeights(Job* job) {
-  std::map<std::string, std::vector<float>> weights;
-  const auto read = checkpoint::ReadModelWeights(job->records().back(), job->root());
-  EXPECT_TRUE(read.ok()) << Message(read.status());
-  if (!read.ok()) return weights;
-  for (const checkpoint::Weight& weight : *read) weights[weight.name] = weight.values;
-  return weights;
-}
-
-void KillAt(Job* job, uint64_t step, uint32_t rank) {
-  FakeAttempt attempt(job->Next());
-  ASSERT_TRUE(attempt.WaitForStep(step));
-  attempt.Kill(rank, SIGKILL);
-  attempt.Wait(30);
-  job->Collect(&attempt);
 }
 
 TEST(Experts, OffloadedRunsGoOnBitForBitAndAreThoseOfExpertsInMemory) {

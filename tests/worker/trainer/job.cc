@@ -1,6 +1,7 @@
 #include "tests/worker/trainer/job.h"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include <bit>
@@ -10,6 +11,7 @@
 #include "base/rng/rng.h"
 #include "checkpoint/catalog/lineage.h"
 #include "checkpoint/format/verify.h"
+#include "checkpoint/tensor_io/load.h"
 #include "data/pack/prepare.h"
 #include "tests/support/status_matchers.h"
 
@@ -132,6 +134,23 @@ void ExpectSameBits(const std::map<uint64_t, MetricPoint>& a,
 void ExpectGood(const CheckpointRecord& record, const std::string& root) {
   const checkpoint::VerifyReport report = checkpoint::VerifyCheckpoint(record, root);
   EXPECT_TRUE(report.good()) << ToText(report.problems.front());
+}
+
+void KillAt(Job* job, uint64_t step, uint32_t rank) {
+  FakeAttempt attempt(job->Next());
+  ASSERT_TRUE(attempt.WaitForStep(step));
+  attempt.Kill(rank, SIGKILL);
+  attempt.Wait(30);
+  job->Collect(&attempt);
+}
+
+std::map<std::string, std::vector<float>> NewestWeights(Job* job) {
+  std::map<std::string, std::vector<float>> weights;
+  const auto read = checkpoint::ReadModelWeights(job->records().back(), job->root());
+  EXPECT_TRUE(read.ok()) << Message(read.status());
+  if (!read.ok()) return weights;
+  for (const checkpoint::Weight& weight : *read) weights[weight.name] = weight.values;
+  return weights;
 }
 
 }  // namespace heddle::trainer

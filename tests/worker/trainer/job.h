@@ -55,6 +55,10 @@ void RunToEnd(Job* job);
 // Loss, gradient norm, batch hash and token count of every step are equal bit for bit.
 void ExpectSameBits(const std::map<uint64_t, heddle::v1::MetricPoint>& a,
                     const std::map<uint64_t, heddle::v1::MetricPoint>& b);
+// Runs one attempt until `rank` has done `step` steps, and ends it there with SIGKILL.
+void KillAt(Job* job, uint64_t step, uint32_t rank);
+// Weights and buffers of the newest checkpoint.
+std::map<std::string, std::vector<float>> NewestWeights(Job* job);
 // The checkpoint verifies.
 void ExpectGood(const heddle::v1::CheckpointRecord& record, const std::string& root);
 

@@ -78,27 +78,13 @@ RunConfig MoeConfig(int ranks, int64_t steps) {
   return config;
 }
 
-// Weights and buffers of the newest checkpoint.
-std::map<std::string, std::vector<float>> NewestWeights(Job* job) {
-  std::map<std::string, std::vector<float>> weights;
-  const auto read = checkpoint::ReadModelWeights(job->records().back(), job->root());
-  EXPECT_TRUE(read.ok()) << Message(read.status());
-  if (!read.ok()) return weights;
-  for (const checkpoint::Weight& weight : *read) weights[weight.name] = weight.values;
-  return weights;
-}
-
 // A kill in either stage: the series goes on bit for bit, the last checkpoints hold the same bits.
 void KillInBothStages(const RunConfig& config, int ranks) {
   Job calm(config, ranks);
   RunToEnd(&calm);
   Job killed(config, ranks);
   for (const uint64_t step : {kWarmup + 0, kWarmup + 6}) {
-    FakeAttempt attempt(killed.Next());
-    ASSERT_TRUE(attempt.WaitForStep(step));
-    attempt.Kill(0, SIGKILL);
-    attempt.Wait(30);
-    killed.Collect(&attempt);
+    KillAt(&killed, step, 0);
   }
   RunToEnd(&killed);
   ExpectSameBits(calm.series(), killed.series());
