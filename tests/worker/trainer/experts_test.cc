@@ -1,9 +1,7 @@
 // Experts divided over ranks and experts in a bounded resident set, in whole runs: kills, other
 // degrees, other homes (training-runtime.md 10, 12, 20.3, 20.6, 20.7).
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "base/status/status.h"
+#include "tests/support/bad_disk.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/trainer/job.h"
 
@@ -147,30 +146,6 @@ TEST(Experts, ASpillFolderThatIsNotThereEndsTheRunWithItsName) {
       << ends.front().words->detail();
 }
 
-// The descriptors with which a process has nameless files of a folder open.
-std::vector<std::string> FilesIn(int pid, const std::string& folder) {
-  std::vector<std::string> found;
-  for (const auto& entry : std::filesystem::directory_iterator(Str("/proc/", pid, "/fd"))) {
-    std::error_code gone;
-    const std::filesystem::path target = std::filesystem::read_symlink(entry.path(), gone);
-    if (!gone && target.string().rfind(folder, 0) == 0) found.push_back(entry.path().string());
-  }
-  return found;
-}
-
-// Turns one bit of every page over, past the process, as a bad disk or cable would.
-void FlipBits(int fd) {
-  const off_t size = lseek(fd, 0, SEEK_END);
-  for (off_t at = 0; at < size; at += 4096) {
-    char byte = 0;
-    ASSERT_EQ(pread(fd, &byte, 1, at), 1);
-    byte = static_cast<char>(byte ^ 4);
-    ASSERT_EQ(pwrite(fd, &byte, 1, at), 1);
-  }
-  fsync(fd);
-  close(fd);
-}
-
 // Bits that change on the disk end the attempt with the block's name; the next one goes on from
 // the checkpoint with the bits of a run that nobody disturbed.
 TEST(Experts, ABitFlippedInASpilledExpertIsNeverComputedWith) {
@@ -182,15 +157,7 @@ TEST(Experts, ABitFlippedInASpilledExpertIsNeverComputedWith) {
   Job job(config, 1);
   FakeAttempt attempt(job.Next());
   ASSERT_TRUE(attempt.WaitForStep(12));
-  const std::vector<std::string> files = FilesIn(attempt.pid(0), spill.path());
-  ASSERT_GE(files.size(), 3u) << "weights, gradients, states";
-  // All of them before the first bit: the process ends as soon as it reads one.
-  std::vector<int> open_files;
-  for (const std::string& file : files) {
-    open_files.push_back(open(file.c_str(), O_RDWR | O_CLOEXEC));
-    ASSERT_GE(open_files.back(), 0) << file;
-  }
-  for (const int fd : open_files) FlipBits(fd);
+  ASSERT_GE(FlipBits(spill.path(), attempt.pid(0)), 3) << "weights, gradients, states";
   const std::vector<FakeRankEnd> ends = attempt.Wait(60);
   ASSERT_EQ(ends.size(), 1u);
   EXPECT_EQ(ends[0].code, static_cast<int>(ExitCode::kStorage));

@@ -26,6 +26,7 @@
 #include "model/parameter_store.h"
 #include "tests/checkpoint/temp_dir.h"
 #include "tests/model/attention/allocation_meter.h"
+#include "tests/support/bad_disk.h"
 #include "tests/support/status_matchers.h"
 
 namespace heddle::trainer {
@@ -499,20 +500,7 @@ TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   EXPECT_OK(good.states[0]->parameters()->Healthy());
   EXPECT_EQ(good.Values(), whole.Values());
   const World bad(plan, ExpertModel(), 1);
-  int flipped = 0;
-  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
-    std::error_code gone;
-    const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
-    if (gone || target.rfind(spill.path(), 0) != 0) continue;
-    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
-    for (int64_t at = 0; file.seekg(at).good() && file.peek() != EOF; at += 4096) {
-      const char byte = static_cast<char>(file.get() ^ 1);
-      file.seekp(at);
-      file.put(byte);
-    }
-    ++flipped;
-  }
-  ASSERT_GE(flipped, 3);
+  ASSERT_GE(FlipBits(spill.path()), 3);
   EXPECT_FALSE(bad.Load(*record, root.path()).ok());
   EXPECT_FALSE(bad.states[0]->parameters()->Healthy().ok());
   World torn(PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW), ExpertModel(), 1);
