@@ -161,7 +161,7 @@ class Run {
     const double began = Now();
     double squares = 0;
     RETURN_IF_ERROR(parameters_->ForEachMeasured([&](const shard::Measured& slice) {
-      squares += optim::MeasureGradients(slice.gradient).sum_of_squares;
+      squares += slice.Stats().sum_of_squares;
     }));
     optim::StepArgs args;
     args.update = step + 1;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "model/layers/feed_forward.h"
 #include "model/layers/norm.h"
@@ -22,25 +23,37 @@ class Block {
  public:
   Block(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage);
 
-  // Writes y, or, if y is undefined (kRecompute), stops at what the backward needs. x stays valid
-  // until the backward. `attention` is this layer's of the attention stack, or a decoder's.
-  // Both halves run the pass of the context.
+  // A micro-batch's way through a block, which is its own. `attention` is this layer's of the
+  // attention stack, or a decoder's.
+  struct ForwardCall {
+    Block* block = nullptr;
+    const layers::PassContext* context = nullptr;
+    layers::Sublayer* attention = nullptr;
+    at::Tensor x_ND;  // stays valid until the backward
+    at::Tensor y_ND;  // written; undefined (kRecompute): only what the backward needs is computed
+  };
+  struct BackwardCall {
+    Block* block = nullptr;
+    const layers::PassContext* context = nullptr;
+    layers::Sublayer* attention = nullptr;
+    at::Tensor gradient_ND;  // dL/dy on entry, dL/dx on return
+  };
+
+  // Blocks of one layer. Both halves run the pass of the context; the feed-forward halves run
+  // together (Sublayer::ForwardTogether).
+  static void Forward(std::span<const ForwardCall> calls);
   void Forward(const layers::PassContext& context, layers::Sublayer* attention,
                const at::Tensor& x_ND, const at::Tensor& y_ND);
 
-  // gradient_ND: dL/dy on entry, dL/dx on return. Adds to the gradients of the weights. Follows one
-  // Forward that keeps, with the same attention.
-  void Backward(const layers::PassContext& context, layers::Sublayer* attention,
-                const at::Tensor& gradient_ND);
+  // Adds to the gradients of the weights. Follows one Forward that keeps, with the same attention.
+  static void Backward(std::span<const BackwardCall> calls);
 
   // The same two for selective recomputation (training-runtime.md 9.2): the attention half keeps
   // all that its backward needs, x2 included; of the feed-forward half only the routing is kept,
   // and it is redone, with both norms, in the backward. The pass of the context is not looked at.
   // Same bits as Forward and Backward of kTrain.
-  void SelectiveForward(const layers::PassContext& context, layers::Sublayer* attention,
-                        const at::Tensor& x_ND, const at::Tensor& y_ND);
-  void SelectiveBackward(const layers::PassContext& context, layers::Sublayer* attention,
-                         const at::Tensor& gradient_ND);
+  static void SelectiveForward(std::span<const ForwardCall> calls);
+  static void SelectiveBackward(std::span<const BackwardCall> calls);
 
   layers::Sublayer* feed_forward() { return feed_forward_.get(); }
 

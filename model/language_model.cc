@@ -66,11 +66,13 @@ class LanguageModelImpl : public LanguageModel {
  private:
   int HeadUnit() const { return layers_ + 1; }
   bool Recomputes() const { return options_.recompute == Recompute::kFull; }
-  // The way of one micro-batch through a block.
-  void BlockForward(Lane* lane, int layer);
-  void BlockBackward(Lane* lane, int layer);
-  void AddLane();
   using Lanes = std::span<const std::unique_ptr<Lane>>;
+  // The lanes that pass a block at a time.
+  std::vector<Lanes> VisitsOf(Lanes lanes, int layer) const;
+  // The way of some micro-batches through a block. `again`: as far as the backward needs it.
+  void BlockForward(Lanes lanes, int layer, bool again);
+  void BlockBackward(Lanes lanes, int layer);
+  void AddLane();
   // The lanes of these batches, begun.
   StatusOr<Lanes> BeginLanes(std::span<const PackedBatch> batches, const layers::StepInfo& step,
                              LossSum* sum);
@@ -209,34 +211,50 @@ void LanguageModelImpl::UpdateBuffers(bool frozen) {
   }
 }
 
-void LanguageModelImpl::BlockForward(Lane* lane, int layer) {
-  const size_t l = static_cast<size_t>(layer);
-  Block& block = lane->blocks[l];
-  layers::Sublayer* attention = lane->attention.layer(layer);
-  const size_t mark = lane->kept.Mark();
-  if (options_.recompute == Recompute::kSelective) {
-    block.SelectiveForward(lane->context, attention, lane->inputs[l], lane->inputs[l + 1]);
-  } else {
-    block.Forward(lane->context, attention, lane->inputs[l], lane->inputs[l + 1]);
-  }
-  if (Recomputes()) lane->kept.Release(mark);
+// Layers whose experts come and go take all micro-batches in one visit; others take one after the
+// other, so that what a micro-batch needs for a while is needed once.
+std::vector<LanguageModelImpl::Lanes> LanguageModelImpl::VisitsOf(Lanes lanes, int layer) const {
+  const layers::LayerStorage& storage = storages_[static_cast<size_t>(layer)];
+  if (storage.experts.memory != nullptr && LayerHasExperts(config_, layer)) return {lanes};
+  std::vector<Lanes> visits;
+  for (size_t i = 0; i < lanes.size(); ++i) visits.push_back(lanes.subspan(i, 1));
+  return visits;
 }
 
-void LanguageModelImpl::BlockBackward(Lane* lane, int layer) {
+void LanguageModelImpl::BlockForward(Lanes lanes, int layer, bool again) {
   const size_t l = static_cast<size_t>(layer);
-  Block& block = lane->blocks[l];
-  layers::Sublayer* attention = lane->attention.layer(layer);
-  const size_t mark = lane->kept.Mark();
-  if (options_.recompute == Recompute::kSelective) {
-    block.SelectiveBackward(lane->context, attention, lane->gradient);
-  } else {
-    if (Recomputes()) {
-      lane->context.pass = layers::Pass::kRecompute;
-      block.Forward(lane->context, attention, lane->inputs[l], at::Tensor());
-    }
-    block.Backward(lane->context, attention, lane->gradient);
+  std::vector<size_t> marks;
+  std::vector<Block::ForwardCall> calls;
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    marks.push_back(lane->kept.Mark());
+    if (again) lane->context.pass = layers::Pass::kRecompute;
+    calls.push_back({&lane->blocks[l], &lane->context, lane->attention.layer(layer),
+                     lane->inputs[l], again ? at::Tensor() : lane->inputs[l + 1]});
   }
-  lane->kept.Release(mark);
+  if (options_.recompute == Recompute::kSelective) return Block::SelectiveForward(calls);
+  Block::Forward(calls);
+  if (!Recomputes() || again) return;
+  for (size_t i = 0; i < lanes.size(); ++i) lanes[i]->kept.Release(marks[i]);
+}
+
+void LanguageModelImpl::BlockBackward(Lanes lanes, int layer) {
+  std::vector<size_t> marks;
+  for (const std::unique_ptr<Lane>& lane : lanes) marks.push_back(lane->kept.Mark());
+  if (Recomputes()) {
+    BlockForward(lanes, layer, true);
+    if (!failure_.ok()) return;
+  }
+  std::vector<Block::BackwardCall> calls;
+  for (const std::unique_ptr<Lane>& lane : lanes) {
+    calls.push_back({&lane->blocks[static_cast<size_t>(layer)], &lane->context,
+                     lane->attention.layer(layer), lane->gradient});
+  }
+  if (options_.recompute == Recompute::kSelective) {
+    Block::SelectiveBackward(calls);
+  } else {
+    Block::Backward(calls);
+  }
+  for (size_t i = 0; i < lanes.size(); ++i) lanes[i]->kept.Release(marks[i]);
 }
 
 Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
@@ -252,8 +270,8 @@ Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {
   RETURN_IF_ERROR(Call(hooks.after_forward, 0));
   for (int layer = 0; layer < layers_; ++layer) {
     RETURN_IF_ERROR(Call(hooks.before_forward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) {
-      BlockForward(lane.get(), layer);
+    for (const Lanes visit : VisitsOf(lanes, layer)) {
+      BlockForward(visit, layer, false);
       RETURN_IF_ERROR(failure_);
     }
     RETURN_IF_ERROR(Call(hooks.after_forward, layer + 1));
@@ -313,8 +331,8 @@ Status LanguageModelImpl::Heads(Lanes lanes, const UnitHooks& hooks, LossSum* su
 Status LanguageModelImpl::Backward(Lanes lanes, const UnitHooks& hooks) {
   for (int layer = layers_ - 1; layer >= 0; --layer) {
     RETURN_IF_ERROR(Call(hooks.before_backward, layer + 1));
-    for (const std::unique_ptr<Lane>& lane : lanes) {
-      BlockBackward(lane.get(), layer);
+    for (const Lanes visit : VisitsOf(lanes, layer)) {
+      BlockBackward(visit, layer);
       RETURN_IF_ERROR(failure_);
     }
     RETURN_IF_ERROR(Call(hooks.after_backward, layer + 1));

@@ -172,6 +172,7 @@ struct Blocks {
   double kept_sum = 0;
   double kept_max = 0;
   double scratch_max = 0;
+  double experts_scratch = 0;  // of the feed-forward half of a layer with experts
   // Full recomputation: of all blocks.
   double replayed_sum = 0;
   // Selective recomputation: the attention halves with the stream before and behind them, and the
@@ -196,6 +197,9 @@ Blocks MeasureBlocks(const ModelConfig& model, int64_t element, int64_t length) 
     blocks.selective_sum += 2 * row + attention.kept + ffn.replayed;
     blocks.redone_max = std::max(blocks.redone_max, ffn.kept + row + 4.0);
     blocks.scratch_max = std::max({blocks.scratch_max, attention.scratch, ffn.scratch});
+    if (LayerHasExperts(model, layer)) {
+      blocks.experts_scratch = std::max(blocks.experts_scratch, ffn.scratch);
+    }
   }
   return blocks;
 }
@@ -380,6 +384,32 @@ void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
   memory->workspace += static_cast<int64_t>(kCopies * rows);
 }
 
+// All micro-batches pass a layer whose experts come and go at a time (model/block.h): what each
+// needs beside what it keeps, for all but the first.
+void AddTogether(const Blocks& blocks, const ModelConfig& model, const TrainingConfig& training,
+                 bool exchanges, int64_t element, int64_t tokens, MemoryEstimate* memory) {
+  const double rows = static_cast<double>(tokens);
+  const double row = static_cast<double>(element * model.d_model());
+  // dh, and where the half is done again its normed input.
+  double scratch = blocks.experts_scratch + row;
+  double kept = 0;
+  switch (training.gradient_checkpointing()) {
+    case TrainingConfig::GRADIENT_CHECKPOINTING_NONE:
+      break;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE:
+      scratch += row;
+      kept = blocks.redone_max;
+      break;
+    case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
+      kept = blocks.kept_max;
+      break;
+  }
+  // Rows that came and their results.
+  if (exchanges) scratch += 2 * row * model.moe().top_k();
+  memory->activations += static_cast<int64_t>(rows * kept);
+  memory->workspace += static_cast<int64_t>(rows * scratch);
+}
+
 // Everything that a rank keeps of the parameters: dense units over all ranks, experts over those
 // that have the same ones.
 void AddParameters(const ModelPlan& plan, const ModelConfig& model, const TrainingConfig& training,
@@ -492,6 +522,9 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
                      (bf16 ? 2 * LargestMatrix(*plan, model) : kPackedBytes);
   if (ExpertDegree(parallel) > 1)
     AddExchangedRows(*plan, model, training, parallel, n * b, lanes, &memory);
+  if (experts_apart) {
+    AddTogether(blocks, model, training, ExpertDegree(parallel) > 1, b, (lanes - 1) * n, &memory);
+  }
   return memory;
 }
 

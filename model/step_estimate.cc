@@ -176,7 +176,7 @@ RankRates RatesOf(const RunConfig& config, const HostFigures& host) {
 // expects, the longest unused of it first (worker/offload/resident_owner.cc): between two updates
 // states go before weights and gradients, which a layer visits; at an update what was updated goes,
 // so that weights leave with states. Gradients are written only where they do not fit beside
-// weights between the backward and the update, and read again for the norm and for the update.
+// weights between the backward, which measures them, and the update, and read again for that.
 struct Spill {
   DiskTraffic weights;  // bytes; beside the computation
   DiskTraffic states;   // and gradients; beside the update
@@ -199,7 +199,7 @@ Spill SpillOf(const RunConfig& config) {
   const double states_out = std::min(states, out);
   const double weights_out = std::min(weights, out);
   const double gradients_out = std::clamp(out - states, 0.0, gradients);
-  spill.states = {.read = states_out + 2 * gradients_out,
+  spill.states = {.read = states_out + gradients_out,
                   .written = states_out + std::min(gradients, 2 * gradients_out)};
   // The first pass reads what the update left on the disk; every other one, forward and backward,
   // what does not fit: the order turns around each time.

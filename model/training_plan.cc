@@ -287,6 +287,22 @@ std::string EnduranceWarning(const StorageEstimate& storage) {
   return "";
 }
 
+std::string VisitsWarning(const RunConfig& config) {
+  if (MicroBatchesPerRank(config.training(), config.parallel()) < 2) return "";
+  RunConfig merged = config;
+  merged.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  const double now = EstimateStep(config, {}).disk_read_bytes;
+  const double then = EstimateStep(merged, {}).disk_read_bytes;
+  constexpr double kWorthwhile = 0.9;
+  if (then >= kWorthwhile * now) return "";
+  return Str(
+      "each micro-batch reads spilled experts anew: training.accumulation=layer_major reads ",
+      ApproximateBytes(static_cast<int64_t>(then)), " a step and rank instead of ",
+      ApproximateBytes(static_cast<int64_t>(now)), ", with ",
+      ApproximateBytes(BytesPerRank(merged)), " of memory instead of ",
+      ApproximateBytes(BytesPerRank(config)));
+}
+
 int64_t DefaultReservation(const RunConfig& config) {
   const int64_t plan = BytesPerRank(config);
   return plan + plan / 10 + kReclaimableBytes;
@@ -399,7 +415,8 @@ void FillPlan(const RunConfig& config, const HostFigures& host, heddle::v1::Plan
       plan->memory().reserved_per_rank() < plan->memory().bytes_per_rank() * (1 + kPlanError)) {
     plan->add_warnings("parallel.memory_per_rank leaves less than 5 % beside the plan");
   }
-  for (const std::string& warning : {ArenaWarning(config), SkewWarning(config)}) {
+  for (const std::string& warning :
+       {ArenaWarning(config), SkewWarning(config), VisitsWarning(config)}) {
     if (!warning.empty()) plan->add_warnings(warning);
   }
   const StepEstimate step = EstimateStep(config, host);

@@ -61,6 +61,9 @@ std::vector<Change> ChangesThatFit(const heddle::v1::RunConfig& config, int64_t 
 // rank's experts would take besides, as a sentence for the plan's warnings; empty where experts are
 // not divided or routing is bounded.
 std::string SkewWarning(const heddle::v1::RunConfig& config);
+// What spilled experts cost that are read for each micro-batch, where passes layer by layer read
+// them once; empty where that saves little.
+std::string VisitsWarning(const heddle::v1::RunConfig& config);
 
 // ---- disk ----
 

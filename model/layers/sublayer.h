@@ -70,6 +70,7 @@ struct PassContext {
   // What reaching other ranks or a disk failed with, the first time; the results of the pass mean
   // nothing from then on. May be null where all experts lie in this rank's memory.
   Status* failure = nullptr;
+  bool failed() const { return failure != nullptr && !failure->ok(); }
 };
 
 class Sublayer {
@@ -87,6 +88,30 @@ class Sublayer {
   // context.step. Follows one Forward whose pass Keeps(), with the same documents.
   virtual void Backward(const PassContext& context, const at::Tensor& h_ND,
                         const at::Tensor& gradient_ND, const at::Tensor& dh_ND) = 0;
+
+  // Several micro-batches at once, each by a layer of its own that has the same weights: the same
+  // bits as one after the other in this order. Called of the first of these layers. Layers whose
+  // weights come and go bring them once for all.
+  struct ForwardCall {
+    Sublayer* layer = nullptr;
+    const PassContext* context = nullptr;
+    at::Tensor h_ND, residual_ND, out_ND;
+  };
+  virtual void ForwardTogether(std::span<const ForwardCall> calls) {
+    for (const ForwardCall& call : calls) {
+      call.layer->Forward(*call.context, call.h_ND, call.residual_ND, call.out_ND);
+    }
+  }
+  struct BackwardCall {
+    Sublayer* layer = nullptr;
+    const PassContext* context = nullptr;
+    at::Tensor h_ND, gradient_ND, dh_ND;
+  };
+  virtual void BackwardTogether(std::span<const BackwardCall> calls) {
+    for (const BackwardCall& call : calls) {
+      call.layer->Backward(*call.context, call.h_ND, call.gradient_ND, call.dh_ND);
+    }
+  }
 
   // Once per micro-batch before its first Forward, for work on the documents alone.
   virtual void Begin(const Documents& /*documents*/) {}

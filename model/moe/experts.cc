@@ -20,20 +20,31 @@ constexpr int64_t kRowsPerTask = 256;
 constexpr int64_t kGradientRowsPerTask = 512;
 
 struct Piece {
-  int64_t expert = 0;
+  size_t batch = 0;
+  size_t expert = 0;
   int64_t begin = 0;
   int64_t rows = 0;
 
   at::Tensor Of(const at::Tensor& t) const { return t.narrow(0, begin, rows); }
 };
 
-std::vector<Piece> PiecesOf(std::span<const int> experts, const Dispatch& dispatch) {
+template <typename Rows>
+std::vector<const Dispatch*> DispatchesOf(std::span<const Rows> batches) {
+  std::vector<const Dispatch*> all;
+  for (const Rows& batch : batches) all.push_back(batch.dispatch);
+  return all;
+}
+
+std::vector<Piece> PiecesOf(std::span<const int> experts,
+                            const std::vector<const Dispatch*>& batches) {
   std::vector<Piece> pieces;
   for (const int expert : experts) {
     const auto e = static_cast<size_t>(expert);
-    for (int64_t row = dispatch.begin[e]; row < dispatch.begin[e + 1]; row += kRowsPerTask) {
-      pieces.push_back(
-          {static_cast<int64_t>(e), row, std::min(kRowsPerTask, dispatch.begin[e + 1] - row)});
+    for (size_t b = 0; b < batches.size(); ++b) {
+      const std::vector<int64_t>& begin = batches[b]->begin;
+      for (int64_t row = begin[e]; row < begin[e + 1]; row += kRowsPerTask) {
+        pieces.push_back({b, e, row, std::min(kRowsPerTask, begin[e + 1] - row)});
+      }
     }
   }
   return pieces;
@@ -63,11 +74,14 @@ Experts::Experts(layers::Activation activation, std::vector<layers::FeedForwardT
 }
 
 template <typename Body>
-Status Experts::ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use use,
+Status Experts::ForExperts(const Dispatches& batches, layers::ExpertMemory::Use use,
                            const Body& body) const {
   std::vector<int> order;
   for (size_t e = 0; e < experts_.size(); ++e) {
-    if (dispatch.begin[e] < dispatch.begin[e + 1]) order.push_back(static_cast<int>(e));
+    const bool used = std::any_of(batches.begin(), batches.end(), [&](const Dispatch* batch) {
+      return batch->begin[e] < batch->begin[e + 1];
+    });
+    if (used) order.push_back(static_cast<int>(e));
   }
   if (memory_ == nullptr) {
     body(std::span<const int>(order));
@@ -83,113 +97,126 @@ Status Experts::ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use u
   return OkStatus();
 }
 
-void Experts::ForwardOf(Some some, const Dispatch& dispatch, const at::Tensor& x,
-                        const at::Tensor& pre, const at::Tensor& y, const at::Tensor& inputs,
-                        const at::Tensor& hidden_values) const {
-  const std::vector<Piece> pieces = PiecesOf(some, dispatch);
+void Experts::ForwardOf(Some some, std::span<const ForwardRows> batches, const Room& room) const {
+  const std::vector<Piece> pieces = PiecesOf(some, DispatchesOf(batches));
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t thread) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
-    const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
-    if (dispatch.identity()) {
-      ExpertLinear(piece.Of(x), expert.in_CD, piece.Of(pre));
+    const ForwardRows& batch = batches[piece.batch];
+    const layers::FeedForwardTensors& expert = experts_[piece.expert];
+    if (batch.dispatch->identity()) {
+      ExpertLinear(piece.Of(batch.x_ND), expert.in_CD, piece.Of(batch.pre_RC));
     } else {
-      const at::Tensor in = inputs.select(0, thread).narrow(0, 0, piece.rows);
-      Gather(dispatch, piece, x, in);
-      ExpertLinear(in, expert.in_CD, piece.Of(pre));
+      const at::Tensor in = room.inputs.select(0, thread).narrow(0, 0, piece.rows);
+      Gather(*batch.dispatch, piece, batch.x_ND, in);
+      ExpertLinear(in, expert.in_CD, piece.Of(batch.pre_RC));
     }
-    if (!y.defined()) return;
-    const at::Tensor hidden = hidden_values.select(0, thread).narrow(0, 0, piece.rows);
-    layers::Activate(activation_, piece.Of(pre), hidden);
-    ExpertLinear(hidden, expert.down_DF, piece.Of(y));
+    if (!batch.y_RD.defined()) return;
+    const at::Tensor hidden = room.hidden_values.select(0, thread).narrow(0, 0, piece.rows);
+    layers::Activate(activation_, piece.Of(batch.pre_RC), hidden);
+    ExpertLinear(hidden, expert.down_DF, piece.Of(batch.y_RD));
   });
 }
 
-Status Experts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& pre,
-                        const at::Tensor& y, layers::BufferPool* scratch) const {
+Status Experts::Forward(std::span<const ForwardRows> batches, layers::BufferPool* scratch) const {
   int64_t longest = 0;
-  for (size_t e = 0; e < experts_.size(); ++e) {
-    longest = std::max(longest, dispatch.begin[e + 1] - dispatch.begin[e]);
+  for (const ForwardRows& batch : batches) {
+    for (size_t e = 0; e < experts_.size(); ++e) {
+      longest = std::max(longest, batch.dispatch->begin[e + 1] - batch.dispatch->begin[e]);
+    }
   }
   longest = std::min(longest, kRowsPerTask);
   const int64_t threads = at::get_num_threads();
+  const at::Tensor& x = batches.front().x_ND;
   const size_t mark = scratch->Mark();
   // One piece per thread.
-  const at::Tensor inputs = scratch->Take({threads, longest, x.size(1)}, x.scalar_type());
-  const at::Tensor hidden =
-      scratch->Take({threads, longest, experts_.front().hidden()}, x.scalar_type());
-  const Status computed = ForExperts(dispatch, layers::ExpertMemory::Use::kForward, [&](Some some) {
-    ForwardOf(some, dispatch, x, pre, y, inputs, hidden);
-  });
+  const Room room = {scratch->Take({threads, longest, x.size(1)}, x.scalar_type()),
+                     scratch->Take({threads, longest, experts_.front().hidden()}, x.scalar_type())};
+  const Status computed = ForExperts(DispatchesOf(batches), layers::ExpertMemory::Use::kForward,
+                                     [&](Some some) { ForwardOf(some, batches, room); });
   scratch->Release(mark);
   return computed;
 }
 
-void Experts::BackwardOf(Some some, const Dispatch& dispatch, const Gradients& g) const {
-  const std::vector<Piece> pieces = PiecesOf(some, dispatch);
+void Experts::BackwardOf(Some some, std::span<const Gradients> batches) const {
+  Dispatches dispatches;
+  for (const Gradients& batch : batches) dispatches.push_back(batch.of.dispatch);
+  const std::vector<Piece> pieces = PiecesOf(some, dispatches);
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
-    const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
-    if (!dispatch.identity()) {
-      Gather(dispatch, piece, g.x_ND, piece.Of(g.x_RD));
-      Gather(dispatch, piece, g.dout_ND, piece.Of(g.dout_RD));
+    const Gradients& g = batches[piece.batch];
+    const layers::FeedForwardTensors& expert = experts_[piece.expert];
+    if (!g.of.dispatch->identity()) {
+      Gather(*g.of.dispatch, piece, g.of.x_ND, piece.Of(g.x_RD));
+      Gather(*g.of.dispatch, piece, g.of.dout_ND, piece.Of(g.dout_RD));
     }
     ExpertInputGradient(piece.Of(g.dout_RD), expert.down_DF, piece.Of(g.hidden_RF));
-    if (g.weight_R.defined()) {
-      layers::ActivateWeightedBackward(activation_, piece.Of(g.weight_R), piece.Of(g.pre_RC),
-                                       piece.Of(g.hidden_RF), piece.Of(g.dweight_R));
+    if (g.of.weight_R.defined()) {
+      layers::ActivateWeightedBackward(activation_, piece.Of(g.of.weight_R), piece.Of(g.of.pre_RC),
+                                       piece.Of(g.hidden_RF), piece.Of(g.of.dweight_R));
     } else {
-      layers::ActivateBackward(activation_, piece.Of(g.pre_RC), piece.Of(g.hidden_RF));
+      layers::ActivateBackward(activation_, piece.Of(g.of.pre_RC), piece.Of(g.hidden_RF));
     }
   });
-  WeightGradients(some, dispatch, g);
+  WeightGradients(some, batches);
   layers::RunTasks(static_cast<int64_t>(pieces.size()), [&](int64_t task, int64_t) {
     const Piece& piece = pieces[static_cast<size_t>(task)];
-    const layers::FeedForwardTensors& expert = experts_[static_cast<size_t>(piece.expert)];
-    ExpertInputGradient(piece.Of(g.pre_RC), expert.in_CD, piece.Of(g.dx_RD));
+    const BackwardRows& of = batches[piece.batch].of;
+    ExpertInputGradient(piece.Of(of.pre_RC), experts_[piece.expert].in_CD, piece.Of(of.dx_RD));
   });
 }
 
-Status Experts::Backward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& dout,
-                         const at::Tensor& weight, const at::Tensor& pre, const at::Tensor& dweight,
-                         const at::Tensor& dx, layers::BufferPool* scratch) const {
-  Gradients g{.x_ND = x, .dout_ND = dout, .weight_R = weight, .dweight_R = dweight, .pre_RC = pre};
-  g.dx_RD = dx;
+Status Experts::Backward(std::span<const BackwardRows> batches, layers::BufferPool* scratch) const {
   const size_t mark = scratch->Mark();
-  g.hidden_RF = scratch->Take({dispatch.rows(), experts_.front().hidden()}, x.scalar_type());
-  g.x_RD = x;
-  g.dout_RD = dout;
-  if (!dispatch.identity()) {
-    g.x_RD = g.dx_RD;  // read by the weight gradients, written after them
-    g.dout_RD = scratch->Take({dispatch.rows(), x.size(1)}, x.scalar_type());
+  std::vector<Gradients> all;
+  for (const BackwardRows& batch : batches) {
+    const at::Tensor& x = batch.x_ND;
+    const int64_t rows = batch.dispatch->rows();
+    Gradients& g = all.emplace_back();
+    g.of = batch;
+    g.hidden_RF = scratch->Take({rows, experts_.front().hidden()}, x.scalar_type());
+    g.x_RD = x;
+    g.dout_RD = batch.dout_ND;
+    if (batch.dispatch->identity()) continue;
+    g.x_RD = batch.dx_RD;  // read by the weight gradients, written after them
+    g.dout_RD = scratch->Take({rows, x.size(1)}, x.scalar_type());
   }
-  const Status computed = ForExperts(dispatch, layers::ExpertMemory::Use::kBackward,
-                                     [&](Some some) { BackwardOf(some, dispatch, g); });
+  const Status computed = ForExperts(DispatchesOf(batches), layers::ExpertMemory::Use::kBackward,
+                                     [&](Some some) { BackwardOf(some, all); });
   scratch->Release(mark);
   return computed;
 }
 
-void Experts::WeightGradients(Some some, const Dispatch& dispatch, const Gradients& g) const {
+void Experts::WeightGradients(Some some, std::span<const Gradients> batches) const {
+  // Some rows of a gradient; they come from as many columns of dy, from `column` on.
   struct Task {
-    at::Tensor gradient;  // some rows of a matrix
-    at::Tensor dy;
-    at::Tensor x;
+    size_t expert = 0;
+    at::Tensor gradient;
+    int64_t column = 0;
+    bool down = false;
   };
   std::vector<Task> tasks;
-  const auto add = [&](const at::Tensor& gradient, const at::Tensor& dy, const at::Tensor& x) {
+  const auto add = [&](size_t expert, const at::Tensor& gradient, bool down) {
     for (int64_t row = 0; row < gradient.size(0); row += kGradientRowsPerTask) {
       const int64_t rows = std::min(kGradientRowsPerTask, gradient.size(0) - row);
-      tasks.push_back({gradient.narrow(0, row, rows), dy.narrow(1, row, rows), x});
+      tasks.push_back({expert, gradient.narrow(0, row, rows), row, down});
     }
   };
   for (const int expert : some) {
     const auto e = static_cast<size_t>(expert);
-    const Piece all{expert, dispatch.begin[e], dispatch.begin[e + 1] - dispatch.begin[e]};
-    add(experts_[e].down_gradient_DF, all.Of(g.dout_RD), all.Of(g.hidden_RF));
-    add(experts_[e].in_gradient_CD, all.Of(g.pre_RC), all.Of(g.x_RD));
+    add(e, experts_[e].down_gradient_DF, true);
+    add(e, experts_[e].in_gradient_CD, false);
   }
   layers::RunTasks(static_cast<int64_t>(tasks.size()), [&](int64_t i, int64_t) {
     const Task& task = tasks[static_cast<size_t>(i)];
-    ExpertWeightGradient(task.dy, task.x, task.gradient);
+    for (const Gradients& g : batches) {
+      const std::vector<int64_t>& begin = g.of.dispatch->begin;
+      const int64_t first = begin[task.expert];
+      const Piece all = {0, task.expert, first, begin[task.expert + 1] - first};
+      if (all.rows == 0) continue;
+      const at::Tensor dy = all.Of(task.down ? g.dout_RD : g.of.pre_RC);
+      const at::Tensor x = all.Of(task.down ? g.hidden_RF : g.x_RD);
+      ExpertWeightGradient(dy.narrow(1, task.column, task.gradient.size(0)), x, task.gradient);
+    }
   });
 }
 

@@ -28,36 +28,53 @@ class Experts {
           layers::ExpertMemory* memory = nullptr, int layer = 0);
 
   int64_t columns() const { return experts_.front().columns(); }
+  bool has_memory() const { return memory_ != nullptr; }
 
-  // pre [R, C] = the first product of each row, y [R, D] = f(x) of its expert, not weighted. y may
-  // be undefined: then only `pre` is computed, which is what a backward needs.
-  Status Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& pre_RC,
-                 const at::Tensor& y_RD, layers::BufferPool* scratch) const;
+  // The rows of a micro-batch. `dispatch` is borrowed for the call.
+  struct ForwardRows {
+    const Dispatch* dispatch = nullptr;
+    at::Tensor x_ND;
+    // Written: [R, C], the first product of each row; [R, D], f(x) of its expert, not weighted. y
+    // may be undefined: then only `pre` is computed, which is what a backward needs.
+    at::Tensor pre_RC, y_RD;
+  };
+  // Every expert is visited once for all batches: what its memory costs is paid once. The same bits
+  // as a call for each of them in their order.
+  Status Forward(std::span<const ForwardRows> batches, layers::BufferPool* scratch) const;
 
-  // Of out[token] += weight f(x[token]) for every row. Adds to the gradients of the weights,
-  // overwrites `pre`, writes dweight [R] S and dx [R, D], dL/dx of each row, which may be no other
-  // argument. weight and dweight [R] S may be undefined: all 1.
-  Status Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
-                  const at::Tensor& weight_R, const at::Tensor& pre_RC, const at::Tensor& dweight_R,
-                  const at::Tensor& dx_RD, layers::BufferPool* scratch) const;
+  // Of out[token] += weight f(x[token]) for every row.
+  struct BackwardRows {
+    const Dispatch* dispatch = nullptr;
+    at::Tensor x_ND, dout_ND;
+    at::Tensor weight_R;   // [R] S; undefined: all 1
+    at::Tensor pre_RC;     // of the forward; overwritten
+    at::Tensor dweight_R;  // [R] S, written; undefined with weight
+    at::Tensor dx_RD;      // dL/dx of each row, written; no other argument
+  };
+  // Adds to the gradients of the weights, batch by batch.
+  Status Backward(std::span<const BackwardRows> batches, layers::BufferPool* scratch) const;
 
  private:
-  // Experts [first, last) of `order`, their memory being there.
+  // Experts whose memory is there.
   using Some = std::span<const int>;
-  void ForwardOf(Some experts, const Dispatch& dispatch, const at::Tensor& x_ND,
-                 const at::Tensor& pre_RC, const at::Tensor& y_RD, const at::Tensor& inputs,
-                 const at::Tensor& hidden_values) const;
-  struct Gradients {
-    at::Tensor x_ND, dout_ND;        // of tokens
-    at::Tensor weight_R, dweight_R;  // may be undefined
-    at::Tensor pre_RC, hidden_RF;
-    at::Tensor x_RD, dout_RD, dx_RD;  // of rows
+  // Room of each thread for a piece.
+  struct Room {
+    at::Tensor inputs;
+    at::Tensor hidden_values;
   };
-  void BackwardOf(Some experts, const Dispatch& dispatch, const Gradients& g) const;
-  void WeightGradients(Some experts, const Dispatch& dispatch, const Gradients& g) const;
-  // Calls body for all experts that have rows, as many at a time as have their memory.
+  void ForwardOf(Some experts, std::span<const ForwardRows> batches, const Room& room) const;
+  // Of a batch, and what its backward needs beside it.
+  struct Gradients {
+    BackwardRows of;
+    at::Tensor hidden_RF;
+    at::Tensor x_RD, dout_RD;  // of rows
+  };
+  void BackwardOf(Some experts, std::span<const Gradients> batches) const;
+  void WeightGradients(Some experts, std::span<const Gradients> batches) const;
+  // Calls body for all experts that have rows in any batch, as many at a time as have their memory.
+  using Dispatches = std::vector<const Dispatch*>;
   template <typename Body>
-  Status ForExperts(const Dispatch& dispatch, layers::ExpertMemory::Use use,
+  Status ForExperts(const Dispatches& batches, layers::ExpertMemory::Use use,
                     const Body& body) const;
 
   const layers::Activation activation_;

@@ -1,6 +1,7 @@
 #include "model/moe/moe_layer.h"
 
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -36,9 +37,24 @@ class MoeLayerImpl : public MoeLayer {
   MoeLayerImpl(const heddle::v1::ModelConfig& config, const layers::LayerStorage& storage);
 
   void Forward(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& residual,
-               const at::Tensor& out) override;
+               const at::Tensor& out) override {
+    const ForwardCall call = {this, &context, h, residual, out};
+    ForwardAll({&call, 1});
+  }
   void Backward(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& gradient,
-                const at::Tensor& dh) override;
+                const at::Tensor& dh) override {
+    const BackwardCall call = {this, &context, h, gradient, dh};
+    BackwardAll({&call, 1});
+  }
+  // Together they need memory for all, which buys fewer visits of experts that come and go.
+  void ForwardTogether(std::span<const ForwardCall> calls) override {
+    if (experts_.has_memory()) return ForwardAll(calls);
+    Sublayer::ForwardTogether(calls);
+  }
+  void BackwardTogether(std::span<const BackwardCall> calls) override {
+    if (experts_.has_memory()) return BackwardAll(calls);
+    Sublayer::BackwardTogether(calls);
+  }
   std::span<double> statistics() override { return loads_; }
   void UpdateBuffers() override;
   const MoeCounters& counters() const override { return counters_; }
@@ -55,6 +71,26 @@ class MoeLayerImpl : public MoeLayer {
     at::Tensor shared_pre_NC;
   };
 
+  // A micro-batch's forward on its way.
+  struct Routed {
+    Routing* routing = nullptr;
+    Values values;
+    at::Tensor y_RD;
+    at::Tensor shared_ND;
+  };
+  static void ForwardAll(std::span<const ForwardCall> calls);
+  static void BackwardAll(std::span<const BackwardCall> calls);
+  Routed RouteRows(const ForwardCall& call);
+  RoutedExperts::ForwardRows RowsOf(const ForwardCall& call, const Routed& routed);
+  // dL/dx of the rows, of the shared expert's input, and of the weights of the rows.
+  struct RowGradients {
+    at::Tensor dx_RD;
+    at::Tensor shared_dx_ND;
+    at::Tensor dweight_R;
+  };
+  RowGradients TakeGradients(const BackwardCall& call) const;
+  RoutedExperts::BackwardRows RowsOf(const BackwardCall& call, const RowGradients& gradients);
+  void FinishBackward(const BackwardCall& call, const RowGradients& gradients);
   // What is computed after it has no meaning.
   static void Fail(const layers::PassContext& context, const Status& status, size_t mark);
   void Score(const layers::PassContext& context, const at::Tensor& h, const at::Tensor& logits);
@@ -146,15 +182,17 @@ void MoeLayerImpl::Fail(const layers::PassContext& context, const Status& status
   if (context.failure->ok()) *context.failure = status;
 }
 
-void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor& h,
-                           const at::Tensor& residual, const at::Tensor& out) {
+MoeLayerImpl::Routed MoeLayerImpl::RouteRows(const ForwardCall& call) {
+  const layers::PassContext& context = *call.context;
+  const at::Tensor& h = call.h_ND;
   const int64_t n = h.size(0);
   const RouterOptions& o = router_.options();
   const at::ScalarType statistics = layers::StatisticsType(type_);
-  const size_t mark = context.scratch->Mark();
   layers::BufferPool* pool = Keeps(context.pass) ? context.kept : context.scratch;
-  Routing& routing = context.pass == layers::Pass::kInference ? inference_routing_ : routing_;
-  Values v;
+  Routed routed;
+  routed.routing = context.pass == layers::Pass::kInference ? &inference_routing_ : &routing_;
+  Routing& routing = *routed.routing;
+  Values& v = routed.values;
   v.logits_NE = pool->Take({n, o.experts}, statistics);
   v.weights_NK = pool->Take({n, o.top_k}, statistics);
   Score(context, h, v.logits_NE);
@@ -169,27 +207,56 @@ void MoeLayerImpl::Forward(const layers::PassContext& context, const at::Tensor&
     router_.AddLosses(RoutedOf(context, v.logits_NE, routing.experts, v.weights_NK),
                       context.losses);
   }
-
-  const int64_t rows = routing.dispatch.rows();
-  at::Tensor y, shared_y;
-  if (out.defined()) y = context.scratch->Take({rows, h.size(1)}, type_);
+  const bool wanted = call.out_ND.defined();
+  if (wanted) routed.y_RD = context.scratch->Take({routing.dispatch.rows(), h.size(1)}, type_);
   if (shared_.has_value()) {
     v.shared_pre_NC = pool->Take({n, shared_->columns()}, type_);
-    if (out.defined()) shared_y = context.scratch->Take({n, h.size(1)}, type_);
+    if (wanted) routed.shared_ND = context.scratch->Take({n, h.size(1)}, type_);
   }
-  const auto shared = [&] {
+  return routed;
+}
+
+RoutedExperts::ForwardRows MoeLayerImpl::RowsOf(const ForwardCall& call, const Routed& routed) {
+  RoutedExperts::ForwardRows rows;
+  rows.experts = &experts_;
+  rows.dispatch = &routed.routing->dispatch;
+  rows.x_ND = call.h_ND;
+  rows.y_RD = routed.y_RD;
+  rows.kept = Keeps(call.context->pass) ? call.context->kept : nullptr;
+  rows.meanwhile = [this, &call, &routed] {
     if (!shared_.has_value()) return;
-    const Status done = shared_->Forward(AllRows(n), h, v.shared_pre_NC, shared_y, context.scratch);
+    const Dispatch all = AllRows(call.h_ND.size(0));
+    const Experts::ForwardRows own = {&all, call.h_ND, routed.values.shared_pre_NC,
+                                      routed.shared_ND};
+    const Status done = shared_->Forward({&own, 1}, call.context->scratch);
     HEDDLE_CHECK(done.ok());  // its memory is always there
   };
-  layers::BufferPool* kept = Keeps(context.pass) ? context.kept : nullptr;
-  const Status computed = experts_.Forward(routing.dispatch, h, y, shared, kept, context.scratch);
-  if (!computed.ok()) return Fail(context, computed, mark);
-  if (out.defined()) {
-    Combine(routing.dispatch, v.weights_NK, y, shared_y, residual, out);
+  return rows;
+}
+
+void MoeLayerImpl::ForwardAll(std::span<const ForwardCall> calls) {
+  layers::BufferPool* const scratch = calls.front().context->scratch;
+  const size_t mark = scratch->Mark();
+  std::vector<Routed> routed;
+  for (const ForwardCall& call : calls) {
+    routed.push_back(static_cast<MoeLayerImpl*>(call.layer)->RouteRows(call));
   }
-  context.scratch->Release(mark);
-  if (Keeps(context.pass)) kept_ = v;
+  std::vector<RoutedExperts::ForwardRows> rows;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    rows.push_back(static_cast<MoeLayerImpl*>(calls[i].layer)->RowsOf(calls[i], routed[i]));
+  }
+  const Status computed = RoutedExperts::Forward(rows, scratch);
+  if (!computed.ok()) return Fail(*calls.front().context, computed, mark);
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const ForwardCall& call = calls[i];
+    MoeLayerImpl& self = *static_cast<MoeLayerImpl*>(call.layer);
+    if (call.out_ND.defined()) {
+      self.Combine(routed[i].routing->dispatch, routed[i].values.weights_NK, routed[i].y_RD,
+                   routed[i].shared_ND, call.residual_ND, call.out_ND);
+    }
+    if (Keeps(call.context->pass)) self.kept_ = routed[i].values;
+  }
+  scratch->Release(mark);
 }
 
 void MoeLayerImpl::Combine(const Dispatch& dispatch, const at::Tensor& weights, const at::Tensor& y,
@@ -244,49 +311,85 @@ at::Tensor MoeLayerImpl::TokenGradients(const at::Tensor& drow, layers::BufferPo
   return tokens;
 }
 
-void MoeLayerImpl::Backward(const layers::PassContext& context, const at::Tensor& h,
-                            const at::Tensor& gradient, const at::Tensor& dh) {
-  const int64_t n = h.size(0);
-  const RouterOptions& o = router_.options();
-  const Dispatch& dispatch = routing_.dispatch;
-  const at::ScalarType statistics = layers::StatisticsType(type_);
-  layers::BufferPool* scratch = context.scratch;
+// The wide ones first, as in the forward: the pool's buffers have the size of their largest use.
+MoeLayerImpl::RowGradients MoeLayerImpl::TakeGradients(const BackwardCall& call) const {
+  const int64_t n = call.h_ND.size(0);
   HEDDLE_CHECK(kept_.logits_NE.defined() && kept_.logits_NE.size(0) == n,
                "a backward follows a forward that keeps");
-  layers::CheckMatrix(gradient, n, h.size(1), type_);
-  layers::CheckMatrix(dh, n, h.size(1), type_);
-  const size_t mark = scratch->Mark();
-  // The wide ones first, as in the forward: the pool's buffers have the size of their largest use.
-  const at::Tensor dx = scratch->Take({dispatch.rows(), h.size(1)}, type_);
-  at::Tensor shared_dx;
-  if (shared_.has_value()) shared_dx = scratch->Take({n, h.size(1)}, type_);
-  const at::Tensor weight = RowWeights(scratch);
-  const at::Tensor dweight = scratch->Take({dispatch.rows()}, statistics);
-  const auto shared = [&] {
+  layers::CheckMatrix(call.gradient_ND, n, call.h_ND.size(1), type_);
+  layers::CheckMatrix(call.dh_ND, n, call.h_ND.size(1), type_);
+  layers::BufferPool* const scratch = call.context->scratch;
+  RowGradients taken;
+  taken.dx_RD = scratch->Take({routing_.dispatch.rows(), call.h_ND.size(1)}, type_);
+  if (shared_.has_value()) taken.shared_dx_ND = scratch->Take({n, call.h_ND.size(1)}, type_);
+  return taken;
+}
+
+RoutedExperts::BackwardRows MoeLayerImpl::RowsOf(const BackwardCall& call,
+                                                 const RowGradients& gradients) {
+  RoutedExperts::BackwardRows rows;
+  rows.experts = &experts_;
+  rows.dispatch = &routing_.dispatch;
+  rows.x_ND = call.h_ND;
+  rows.dout_ND = call.gradient_ND;
+  rows.weight_R = RowWeights(call.context->scratch);
+  rows.dweight_R = gradients.dweight_R;
+  rows.dx_RD = gradients.dx_RD;
+  rows.meanwhile = [this, &call, &gradients] {
     if (!shared_.has_value()) return;
-    const Status done =
-        shared_->Backward(AllRows(n), h, gradient, {}, kept_.shared_pre_NC, {}, shared_dx, scratch);
+    const Dispatch all = AllRows(call.h_ND.size(0));
+    const Experts::BackwardRows own = {
+        &all, call.h_ND, call.gradient_ND, {}, kept_.shared_pre_NC, {}, gradients.shared_dx_ND};
+    const Status done = shared_->Backward({&own, 1}, call.context->scratch);
     HEDDLE_CHECK(done.ok());
   };
-  const Status computed =
-      experts_.Backward(dispatch, h, gradient, weight, dweight, dx, shared, scratch);
-  if (!computed.ok()) return Fail(context, computed, mark);
-  const at::Tensor dlogits = scratch->Take({n, o.experts}, statistics);
-  router_.LogitsGradient(RoutedOf(context, kept_.logits_NE, routing_.experts, kept_.weights_NK),
-                         TokenGradients(dweight, scratch), dlogits);
-  router_.WeightGradient(dlogits, h);
+  return rows;
+}
+
+void MoeLayerImpl::BackwardAll(std::span<const BackwardCall> calls) {
+  layers::BufferPool* const scratch = calls.front().context->scratch;
+  const size_t mark = scratch->Mark();
+  std::vector<RowGradients> gradients;
+  for (const BackwardCall& call : calls) {
+    gradients.push_back(static_cast<MoeLayerImpl*>(call.layer)->TakeGradients(call));
+  }
+  std::vector<RoutedExperts::BackwardRows> rows;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    MoeLayerImpl& self = *static_cast<MoeLayerImpl*>(calls[i].layer);
+    gradients[i].dweight_R =
+        scratch->Take({self.routing_.dispatch.rows()}, layers::StatisticsType(self.type_));
+    rows.push_back(self.RowsOf(calls[i], gradients[i]));
+  }
+  const Status computed = RoutedExperts::Backward(rows, scratch);
+  if (!computed.ok()) return Fail(*calls.front().context, computed, mark);
+  for (size_t i = 0; i < calls.size(); ++i) {
+    static_cast<MoeLayerImpl*>(calls[i].layer)->FinishBackward(calls[i], gradients[i]);
+  }
+  scratch->Release(mark);
+}
+
+void MoeLayerImpl::FinishBackward(const BackwardCall& call, const RowGradients& gradients) {
+  layers::BufferPool* const scratch = call.context->scratch;
+  const RouterOptions& o = router_.options();
+  const int64_t n = call.h_ND.size(0);
+  const size_t mark = scratch->Mark();
+  const at::Tensor dlogits = scratch->Take({n, o.experts}, layers::StatisticsType(type_));
+  router_.LogitsGradient(
+      RoutedOf(*call.context, kept_.logits_NE, routing_.experts, kept_.weights_NK),
+      TokenGradients(gradients.dweight_R, scratch), dlogits);
+  router_.WeightGradient(dlogits, call.h_ND);
 
   pw::CombineRows p;
-  p.width = h.size(1);
+  p.width = call.h_ND.size(1);
   p.per_row = o.top_k;
-  p.parts = dx.data_ptr();
-  p.slots = dispatch.slots.data();
-  p.shared = shared_.has_value() ? shared_dx.data_ptr() : nullptr;
+  p.parts = gradients.dx_RD.data_ptr();
+  p.slots = routing_.dispatch.slots.data();
+  p.shared = shared_.has_value() ? gradients.shared_dx_ND.data_ptr() : nullptr;
   p.experts = o.experts;
   p.dlogits = dlogits.data_ptr();
   p.router = router_.weight().data_ptr();
-  p.out = dh.data_ptr();
-  const pw::Table& kernels = pw::Kernels(layers::ElementOf(h));
+  p.out = call.dh_ND.data_ptr();
+  const pw::Table& kernels = pw::Kernels(layers::ElementOf(call.h_ND));
   layers::ForRows(n, [&](pw::RowRange range) { kernels.combine_rows(p, range); });
   scratch->Release(mark);
 }

@@ -182,54 +182,83 @@ Status RoutedExperts::SendBack(const Plan& plan, const Rows& computed, const Row
   return OkStatus();
 }
 
-Status RoutedExperts::Forward(const Dispatch& dispatch, const at::Tensor& x, const at::Tensor& y,
-                              const Meanwhile& meanwhile, layers::BufferPool* kept,
-                              layers::BufferPool* scratch) {
-  layers::BufferPool* const pool = kept != nullptr ? kept : scratch;
+StatusOr<Experts::ForwardRows> RoutedExperts::Start(const ForwardRows& rows,
+                                                    layers::BufferPool* scratch) {
+  const at::Tensor& x = rows.x_ND;
+  layers::BufferPool* const pool = rows.kept != nullptr ? rows.kept : scratch;
+  Experts::ForwardRows work = {rows.dispatch, x, {}, rows.y_RD};
   if (exchange_ == nullptr) {
-    meanwhile();
-    const at::Tensor pre = pool->Take({dispatch.rows(), experts_.columns()}, x.scalar_type());
-    if (kept != nullptr) pre_RC_ = pre;
-    return experts_.Forward(dispatch, x, pre, y, scratch);
+    rows.meanwhile();
+    work.pre_RC = pool->Take({rows.dispatch->rows(), experts_.columns()}, x.scalar_type());
+    if (rows.kept != nullptr) pre_RC_ = work.pre_RC;
+    return work;
   }
-  Plan& plan = kept != nullptr ? plan_ : inference_plan_;
-  RETURN_IF_ERROR(MakePlan(dispatch, &plan));
-  const at::Tensor received = pool->Take({plan.received_rows(), x.size(1)}, x.scalar_type());
-  const at::Tensor pre = pool->Take({plan.dispatch.rows(), experts_.columns()}, x.scalar_type());
-  if (kept != nullptr) {
-    received_MD_ = received;
-    pre_RC_ = pre;
+  Plan& plan = PlanOf(rows);
+  RETURN_IF_ERROR(MakePlan(*rows.dispatch, &plan));
+  work.dispatch = &plan.dispatch;
+  work.x_ND = pool->Take({plan.received_rows(), x.size(1)}, x.scalar_type());
+  work.pre_RC = pool->Take({plan.dispatch.rows(), experts_.columns()}, x.scalar_type());
+  if (rows.kept != nullptr) {
+    received_MD_ = work.x_ND;
+    pre_RC_ = work.pre_RC;
   }
+  RETURN_IF_ERROR(SendOut(plan, {x, {}}, {work.x_ND, {}}, rows.meanwhile, scratch));
+  if (rows.y_RD.defined()) {
+    work.y_RD = scratch->Take({plan.dispatch.rows(), x.size(1)}, x.scalar_type());
+  }
+  return work;
+}
+
+Status RoutedExperts::Forward(std::span<const ForwardRows> batches, layers::BufferPool* scratch) {
   const size_t mark = scratch->Mark();
-  RETURN_IF_ERROR(SendOut(plan, {x, {}}, {received, {}}, meanwhile, scratch));
-  at::Tensor computed;
-  if (y.defined()) computed = scratch->Take({plan.dispatch.rows(), x.size(1)}, x.scalar_type());
-  RETURN_IF_ERROR(experts_.Forward(plan.dispatch, received, pre, computed, scratch));
-  if (y.defined()) RETURN_IF_ERROR(SendBack(plan, {computed, {}}, {y, {}}, scratch));
+  std::vector<Experts::ForwardRows> work;
+  for (const ForwardRows& rows : batches) {
+    ASSIGN_OR_RETURN(work.emplace_back(), rows.experts->Start(rows, scratch));
+  }
+  RETURN_IF_ERROR(batches.front().experts->experts_.Forward(work, scratch));
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const ForwardRows& rows = batches[i];
+    RoutedExperts& self = *rows.experts;
+    if (self.exchange_ == nullptr || !rows.y_RD.defined()) continue;
+    RETURN_IF_ERROR(self.SendBack(self.PlanOf(rows), {work[i].y_RD, {}}, {rows.y_RD, {}}, scratch));
+  }
   scratch->Release(mark);
   return OkStatus();
 }
 
-Status RoutedExperts::Backward(const Dispatch& dispatch, const at::Tensor& x,
-                               const at::Tensor& dout, const at::Tensor& weight,
-                               const at::Tensor& dweight, const at::Tensor& dx,
-                               const Meanwhile& meanwhile, layers::BufferPool* scratch) {
+StatusOr<Experts::BackwardRows> RoutedExperts::Start(const BackwardRows& rows,
+                                                     layers::BufferPool* scratch) {
+  const at::Tensor& x = rows.x_ND;
   if (exchange_ == nullptr) {
-    meanwhile();
-    return experts_.Backward(dispatch, x, dout, weight, pre_RC_, dweight, dx, scratch);
+    rows.meanwhile();
+    return Experts::BackwardRows{rows.dispatch,  x,         rows.dout_ND, rows.weight_R, pre_RC_,
+                                 rows.dweight_R, rows.dx_RD};
   }
-  const Plan& plan = plan_;
+  const int64_t count = plan_.dispatch.rows();
+  Experts::BackwardRows work = {&plan_.dispatch, received_MD_, {}, {}, pre_RC_, {}, {}};
+  work.dout_ND = scratch->Take({plan_.received_rows(), x.size(1)}, x.scalar_type());
+  work.weight_R = scratch->Take({count}, rows.weight_R.scalar_type());
+  work.dweight_R = scratch->Take({count}, rows.dweight_R.scalar_type());
+  work.weight_R.zero_();  // of padding
+  RETURN_IF_ERROR(SendOut(plan_, {rows.dout_ND, rows.weight_R}, {work.dout_ND, work.weight_R},
+                          rows.meanwhile, scratch));
+  work.dx_RD = scratch->Take({count, x.size(1)}, x.scalar_type());
+  return work;
+}
+
+Status RoutedExperts::Backward(std::span<const BackwardRows> batches, layers::BufferPool* scratch) {
   const size_t mark = scratch->Mark();
-  const int64_t rows = plan.dispatch.rows();
-  const at::Tensor received = scratch->Take({plan.received_rows(), x.size(1)}, x.scalar_type());
-  const at::Tensor row_weight = scratch->Take({rows}, weight.scalar_type());
-  const at::Tensor row_dweight = scratch->Take({rows}, dweight.scalar_type());
-  row_weight.zero_();  // of padding
-  RETURN_IF_ERROR(SendOut(plan, {dout, weight}, {received, row_weight}, meanwhile, scratch));
-  const at::Tensor computed = scratch->Take({rows, x.size(1)}, x.scalar_type());
-  RETURN_IF_ERROR(experts_.Backward(plan.dispatch, received_MD_, received, row_weight, pre_RC_,
-                                    row_dweight, computed, scratch));
-  RETURN_IF_ERROR(SendBack(plan, {computed, row_dweight}, {dx, dweight}, scratch));
+  std::vector<Experts::BackwardRows> work;
+  for (const BackwardRows& rows : batches) {
+    ASSIGN_OR_RETURN(work.emplace_back(), rows.experts->Start(rows, scratch));
+  }
+  RETURN_IF_ERROR(batches.front().experts->experts_.Backward(work, scratch));
+  for (size_t i = 0; i < batches.size(); ++i) {
+    const RoutedExperts& self = *batches[i].experts;
+    if (self.exchange_ == nullptr) continue;
+    RETURN_IF_ERROR(self.SendBack(self.plan_, {work[i].dx_RD, work[i].dweight_R},
+                                  {batches[i].dx_RD, batches[i].dweight_R}, scratch));
+  }
   scratch->Release(mark);
   return OkStatus();
 }

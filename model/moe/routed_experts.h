@@ -11,6 +11,7 @@
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -34,18 +35,37 @@ class RoutedExperts {
   // on their way, where they travel. Leaves `scratch` at the position at which it found it.
   using Meanwhile = std::function<void()>;
 
-  // y [R, D] = f(x) of each row's expert, not weighted; rows of padding are left as they are. y may
-  // be undefined: then only what a backward needs is computed. That is kept, in `kept`, if it is
-  // not null.
-  Status Forward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& y_RD,
-                 const Meanwhile& meanwhile, layers::BufferPool* kept, layers::BufferPool* scratch);
+  // The routed rows of a micro-batch, by the object that keeps what its backward needs. `dispatch`
+  // is borrowed for the call.
+  struct ForwardRows {
+    RoutedExperts* experts = nullptr;
+    const Dispatch* dispatch = nullptr;
+    at::Tensor x_ND;
+    // Written: f(x) of each row's expert, not weighted; rows of padding are left as they are. May
+    // be undefined: then only what a backward needs is computed.
+    at::Tensor y_RD;
+    Meanwhile meanwhile;
+    layers::BufferPool* kept = nullptr;  // for what a backward needs; null: it is not kept
+  };
+  // Of objects with the same experts, which are visited once for all batches; the same bits as a
+  // call for each of them in their order. One that fails leaves `scratch` where it is.
+  static Status Forward(std::span<const ForwardRows> batches, layers::BufferPool* scratch);
 
-  // Of out[token] += weight f(x[token]) for every row: adds to the gradients of the weights, writes
-  // dweight [R] S and dx [R, D]; rows of padding have no meaning. Follows a Forward that keeps,
-  // with the same dispatch and x.
-  Status Backward(const Dispatch& dispatch, const at::Tensor& x_ND, const at::Tensor& dout_ND,
-                  const at::Tensor& weight_R, const at::Tensor& dweight_R, const at::Tensor& dx_RD,
-                  const Meanwhile& meanwhile, layers::BufferPool* scratch);
+  // Of out[token] += weight f(x[token]) for every row. Follows a Forward that keeps, with the same
+  // dispatch and x.
+  struct BackwardRows {
+    RoutedExperts* experts = nullptr;
+    const Dispatch* dispatch = nullptr;
+    at::Tensor x_ND, dout_ND;
+    at::Tensor weight_R;          // [R] S
+    at::Tensor dweight_R, dx_RD;  // written; rows of padding have no meaning
+    Meanwhile meanwhile;
+  };
+  // Adds to the gradients of the weights, batch by batch. `scratch` as above.
+  static Status Backward(std::span<const BackwardRows> batches, layers::BufferPool* scratch);
+
+  // Experts come and go: visits had better be few.
+  bool has_memory() const { return experts_.has_memory(); }
 
  private:
   // What the ranks send each other of one dispatch.
@@ -59,6 +79,7 @@ class RoutedExperts {
     int64_t sent_rows() const { return static_cast<int64_t>(rows.size()); }
     int64_t received_rows() const { return static_cast<int64_t>(slots.size()); }
   };
+  Plan& PlanOf(const ForwardRows& rows) { return rows.kept != nullptr ? plan_ : inference_plan_; }
   Status MakePlan(const Dispatch& dispatch, Plan* plan) const;
   // What the ranks tell each other first: rows for every expert, [rank][its expert]; returns those
   // that every rank has for the experts of this one.
@@ -77,6 +98,9 @@ class RoutedExperts {
   // expert; what comes, to to.from [M, D] as it came and to.weights [rows of plan.dispatch].
   Status SendOut(const Plan& plan, const Rows& from, const Rows& to, const Meanwhile& meanwhile,
                  layers::BufferPool* scratch) const;
+  // Up to where the experts compute, and what they work on.
+  StatusOr<Experts::ForwardRows> Start(const ForwardRows& rows, layers::BufferPool* scratch);
+  StatusOr<Experts::BackwardRows> Start(const BackwardRows& rows, layers::BufferPool* scratch);
   // Rows computed for others go back: of `computed` [rows of plan.dispatch, ...] to `out` [R, ...].
   Status SendBack(const Plan& plan, const Rows& computed, const Rows& out,
                   layers::BufferPool* scratch) const;

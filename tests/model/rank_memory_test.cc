@@ -181,6 +181,32 @@ TEST(RankMemory, CollectivesOfSomeRanksTakeBuffers) {
   EXPECT_EQ(gathered(2), 2.5 * (16 << 20));
 }
 
+// Micro-batches that visit an expert together need their rows of it at the same time; with experts
+// that are always there they take turns.
+TEST(RankMemory, VisitsTogetherTakeScratchForAllMicroBatches) {
+  RunConfig config = Moe(1);
+  config.mutable_training()->set_gradient_accumulation_steps(4);
+  config.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  const auto workspace = [](const RunConfig& run) { return EstimateRank(run).compute.workspace; };
+  RunConfig spilled = config;
+  spilled.mutable_memory()->mutable_expert_offloading()->set_enabled(true);
+  const heddle::v1::ModelConfig& model = config.model();
+  const int64_t rows =
+      int64_t{config.training().micro_batch_size()} * config.training().max_seq_len();
+  const int64_t row = 2 * int64_t{model.d_model()};
+  const int64_t hidden =
+      2 * int64_t{model.moe().top_k() + model.moe().n_shared()} * model.moe().d_expert();
+  const int64_t scores = 4 * int64_t{model.moe().n_experts()};
+  EXPECT_EQ(workspace(spilled) - workspace(config),
+            3 * rows * (row + hidden + 2 * model.moe().top_k() * row + scores));
+  spilled.mutable_training()->set_gradient_checkpointing(
+      heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  config.mutable_training()->set_gradient_checkpointing(
+      heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  EXPECT_GT(EstimateRank(spilled).compute.activations, EstimateRank(config).compute.activations)
+      << "what is computed again is there for all";
+}
+
 TEST(RankMemory, UnevenRoutingIsBoundedOrTold) {
   RunConfig config = Moe(4);
   EXPECT_EQ(SkewWarning(config), "");

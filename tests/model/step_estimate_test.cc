@@ -158,12 +158,11 @@ TEST(StepEstimate, WhatDoesNotFitIsReadAndWritten) {
   EXPECT_DOUBLE_EQ(states.disk_written_bytes, out + 2 * kP);
   EXPECT_DOUBLE_EQ(states.disk_seconds, (out + 2 * kP) * (1 / 0.18e9 + 1 / 1.2e9))
       << "one disk reads and writes";
-  // 64 MiB: beside the weights the gradients do not fit either. They are read for the norm and for
-  // the update.
+  // 64 MiB: beside the weights the gradients do not fit either. They are read for the update.
   const StepEstimate gradients = EstimateStep(Moe(64), Host());
   const double over = 6 * kP - 64.0 * kMiB;
   ASSERT_GT(over, 0);
-  EXPECT_DOUBLE_EQ(gradients.disk_read_bytes, (12 + 2) * kP + 2 * over);
+  EXPECT_DOUBLE_EQ(gradients.disk_read_bytes, (12 + 2) * kP + over);
   EXPECT_DOUBLE_EQ(gradients.disk_written_bytes, (12 + 2) * kP + 2 * over);
   // 4 MiB hold a sixth of the weights: the others are read in every pass but for the first of the
   // step, which reads all.
@@ -171,16 +170,32 @@ TEST(StepEstimate, WhatDoesNotFitIsReadAndWritten) {
   small.mutable_training()->set_gradient_accumulation_steps(3);
   const double weights = 2 * kP - 4.0 * kMiB;
   const StepEstimate both = EstimateStep(small, Host());
-  EXPECT_DOUBLE_EQ(both.disk_read_bytes, (12 + 8 + 2) * kP + 5 * weights);
+  EXPECT_DOUBLE_EQ(both.disk_read_bytes, (12 + 4 + 2) * kP + 5 * weights);
   EXPECT_DOUBLE_EQ(both.disk_written_bytes, 18 * kP) << "everything once";
   // Layers first: one visit for all micro-batches.
   small.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
   const StepEstimate merged = EstimateStep(small, Host());
-  EXPECT_DOUBLE_EQ(merged.disk_read_bytes, (12 + 8 + 2) * kP + weights);
+  EXPECT_DOUBLE_EQ(merged.disk_read_bytes, (12 + 4 + 2) * kP + weights);
   EXPECT_DOUBLE_EQ(merged.tokens_per_expert, 3 * 512 * 2 / 8);
   EXPECT_DOUBLE_EQ(both.tokens_per_expert, 512 * 2 / 8);
   EXPECT_EQ(EstimateStep(Moe(), Host()).disk_seconds, 0);
   EXPECT_EQ(EstimateStep(Moe(1 << 20), Host()).disk_seconds, 0) << "all fit";
+}
+
+TEST(StepEstimate, VisitsForEachMicroBatchAreToldWhereTheyCost) {
+  RunConfig config = Moe(4);
+  EXPECT_EQ(VisitsWarning(config), "") << "one micro-batch";
+  config.mutable_training()->set_gradient_accumulation_steps(3);
+  const std::string warning = VisitsWarning(config);
+  EXPECT_NE(warning.find("training.accumulation=layer_major"), std::string::npos) << warning;
+  heddle::v1::PlanReply plan;
+  FillPlan(config, {}, &plan);
+  EXPECT_NE(plan.DebugString().find("layer_major"), std::string::npos);
+  RunConfig resident = config;
+  resident.mutable_memory()->mutable_expert_offloading()->set_resident_mb(1 << 20);
+  EXPECT_EQ(VisitsWarning(resident), "") << "all fit";
+  config.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  EXPECT_EQ(VisitsWarning(config), "") << "done already";
 }
 
 // Megabytes that runs of the preset spill-moe read and wrote in a step, gradients kept until the

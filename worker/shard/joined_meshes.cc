@@ -73,6 +73,7 @@ class JoinedMeshes : public Parameters {
   Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override {
     return experts_->WriteState(first - base_, part, bytes);
   }
+  Status DropOffloadedGradients() override { return experts_->DropOffloadedGradients(); }
   Status Healthy() override { return experts_->Healthy(); }
   std::optional<offload::ResidentSetStats> TakeOffloadStats() override {
     return experts_->TakeOffloadStats();
@@ -132,13 +133,15 @@ Status JoinedMeshes::ForEachMeasured(const std::function<void(const Measured&)>&
   size_t unit = first_expert_;
   return experts_->ForEachMeasured([&](const Measured& slice) {
     int64_t begin = slice.begin + base_;
-    const int64_t end = begin + static_cast<int64_t>(slice.gradient.size());
+    const int64_t end = begin + slice.elements;
+    if (slice.stats.has_value())
+      return visit({.begin = begin, .elements = slice.elements, .stats = slice.stats});
     std::span<const float> rest = slice.gradient;
     while (begin < end) {
       while (plan_.units[unit].offset + plan_.units[unit].elements <= begin) ++unit;
       const int64_t next = std::min(end, plan_.units[unit].offset + plan_.units[unit].elements);
       const auto count = static_cast<size_t>(next - begin);
-      visit({begin, rest.first(count)});
+      visit({.begin = begin, .elements = next - begin, .gradient = rest.first(count)});
       rest = rest.subspan(count);
       begin = next;
     }

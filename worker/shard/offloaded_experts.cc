@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <utility>
 
 #include "base/log/log.h"
@@ -40,7 +39,8 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
         window_bytes_(window_bytes),
         weights_(Unplaced(ElementsOf(plan_), model::ComputeType(options.precision))),
         gradients_(Unplaced(ElementsOf(plan_), at::kFloat)),
-        has_gradient_(plan_.units.size(), false) {}
+        has_gradient_(plan_.units.size(), false),
+        measured_(plan_.units.size()) {}
 
   // ---- Parameters ----
   model::ModelMemory memory() override {
@@ -65,6 +65,7 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   Status RefreshComputeWeights() override;
   int64_t offloaded_from() const override { return 0; }
   Status WriteState(int64_t first, int part, std::span<const std::byte> bytes) override;
+  Status DropOffloadedGradients() override;
   void Updated() override {}
   Status Healthy() override {
     RETURN_IF_ERROR(failed_);
@@ -96,6 +97,9 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   // PinFor would not wait.
   bool IsHere(uint32_t slot);
   void AddUses(Touch touch, std::span<const uint32_t> slots, std::vector<ExpectedUse>* uses) const;
+  // What a touch is about.
+  std::vector<uint32_t> SlotsOf(Touch touch) const;
+  void AddUpdate(std::vector<ExpectedUse>* uses) const;
   void AddForward(std::vector<ExpectedUse>* uses) const;
   Status DropGradient(uint32_t slot);
   // Blocks that a touch needs of every slot.
@@ -117,8 +121,11 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   const std::vector<at::Tensor> weights_;
   const std::vector<at::Tensor> gradients_;
   std::vector<bool> has_gradient_;  // of this step, by slot
-  Status failed_;                   // of a call that could not say so
+  // Of gradients that were complete when they left; by slot.
+  std::vector<std::optional<optim::GradientStats>> measured_;
+  Status failed_;  // of a call that could not say so
 
+  Visit visit_;
   std::vector<Turn> turns_;  // of the pass under way
   size_t turn_ = 0;
   Use use_ = Use::kForward;
@@ -129,14 +136,20 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
 
 // Gradients become zero: nothing is read or written for it.
 void OffloadedExperts::BeginStep() {
+  const Status dropped = DropOffloadedGradients();
+  if (failed_.ok()) failed_ = dropped;
+}
+
+Status OffloadedExperts::DropOffloadedGradients() {
   for (uint32_t slot = 0; slot < has_gradient_.size(); ++slot) {
-    const Status dropped = DropGradient(slot);
-    if (failed_.ok()) failed_ = dropped;
+    RETURN_IF_ERROR(DropGradient(slot));
   }
+  return OkStatus();
 }
 
 // What is visited is known: forward layer by layer, backward the same way back.
 model::UnitHooks OffloadedExperts::Hooks(Visit visit) {
+  visit_ = visit;
   turns_.clear();
   turn_ = 0;
   const int layers = static_cast<int>(plan_.expert_layers.size());
@@ -160,6 +173,9 @@ void OffloadedExperts::AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses) {
       AddUses(SlotOf(turns_[t].layer, expert), turns_[t].use, uses);
     }
   }
+  if (!visit_.train) return;
+  if (visit_.last) AddUpdate(uses);
+  AddForward(uses);
 }
 
 StatusOr<std::vector<int>> OffloadedExperts::Begin(int layer, std::span<const int> experts,
@@ -192,6 +208,7 @@ Status OffloadedExperts::PinFor(uint32_t slot, Use use) {
   ASSIGN_OR_RETURN(std::byte* const gradient, set_->Pin(slot, Kind::kGradient, Access::kUpdate));
   MoveTo(gradients_[slot], gradient);
   has_gradient_[slot] = true;
+  measured_[slot].reset();
   return OkStatus();
 }
 
@@ -225,6 +242,12 @@ Status OffloadedExperts::End() {
     MoveTo(weights_[slot], nullptr);
     note(set_->Unpin(slot, Kind::kWeights));
     if (use_ == Use::kForward) continue;
+    // No later pass adds to it. Where this one does, the expert is here again before the norm is.
+    if (visit_.last) {
+      const at::Tensor& gradient = gradients_[slot];
+      measured_[slot] = optim::MeasureGradients(
+          {gradient.const_data_ptr<float>(), static_cast<size_t>(gradient.numel())});
+    }
     MoveTo(gradients_[slot], nullptr);
     note(set_->Unpin(slot, Kind::kGradient));
   }
@@ -257,7 +280,7 @@ std::vector<ExpectedUse> OffloadedExperts::UsesOf(Touch touch, uint32_t slot) co
     case Touch::kUpdate:
       uses.push_back(read_gradient);
       state(Access::kUpdate, &uses);
-      if (narrow()) uses.push_back({{slot, Kind::kWeights}, Access::kUpdate});
+      if (narrow()) uses.push_back({{slot, Kind::kWeights}, Access::kOverwrite});
       break;
   }
   return uses;
@@ -306,6 +329,21 @@ void OffloadedExperts::AddUses(Touch touch, std::span<const uint32_t> slots,
   }
 }
 
+std::vector<uint32_t> OffloadedExperts::SlotsOf(Touch touch) const {
+  // A gradient that is not there is zero and stays so.
+  const bool with_gradient = touch == Touch::kWriteGradients || touch == Touch::kReadGradients ||
+                             (touch == Touch::kUpdate && options_.offload.skip_untouched);
+  std::vector<uint32_t> slots;
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    if (!with_gradient || has_gradient_[slot]) slots.push_back(slot);
+  }
+  return slots;
+}
+
+void OffloadedExperts::AddUpdate(std::vector<ExpectedUse>* uses) const {
+  AddUses(Touch::kUpdate, SlotsOf(Touch::kUpdate), uses);
+}
+
 void OffloadedExperts::AddForward(std::vector<ExpectedUse>* uses) const {
   for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) AddUses(slot, Use::kForward, uses);
 }
@@ -313,23 +351,20 @@ void OffloadedExperts::AddForward(std::vector<ExpectedUse>* uses) const {
 Status OffloadedExperts::DropGradient(uint32_t slot) {
   if (!has_gradient_[slot]) return OkStatus();
   has_gradient_[slot] = false;
+  measured_[slot].reset();
   return set_->Discard(slot, Kind::kGradient);
 }
 
 Status OffloadedExperts::ForEachHeld(Touch touch, const std::function<Status(const Held&)>& visit) {
   RETURN_IF_ERROR(failed_);
   if (touch == Touch::kResident) return OkStatus();
-  // A gradient that is not there is zero and stays so.
-  const bool only_gradients = touch == Touch::kWriteGradients || touch == Touch::kReadGradients;
-  std::vector<uint32_t> slots;
-  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
-    if (!only_gradients || has_gradient_[slot]) slots.push_back(slot);
-  }
+  const std::vector<uint32_t> slots = SlotsOf(touch);
   std::vector<ExpectedUse> uses;
   AddUses(touch, slots, &uses);
   if (touch == Touch::kUpdate) AddForward(&uses);  // comes next
   RETURN_IF_ERROR(set_->Expect(uses));
   for (const uint32_t slot : slots) {
+    if (touch == Touch::kWriteGradients) measured_[slot].reset();
     ASSIGN_OR_RETURN(const Held held, PinHeld(touch, slot));
     const Status visited = visit(held);
     for (const ExpectedUse& use : UsesOf(touch, slot)) {
@@ -345,21 +380,20 @@ Status OffloadedExperts::ForEachHeld(Touch touch, const std::function<Status(con
 // Experts without a gradient add nothing to a norm.
 Status OffloadedExperts::ForEachMeasured(const std::function<void(const Measured&)>& visit) {
   RETURN_IF_ERROR(failed_);
-  std::vector<uint32_t> slots;
+  const auto is_read = [this](uint32_t slot) { return has_gradient_[slot] && !measured_[slot]; };
   std::vector<ExpectedUse> uses;
   for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
-    if (has_gradient_[slot]) {
-      slots.push_back(slot);
-      uses.push_back({{slot, Kind::kGradient}, Access::kRead});
-    }
+    if (is_read(slot)) uses.push_back({{slot, Kind::kGradient}, Access::kRead});
   }
-  std::vector<uint32_t> all(plan_.units.size());
-  std::iota(all.begin(), all.end(), 0U);
-  AddUses(Touch::kUpdate, all, &uses);  // comes next
+  AddUpdate(&uses);  // comes next
   RETURN_IF_ERROR(set_->Expect(uses));
-  for (const uint32_t slot : slots) {
+  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) {
+    Measured slice = {plan_.units[slot].offset, Elements(slot), {}, measured_[slot]};
+    if (measured_[slot]) visit(slice);
+    if (!is_read(slot)) continue;
     ASSIGN_OR_RETURN(std::byte* const data, set_->Pin(slot, Kind::kGradient, Access::kRead));
-    visit({plan_.units[slot].offset, Floats(data, slot)});
+    slice.gradient = Floats(data, slot);
+    visit(slice);
     RETURN_IF_ERROR(set_->Unpin(slot, Kind::kGradient));
   }
   return OkStatus();

@@ -19,6 +19,7 @@
 
 #include "base/status/status.h"
 #include "model/language_model.h"
+#include "model/optim/gradient_norm.h"
 #include "model/store_views.h"
 #include "worker/comm/communicator.h"
 #include "worker/offload/resident_set.h"
@@ -46,6 +47,9 @@ struct Offload {
   bool enabled = false;
   int64_t budget_bytes = 0;  // 0: all of them
   std::string spill_dir;     // empty: host memory
+  // An expert without a token in a step is left out of its update: nothing of it moves, and nothing
+  // decays, which is another optimizer than that of experts in memory (12.3).
+  bool skip_untouched = false;
 };
 
 struct Options {
@@ -78,7 +82,7 @@ enum class Touch {
   kWriteState,      // the same, all of them; moments of offloaded experts are 0 before
   kReadGradients,   // sums over ranks
   kWriteGradients,  // the same
-  kUpdate           // everything; gradients are read
+  kUpdate           // everything; gradients are read, offloaded compute weights all written anew
 };
 
 // A piece of the flat layout that this rank updates, with its memory. `owned_offset` is the place
@@ -97,10 +101,16 @@ struct Held {
   std::span<uint16_t> compute_bf16;  // empty in fp32
 };
 
-// Reduced gradients from `begin` of the flat layout on.
+// Reduced gradients of [begin, begin + elements) of the flat layout, or, of an offloaded expert,
+// what was measured of them when they were complete: they need not come back for it.
 struct Measured {
   int64_t begin = 0;
-  std::span<const float> gradient;
+  int64_t elements = 0;
+  std::span<const float> gradient;            // empty: see stats
+  std::optional<optim::GradientStats> stats;  // of all of it at once
+  optim::GradientStats Stats() const {
+    return stats.has_value() ? *stats : optim::MeasureGradients(gradient);
+  }
 };
 
 class Parameters {
@@ -134,6 +144,8 @@ class Parameters {
   // Masters changed otherwise than by the optimizer, which writes Held::compute_bf16 itself: loaded
   // or initialised.
   virtual Status RefreshComputeWeights() = 0;
+  // Gradients of offloaded experts become zero.
+  virtual Status DropOffloadedGradients() { return OkStatus(); }
   // Elements of the flat layout from here on are those of offloaded experts.
   virtual int64_t offloaded_from() const { return plan().flat_elements; }
   // Replaces some of their masters (part 0) or moments (1, 2) from element `first` of the flat

@@ -38,7 +38,9 @@ class Replicated : public Parameters {
   Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override {
     for (int u = 0; u < layout_.units(); ++u) {
       const FlatRange mine = layout_.Owned(u);
-      visit({mine.begin, store_->gradients().subspan(static_cast<size_t>(mine.begin),
+      visit({.begin = mine.begin,
+             .elements = mine.size(),
+             .gradient = store_->gradients().subspan(static_cast<size_t>(mine.begin),
                                                      static_cast<size_t>(mine.size()))});
     }
     return OkStatus();

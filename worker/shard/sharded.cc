@@ -160,7 +160,9 @@ int64_t Sharded::gathered_bytes() const {
 Status Sharded::ForEachMeasured(const std::function<void(const Measured&)>& visit) {
   for (int u = 0; u < layout_.units(); ++u) {
     const FlatRange mine = layout_.Owned(u);
-    visit({mine.begin, OwnedGradient(u).first(static_cast<size_t>(mine.size()))});
+    visit({.begin = mine.begin,
+           .elements = mine.size(),
+           .gradient = OwnedGradient(u).first(static_cast<size_t>(mine.size()))});
   }
   return OkStatus();
 }

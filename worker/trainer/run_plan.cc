@@ -114,6 +114,8 @@ void PlanSharding(const RunConfig& config, RunPlan* plan) {
   plan->shard.offload.enabled = offloading.enabled();
   plan->shard.offload.budget_bytes = offloading.resident_mb() << 20;
   plan->shard.offload.spill_dir = offloading.spill_dir();
+  plan->shard.offload.skip_untouched =
+      offloading.untouched() == heddle::v1::ExpertOffloadingConfig::UNTOUCHED_SKIP;
   plan->shard.wire =
       config.parallel().reduce_dtype() == heddle::v1::ParallelConfig::REDUCE_DTYPE_BF16
           ? comm::Wire::kBf16

@@ -202,8 +202,9 @@ Status RunState::ReadInitialWeights() {
   return parameters_->RefreshComputeWeights();
 }
 
-Status RunState::ForEachShard(const std::function<void(const optim::Shard&)>& visit) {
-  return parameters_->ForEachHeld(shard::Touch::kUpdate, [&](const shard::Held& held) {
+Status RunState::ForEachShard(bool frozen, const std::function<void(const optim::Shard&)>& visit) {
+  const shard::Touch touch = frozen ? shard::Touch::kResident : shard::Touch::kUpdate;
+  return parameters_->ForEachHeld(touch, [&](const shard::Held& held) {
     auto run =
         std::prev(std::upper_bound(runs_.begin(), runs_.end(), held.range.begin,
                                    [](int64_t at, const Run& later) { return at < later.begin; }));
@@ -246,7 +247,8 @@ void RunState::FindRuns() {
 }
 
 Status RunState::DropFrozenGradients() {
-  return parameters_->ForEachHeld(shard::Touch::kWriteGradients, [&](const shard::Held& held) {
+  RETURN_IF_ERROR(parameters_->DropOffloadedGradients());
+  return parameters_->ForEachHeld(shard::Touch::kResident, [&](const shard::Held& held) {
     for (const optim::GroupRange& group : warmup_groups_) {
       if (!group.frozen) continue;
       const int64_t begin = std::max(group.begin, held.range.begin);

@@ -49,8 +49,9 @@ class RunState {
   const std::vector<stream::Window>& skipped() const { return skipped_; }
 
   // The optimizer's view of everything this rank updates, piece by piece, each with its place in
-  // the layout of whole(); spans are valid within the call.
-  Status ForEachShard(const std::function<void(const optim::Shard&)>& visit);
+  // the layout of whole(); spans are valid within the call. `frozen`: only indexers move, so
+  // offloaded experts are left where they are.
+  Status ForEachShard(bool frozen, const std::function<void(const optim::Shard&)>& visit);
   // `warmup`: the step trains indexers first (attention-and-moe.md 6.3); with a frozen model
   // nothing else changes.
   const std::vector<optim::GroupRange>& groups(bool warmup) const {
@@ -131,7 +132,7 @@ class RunState {
   std::vector<const model::TensorSpec*> specs_;
   std::vector<const model::TensorSpec*> local_;
   std::vector<size_t> by_offset_;  // parameters of this rank, as places in local_
-  std::vector<Run> runs_;  // in order of begin, the first at 0
+  std::vector<Run> runs_;          // in order of begin, the first at 0
   Counters counters_;
   NumericPolicy numeric_;
   std::vector<stream::Window> skipped_;

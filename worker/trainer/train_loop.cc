@@ -214,7 +214,7 @@ layers::StepInfo TrainLoop::DescribeStep() const {
 Status TrainLoop::MeasureGradients(Agreement* agreement) {
   const std::vector<optim::GroupRange>& groups = parts_.state->groups(Warmup());
   return parts_.state->parameters()->ForEachMeasured([&](const shard::Measured& slice) {
-    const int64_t slice_end = slice.begin + static_cast<int64_t>(slice.gradient.size());
+    const int64_t slice_end = slice.begin + slice.elements;
     for (size_t g = 0; g < groups.size();) {
       // A run of groups of one sort: the fewer pieces, the same bits for models without indexers.
       size_t next = g + 1;
@@ -222,8 +222,12 @@ Status TrainLoop::MeasureGradients(Agreement* agreement) {
       const int64_t begin = std::max(groups[g].begin, slice.begin);
       const int64_t end = std::min(groups[next - 1].end, slice_end);
       if (begin < end) {
-        const optim::GradientStats stats = optim::MeasureGradients(slice.gradient.subspan(
-            static_cast<size_t>(begin - slice.begin), static_cast<size_t>(end - begin)));
+        // An expert is of one sort, so what was measured of it is what is asked for.
+        const optim::GradientStats stats =
+            slice.stats.has_value()
+                ? *slice.stats
+                : optim::MeasureGradients(slice.gradient.subspan(
+                      static_cast<size_t>(begin - slice.begin), static_cast<size_t>(end - begin)));
         (*agreement)[groups[g].indexer ? Slot::kIndexerSquaredNorm : Slot::kSquaredNorm] +=
             stats.sum_of_squares;
         (*agreement)[Slot::kNonFinite] += static_cast<double>(stats.non_finite);
@@ -271,7 +275,7 @@ Status TrainLoop::Update(const Agreement& sums, const StepVerdict& verdict) {
         .found_inf = false,
         .frozen_updates = Frozen() ? 0 : counters.frozen_updates,
         .indexer_grad_scale = optim::ClipDivisor(indexer_norm, plan.grad_clip)};
-    RETURN_IF_ERROR(parts_.state->ForEachShard([&](const optim::Shard& shard) {
+    RETURN_IF_ERROR(parts_.state->ForEachShard(Frozen(), [&](const optim::Shard& shard) {
       optim::OptimizerStep(plan.optimizer, parts_.state->groups(Warmup()), args, shard);
     }));
     parts_.state->parameters()->Updated();

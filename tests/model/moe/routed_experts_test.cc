@@ -259,10 +259,13 @@ Passes RunPasses(RoutedExperts* experts, const CountingExchange* exchange, int64
   const auto meanwhile = [&] {
     passes.under_way.push_back(exchange == nullptr ? 0 : exchange->under_way());
   };
-  passes.forward = experts->Forward(dispatch, x, y, meanwhile, &kept, &scratch);
+  const RoutedExperts::ForwardRows forward = {experts, &dispatch, x, y, meanwhile, &kept};
+  passes.forward = RoutedExperts::Forward({&forward, 1}, &scratch);
   if (!passes.forward.ok()) return passes;
   EXPECT_EQ(scratch.Mark(), 0u);
-  passes.backward = experts->Backward(dispatch, x, x, weight, dweight, y, meanwhile, &scratch);
+  const RoutedExperts::BackwardRows backward = {experts, &dispatch, x, x, weight,
+                                                dweight, y,         meanwhile};
+  passes.backward = RoutedExperts::Backward({&backward, 1}, &scratch);
   if (!passes.backward.ok()) return passes;
   EXPECT_EQ(scratch.Mark(), 0u);
   return passes;

@@ -2,6 +2,7 @@
 // losses, norms, parameters, balancing biases (training-runtime.md 12, 20.6).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -134,6 +135,63 @@ TEST(Offload, EveryAccumulationRecomputationAndDegreeHasTheSameBits) {
       }
     }
   }
+}
+
+// What layer-major passes are for: five micro-batches visit an expert once forward and once back.
+TEST(Offload, LayerMajorReadsWeightsOnceForAllMicroBatches) {
+  Case c = OffloadCase(1, Precision::kBf16);
+  const checkpoint::TempDir dir;
+  c.options.offload = {.enabled = true, .budget_bytes = AllBytes(c) / 10, .spill_dir = dir.path()};
+  const auto pins = [](const Outcome& run) { return run.offload.hits + run.offload.misses; };
+  const Outcome apart = RunOnRanks(c);
+  c.options.accumulation = Accumulation::kLayerMajor;
+  const Outcome together = RunOnRanks(c);
+  EXPECT_EQ(together.masters, apart.masters);
+  EXPECT_EQ(together.norms, apart.norms);
+  // Of 64 experts in three steps, at most: weights forward; weights and gradient back; gradient,
+  // state and weights at the update. Two at the start, one at each evaluation and two at the end.
+  const int64_t experts = 64;
+  EXPECT_LE(pins(together), experts * (3 * (1 + 2 + 3 + 1) + 4));
+  EXPECT_GT(2 * pins(apart), 3 * pins(together));
+  EXPECT_LT(together.offload.bytes_read, apart.offload.bytes_read / 10 * 8);
+}
+
+// untouched: skip. Experts with tokens are updated as ever; of others not a bit moves, and nothing
+// is read for them.
+TEST(Offload, ExpertsWithoutTokensAreLeftOutOfTheUpdateIfAsked) {
+  Case c = OffloadCase(1, Precision::kBf16);
+  c.config.mutable_moe()->set_n_experts(128);
+  const checkpoint::TempDir dir;
+  c.options.offload = {.enabled = true, .budget_bytes = AllBytes(c) / 10, .spill_dir = dir.path()};
+  c.steps = 0;
+  const Outcome before = RunOnRanks(c);
+  c.steps = 1;
+  const Outcome eager = RunOnRanks(c);
+  c.options.offload.skip_untouched = true;
+  const Outcome skipped = RunOnRanks(c);
+  const model::ModelPlan plan = *model::PlanModel(c.config);
+  int touched = 0;
+  int untouched = 0;
+  for (auto u = static_cast<size_t>(plan.dense_units); u < plan.units.size(); ++u) {
+    const auto of_unit = [&](const Values& values) {
+      return Values(values.begin() + plan.units[u].offset,
+                    values.begin() + plan.units[u].offset + plan.units[u].elements);
+    };
+    const Values gradient = of_unit(skipped.first_gradients);
+    const bool learns =
+        std::any_of(gradient.begin(), gradient.end(), [](float g) { return g != 0.0f; });
+    EXPECT_NE(of_unit(eager.masters), of_unit(before.masters)) << "weights decay";
+    const bool stays = of_unit(skipped.masters) == of_unit(before.masters);
+    // A last token has no label: what only it visits has a gradient of zeros, and decays.
+    if (!stays) {
+      EXPECT_EQ(of_unit(skipped.masters), of_unit(eager.masters)) << u;
+    }
+    EXPECT_FALSE(stays && learns) << u;
+    (stays ? untouched : touched) += 1;
+  }
+  EXPECT_GT(touched, 90);
+  EXPECT_GT(untouched, 90);
+  EXPECT_LT(skipped.offload.bytes_written, eager.offload.bytes_written);
 }
 
 TEST(Offload, BoundsThatCannotWorkAreRefusedWithTheNumbers) {

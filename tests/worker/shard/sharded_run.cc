@@ -193,7 +193,7 @@ Status RunRank(const Case& c, comm::Communicator* group, Outcome* out) {
     RETURN_IF_ERROR(parameters->FinishGradients());
     double squares = 0;
     RETURN_IF_ERROR(parameters->ForEachMeasured([&](const Measured& slice) {
-      squares += optim::MeasureGradients(slice.gradient).sum_of_squares;
+      squares += slice.Stats().sum_of_squares;
     }));
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&squares, 1)));
     RETURN_IF_ERROR(group->AllReduceSum(std::span<double>(&loss, 1)));

@@ -228,7 +228,15 @@ std::vector<Setting> ExpertSettings() {
     offloading->set_resident_mb(74);
     offloading->set_spill_dir(P_tmpdir);
   }
-  all.push_back({"moe_divided", all.back().config});
+  // Four micro-batches visit an expert at a time.
+  all.push_back({"moe_merged", all.back().config});
+  all.back().config.mutable_training()->set_max_seq_len(1024);
+  all.back().config.mutable_training()->set_global_batch_size(4);
+  all.back().config.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  all.push_back({"moe_merged_recomputed", all.back().config});
+  all.back().config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  all.push_back({"moe_divided", all[1].config});
   all.back().config.clear_memory();
   all.back().config.mutable_parallel()->set_expert(2);
   all.back().config.mutable_parallel()->mutable_ranks()->set_min(2);

@@ -134,7 +134,7 @@ struct World {
       optim::StepArgs args;
       args.update = update;
       args.learning_rate = 1e-3;
-      EXPECT_OK(state->ForEachShard([&](const optim::Shard& shard) {
+      EXPECT_OK(state->ForEachShard(false, [&](const optim::Shard& shard) {
         optim::OptimizerStep(plan.optimizer, state->groups(false), args, shard);
       }));
     }
@@ -264,7 +264,7 @@ TEST(RunState, EveryElementIsUpdatedAtItsPlaceInTheWholeModel) {
   const model::ModelPlan& whole = world.states[0]->whole();
   std::vector<int> seen(static_cast<size_t>(whole.flat_elements), 0);
   for (const auto& state : world.states) {
-    ASSERT_OK(state->ForEachShard([&](const optim::Shard& shard) {
+    ASSERT_OK(state->ForEachShard(false, [&](const optim::Shard& shard) {
       for (size_t i = 0; i < shard.master.size(); ++i) {
         ++seen[static_cast<size_t>(shard.rounding_offset) + i];
       }
@@ -312,7 +312,7 @@ void ExpectWeightsOf(const World& world, model::ParameterStore* given, const std
 void ExpectComputeWeights(World* world, const std::string& what) {
   for (const auto& state : world->states) {
     int64_t wrong = 0;
-    EXPECT_OK(state->ForEachShard([&](const optim::Shard& shard) {
+    EXPECT_OK(state->ForEachShard(false, [&](const optim::Shard& shard) {
       EXPECT_EQ(shard.compute_bf16.size(), shard.master.size());
       for (size_t i = 0; i < shard.compute_bf16.size(); ++i) {
         const uint32_t bits = std::bit_cast<uint32_t>(shard.master[i]);
