@@ -172,11 +172,11 @@ RankRates RatesOf(const RunConfig& config, const HostFigures& host) {
   return rates;
 }
 
-// Of the experts of a rank, what a step moves between memory and disk. The set evicts what nobody
-// expects, the longest unused of it first (worker/offload/resident_owner.cc): between two updates
-// states go before weights and gradients, which a layer visits; at an update what was updated goes,
-// so that weights leave with states. Gradients are written only where they do not fit beside
-// weights between the backward, which measures them, and the update, and read again for that.
+// Of the experts of a rank, what a step moves between memory and disk. The set knows the order of
+// uses until the next update and evicts what is needed last (worker/offload/resident_owner.cc): of
+// the states, which an update goes through in one order, the same part stays. Gradients are written
+// only where they do not fit beside weights between the backward, which measures them, and the
+// update, which reads them, or between two micro-batches; weights only where they do not fit.
 struct Spill {
   DiskTraffic weights;  // bytes; beside the computation
   DiskTraffic states;   // and gradients; beside the update
@@ -197,15 +197,16 @@ Spill SpillOf(const RunConfig& config) {
   const double states = parameters * all - weights - gradients;
   const double out = parameters * all - resident;
   const double states_out = std::min(states, out);
-  const double weights_out = std::min(weights, out);
   const double gradients_out = std::clamp(out - states, 0.0, gradients);
-  spill.states = {.read = states_out + gradients_out,
-                  .written = states_out + std::min(gradients, 2 * gradients_out)};
-  // The first pass reads what the update left on the disk; every other one, forward and backward,
-  // what does not fit: the order turns around each time.
-  const double passes = 2 * VisitsOf(config) - 1;
-  spill.weights = {.read = weights_out + passes * std::max(0.0, weights - resident),
-                   .written = weights_out};
+  spill.states = {.read = states_out + gradients_out, .written = states_out + gradients_out};
+  // Every pass, forward and backward, reads what does not fit: the order turns around each time.
+  // The update writes all anew.
+  const double weights_out = std::max(0.0, weights - resident);
+  const double visits = VisitsOf(config);
+  // Sums of gradients that wait for the next micro-batch.
+  const double sums_out = std::clamp(weights + gradients - resident, 0.0, gradients);
+  spill.weights = {.read = 2 * visits * weights_out + (visits - 1) * sums_out,
+                   .written = weights_out + (visits - 1) * sums_out};
   return spill;
 }
 

@@ -1,5 +1,6 @@
 #include "worker/offload/expected_uses.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace heddle::offload {
@@ -13,11 +14,16 @@ void ExpectedUses::Replace(std::vector<Use> uses) {
     following_[place] = next;
     next = place;
   }
+  over_ = 0;
+  sums_.assign(1, 0);
+  for (const Use& use : uses_) sums_.push_back(sums_.back() + use.bytes);
 }
 
 void ExpectedUses::Consume(uint32_t block) {
   size_t& next = next_[block];
-  if (next != kNever) next = following_[next];
+  if (next == kNever) return;
+  over_ = std::max(over_, next + 1);
+  next = following_[next];
 }
 
 }  // namespace heddle::offload

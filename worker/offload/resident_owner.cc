@@ -14,6 +14,12 @@
 #include "worker/offload/resident_set.h"
 
 namespace heddle::offload {
+namespace {
+
+// Of the budget: far enough ahead that a disk need not wait.
+constexpr int64_t kNearShare = 8;
+
+}  // namespace
 
 void ResidentSet::Own() {
   std::vector<Start> starts;
@@ -69,16 +75,19 @@ bool ResidentSet::PlanDemand(std::vector<Start>& starts) {
 }
 
 void ResidentSet::PlanExpected(std::vector<Start>& starts) {
+  // What comes after these many bytes may take free memory and that of blocks nobody expects: until
+  // it is needed, memory becomes free by itself, of gradients that are over.
+  const int64_t near = options_.budget_bytes / kNearShare + options_.min_pinned_bytes;
   int64_t promised = 0;  // memory that uses before this one wait for
   bool all_before = true;
   for (size_t place = fetched_; place < uses_.size() && failed_.ok(); ++place) {
-    const auto [number, access] = uses_.At(place);
+    const auto [number, access, bytes] = uses_.At(place);
     const bool wanted = uses_.Next(number) == place && blocks_[number].state == State::kAway &&
                         !read_errors_.contains(number);
     if (wanted) {
       if (reading_.running >= options_.transfers) return;
-      const int64_t bytes = table_.MemoryBytes(number);
-      switch (MakeRoom(promised + bytes, place, false, starts)) {
+      const bool far = uses_.BytesUntil(place) > near;
+      switch (MakeRoom(promised + bytes, far ? ExpectedUses::kNever - 1 : place, false, starts)) {
         case Room::kNone:
           return;
         case Room::kComing:

@@ -81,7 +81,7 @@ Status ResidentSet::Expect(std::span<const ExpectedUse> uses) {
   numbered.reserve(uses.size());
   for (const ExpectedUse& use : uses) {
     ASSIGN_OR_RETURN(const uint32_t number, table_.Find(use.block));
-    numbered.push_back({number, use.access});
+    numbered.push_back({number, use.access, table_.MemoryBytes(number)});
   }
   {
     const std::lock_guard lock(mutex_);

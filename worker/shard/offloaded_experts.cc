@@ -100,7 +100,7 @@ class OffloadedExperts : public Parameters, public layers::ExpertMemory {
   // What a touch is about.
   std::vector<uint32_t> SlotsOf(Touch touch) const;
   void AddUpdate(std::vector<ExpectedUse>* uses) const;
-  void AddForward(std::vector<ExpectedUse>* uses) const;
+  void AddPass(std::vector<ExpectedUse>* uses) const;
   Status DropGradient(uint32_t slot);
   // Blocks that a touch needs of every slot.
   std::vector<ExpectedUse> UsesOf(Touch touch, uint32_t slot) const;
@@ -175,7 +175,7 @@ void OffloadedExperts::AddLaterTurns(Turn now, std::vector<ExpectedUse>* uses) {
   }
   if (!visit_.train) return;
   if (visit_.last) AddUpdate(uses);
-  AddForward(uses);
+  AddPass(uses);
 }
 
 StatusOr<std::vector<int>> OffloadedExperts::Begin(int layer, std::span<const int> experts,
@@ -344,8 +344,16 @@ void OffloadedExperts::AddUpdate(std::vector<ExpectedUse>* uses) const {
   AddUses(Touch::kUpdate, SlotsOf(Touch::kUpdate), uses);
 }
 
-void OffloadedExperts::AddForward(std::vector<ExpectedUse>* uses) const {
-  for (uint32_t slot = 0; slot < plan_.units.size(); ++slot) AddUses(slot, Use::kForward, uses);
+void OffloadedExperts::AddPass(std::vector<ExpectedUse>* uses) const {
+  const auto slots = static_cast<uint32_t>(plan_.units.size());
+  for (uint32_t slot = 0; slot < slots; ++slot) AddUses(slot, Use::kForward, uses);
+  for (size_t layer = plan_.expert_layers.size(); layer-- > 0;) {
+    const uint32_t first = SlotOf(static_cast<int>(layer), 0);
+    const auto count = static_cast<uint32_t>(plan_.experts.count);
+    for (uint32_t slot = first; slot < first + count; ++slot) {
+      AddUses(slot, Use::kBackward, uses);
+    }
+  }
 }
 
 Status OffloadedExperts::DropGradient(uint32_t slot) {
@@ -361,7 +369,12 @@ Status OffloadedExperts::ForEachHeld(Touch touch, const std::function<Status(con
   const std::vector<uint32_t> slots = SlotsOf(touch);
   std::vector<ExpectedUse> uses;
   AddUses(touch, slots, &uses);
-  if (touch == Touch::kUpdate) AddForward(&uses);  // comes next
+  if (touch == Touch::kUpdate) {
+    // Comes next; and the states of the update after it, of which the first are kept then. Without
+    // the gradients between them their memory would be taken by states that must leave again.
+    AddPass(&uses);
+    AddUses(Touch::kReadState, slots, &uses);
+  }
   RETURN_IF_ERROR(set_->Expect(uses));
   for (const uint32_t slot : slots) {
     if (touch == Touch::kWriteGradients) measured_[slot].reset();

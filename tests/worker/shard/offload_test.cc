@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
 #include <string>
 
@@ -154,6 +155,24 @@ TEST(Offload, LayerMajorReadsWeightsOnceForAllMicroBatches) {
   EXPECT_LE(pins(together), experts * (3 * (1 + 2 + 3 + 1) + 4));
   EXPECT_GT(2 * pins(apart), 3 * pins(together));
   EXPECT_LT(together.offload.bytes_read, apart.offload.bytes_read / 10 * 8);
+}
+
+// Of the states the same part stays from one update to the next, and nothing is fetched so early
+// that it must leave again: what moves is what does not fit, each way (step_estimate.cc).
+TEST(Offload, WhatDoesNotFitMovesOnceAStep) {
+  Case c = OffloadCase(1, Precision::kBf16);
+  c.options.accumulation = Accumulation::kLayerMajor;
+  c.steps = 20;
+  const checkpoint::TempDir dir;
+  const int64_t all = AllBytes(c);
+  c.options.offload = {.enabled = true, .budget_bytes = all * 6 / 10, .spill_dir = dir.path()};
+  const Outcome run = RunOnRanks(c);
+  const double out = static_cast<double>(all - c.options.offload.budget_bytes);
+  const double read = static_cast<double>(run.offload.bytes_read) / c.steps;
+  const double written = static_cast<double>(run.offload.bytes_written) / c.steps;
+  std::printf("a step: %.0f bytes do not fit, %.0f read, %.0f written\n", out, read, written);
+  EXPECT_NEAR(read / out, 1.0, 0.15);
+  EXPECT_NEAR(written / out, 1.0, 0.15);
 }
 
 // untouched: skip. Experts with tokens are updated as ever; of others not a bit moves, and nothing
