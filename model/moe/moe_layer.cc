@@ -222,7 +222,8 @@ RoutedExperts::ForwardRows MoeLayerImpl::RowsOf(const ForwardCall& call, const R
   rows.dispatch = &routed.routing->dispatch;
   rows.x_ND = call.h_ND;
   rows.y_RD = routed.y_RD;
-  rows.kept = Keeps(call.context->pass) ? call.context->kept : nullptr;
+  rows.pass = call.context->pass;
+  rows.kept = Keeps(rows.pass) ? call.context->kept : nullptr;
   rows.meanwhile = [this, &call, &routed] {
     if (!shared_.has_value()) return;
     const Dispatch all = AllRows(call.h_ND.size(0));

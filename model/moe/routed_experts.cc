@@ -194,7 +194,7 @@ StatusOr<Experts::ForwardRows> RoutedExperts::Start(const ForwardRows& rows,
     return work;
   }
   Plan& plan = PlanOf(rows);
-  RETURN_IF_ERROR(MakePlan(*rows.dispatch, &plan));
+  if (rows.pass != layers::Pass::kRecompute) RETURN_IF_ERROR(MakePlan(*rows.dispatch, &plan));
   work.dispatch = &plan.dispatch;
   work.x_ND = pool->Take({plan.received_rows(), x.size(1)}, x.scalar_type());
   work.pre_RC = pool->Take({plan.dispatch.rows(), experts_.columns()}, x.scalar_type());

@@ -3,8 +3,8 @@
 //
 // Divided experts take three rounds of messages forward (how many rows; the rows; their results,
 // where they are asked for) and two backward (gradients of the results, each with the weight of its
-// row behind it; gradients of the rows, each with that of its weight). The same on all ranks,
-// whether they have rows or not.
+// row behind it; gradients of the rows, each with that of its weight). Recomputation sends the rows
+// alone. The same on all ranks, whether they have rows or not.
 //
 // N tokens, R rows of the router's dispatch over all experts, M rows that this rank's experts get.
 #pragma once
@@ -20,6 +20,7 @@
 #include "model/layers/buffer_pool.h"
 #include "model/layers/expert_access.h"
 #include "model/layers/feed_forward.h"
+#include "model/layers/sublayer.h"
 #include "model/moe/dispatch.h"
 #include "model/moe/experts.h"
 
@@ -46,6 +47,8 @@ class RoutedExperts {
     at::Tensor y_RD;
     Meanwhile meanwhile;
     layers::BufferPool* kept = nullptr;  // for what a backward needs; null: it is not kept
+    // kRecompute takes the exchange as the kSelect or kTrain before it agreed on it.
+    layers::Pass pass = layers::Pass::kInference;
   };
   // Of objects with the same experts, which are visited once for all batches; the same bits as a
   // call for each of them in their order. One that fails leaves `scratch` where it is.
@@ -79,7 +82,9 @@ class RoutedExperts {
     int64_t sent_rows() const { return static_cast<int64_t>(rows.size()); }
     int64_t received_rows() const { return static_cast<int64_t>(slots.size()); }
   };
-  Plan& PlanOf(const ForwardRows& rows) { return rows.kept != nullptr ? plan_ : inference_plan_; }
+  Plan& PlanOf(const ForwardRows& rows) {
+    return rows.pass == layers::Pass::kInference ? inference_plan_ : plan_;
+  }
   Status MakePlan(const Dispatch& dispatch, Plan* plan) const;
   // What the ranks tell each other first: rows for every expert, [rank][its expert]; returns those
   // that every rank has for the experts of this one.
@@ -113,7 +118,7 @@ class RoutedExperts {
   // Of the last forward that keeps.
   at::Tensor pre_RC_;
   at::Tensor received_MD_;
-  Plan plan_;
+  Plan plan_;            // of the last forward of training
   Plan inference_plan_;  // apart, so that an evaluation disturbs no training pass
 };
 

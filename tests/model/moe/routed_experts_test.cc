@@ -215,7 +215,7 @@ TEST(RoutedExperts, RoundsOfMessages) {
       });
       const int inference = 3;
       const int training = 3 + 2;
-      const int again = 3 + 2 + 2;  // no results of the recomputation
+      const int again = 3 + 2 + 1;  // neither counts nor results of the recomputation
       const std::vector<int> expected = {inference, inference + training,
                                          inference + training + again};
       EXPECT_EQ(rounds[0], expected);
@@ -259,12 +259,13 @@ Passes RunPasses(RoutedExperts* experts, const CountingExchange* exchange, int64
   const auto meanwhile = [&] {
     passes.under_way.push_back(exchange == nullptr ? 0 : exchange->under_way());
   };
-  const RoutedExperts::ForwardRows forward = {experts, &dispatch, x, y, meanwhile, &kept};
+  const RoutedExperts::ForwardRows forward = {experts, &dispatch,           x, y, meanwhile,
+                                              &kept,   layers::Pass::kTrain};
   passes.forward = RoutedExperts::Forward({&forward, 1}, &scratch);
   if (!passes.forward.ok()) return passes;
   EXPECT_EQ(scratch.Mark(), 0u);
-  const RoutedExperts::BackwardRows backward = {experts, &dispatch, x, x, weight,
-                                                dweight, y,         meanwhile};
+  const RoutedExperts::BackwardRows backward = {experts, &dispatch, x, x,
+                                                weight,  dweight,   y, meanwhile};
   passes.backward = RoutedExperts::Backward({&backward, 1}, &scratch);
   if (!passes.backward.ok()) return passes;
   EXPECT_EQ(scratch.Mark(), 0u);
