@@ -61,7 +61,8 @@ def spill_figures(name, runs):
     if PLACES[name][1]:
         read, write = (max(out[key] for out in runs) for key in ("disk_read", "disk_write"))
         # Of a parameter that is away: states 12 B each way, weights read forward and backward and written after the update.
-        # Gradients, 4 B each way, are not in the formula; the streams that the set really moved are.
+        # Gradients, 4 B each way, are not in the formula; the streams that the set really moved are. Where states alone are
+        # away, the set keeps the weights of all.
         away = runs[0]["expert_parameters"] * (1 - min(1, runs[0]["budget_bytes"] / runs[0]["expert_bytes"]))
         more.update(disk_read_gb=round(read / 1e9, 2), disk_write_gb=round(write / 1e9, 2),
                     formula_ms=round(max(16 * away / read, 14 * away / write) * 1e3, 2),
@@ -74,7 +75,7 @@ def measure_steps(figures, experts, turns, tokens, spill):
     for _ in range(turns):
         for name, (percent, spilled) in PLACES.items():
             runs[name].append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4",
-                                   str(percent), *([spill] if spilled else [])]))
+                                   str(percent), "1", "apart", *([spill] if spilled else [])]))
     losses = {tuple(out["losses"]) for outs in runs.values() for out in outs}
     if len(losses) != 1:
         raise SystemExit(f"the losses of places differ: {losses}")
@@ -97,6 +98,20 @@ def measure_steps(figures, experts, turns, tokens, spill):
                     runs=rounded([s / parameters * 1e9 for s in updates[name]], 2))
 
 
+def measure_visits(figures, experts, turns, tokens, spill):
+    """Four micro-batches that read a spilled expert one after the other, and all in one visit."""
+    runs = {way: [] for way in ("apart", "together")}
+    for _ in range(turns):
+        for way, outs in runs.items():
+            outs.append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4", "10", "4",
+                             way, spill]))
+    rates = {way: tokens / median([s for out in outs for s in out["step_seconds"]]) for way, outs in runs.items()}
+    moved = {way: spill_figures("spill_10", outs) for way, outs in runs.items()}
+    figures.add(f"tiny-moe_{experts}_experts_spill_10_four_micro_batches", rates["together"], "tokens/s", peer=rates["apart"],
+                ratio=rates["together"] / rates["apart"], peer_name="a visit for each micro-batch", tokens=tokens,
+                moved=moved["together"], peer_moved=moved["apart"])
+
+
 def main():
     figures = Figures("experts")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -109,6 +124,7 @@ def main():
             for experts in (0, 16):  # of a layer; 0: as the preset has them
                 turns = int(option("--turns", "1" if QUICK else "2"))
                 measure_steps(figures, experts, turns, int(option("--tokens", "1024")), spill)
+            measure_visits(figures, 16, turns, int(option("--tokens", "1024")), spill)
     finally:
         figures.write()
 

@@ -1,8 +1,10 @@
 // Training steps of a mixture of experts with its experts in memory, or in a bounded resident set:
-//   bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT [DIR]
-// EXPERTS: a layer's, 0 = the preset's. PERCENT: of the experts' memory, weights, gradients and
-// optimizer state together, that the set may keep; 0 = no offloading. DIR: where the rest is
-// spilled to; without it a host arena. One rank, bf16, AdamW with fp32 moments, one document.
+//   bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT BATCHES apart|together [DIR]
+// EXPERTS: a layer's, 0 = the preset's. TOKENS: of a step, in BATCHES micro-batches that pass the
+// model one after the other, or layer by layer together. PERCENT: of the experts' memory, weights,
+// gradients and optimizer state together, that the set may keep; 0 = no offloading. DIR: where the
+// rest is spilled to; without it a host arena. One rank, bf16, AdamW with fp32 moments, one
+// document a micro-batch.
 //
 // Prints one JSON line: seconds of every step and of its update, parameters, what the set moved and
 // waited in all steps but the first, and GB/s of the disk: DIR's, read and written block after
@@ -43,6 +45,8 @@ struct Options {
   int64_t tokens = 0;
   int64_t steps = 0;
   int64_t percent = 0;
+  int64_t batches = 1;
+  bool together = false;
   std::string dir;
 };
 
@@ -125,8 +129,8 @@ struct Batch {
   std::vector<int32_t> cu;
 };
 
-Batch RandomTokens(int64_t tokens, int64_t vocabulary) {
-  RngCursor random(Rng(1, "bench.tokens"));
+Batch RandomTokens(int64_t tokens, int64_t vocabulary, int64_t number) {
+  RngCursor random(Rng(1, "bench.tokens").Child(static_cast<uint64_t>(number)));
   Batch batch;
   for (int64_t i = 0; i < tokens; ++i) {
     batch.ids.push_back(static_cast<int64_t>(random.Below(static_cast<uint64_t>(vocabulary))));
@@ -137,7 +141,7 @@ Batch RandomTokens(int64_t tokens, int64_t vocabulary) {
   return batch;
 }
 
-// The step loop of a trainer with one micro-batch.
+// The step loop of a trainer.
 class Run {
  public:
   Run(const model::ModelPlan& plan, shard::Parameters* parameters, model::LanguageModel* model)
@@ -148,21 +152,32 @@ class Run {
         v_(m_) {}
 
   // Returns the seconds of the update.
-  StatusOr<double> Step(const Batch& batch, int step) {
+  StatusOr<double> Step(const std::vector<Batch>& batches, bool together, int step) {
     layers::StepInfo info;
     info.step = step;
-    info.loss_scale = info.row_scale = 1.0 / static_cast<double>(batch.ids.size());
+    std::vector<model::PackedBatch> views;
+    double tokens = 0;
+    for (const Batch& batch : batches) {
+      views.push_back({batch.ids, batch.labels, batch.cu});
+      tokens += static_cast<double>(batch.ids.size());
+    }
+    info.loss_scale = info.row_scale = 1.0 / tokens;
     parameters_->BeginStep();
-    const model::PackedBatch view{batch.ids, batch.labels, batch.cu};
-    ASSIGN_OR_RETURN(const model::LossSum sum,
-                     model_->ForwardBackward(view, info, parameters_->Hooks({.train = true})));
-    losses.push_back(sum.loss * info.loss_scale);
+    const size_t at_once = together ? views.size() : 1;
+    double loss = 0;
+    for (size_t first = 0; first < views.size(); first += at_once) {
+      const bool last = first + at_once >= views.size();
+      ASSIGN_OR_RETURN(const model::LossSum sum,
+                       model_->ForwardBackward(std::span(views).subspan(first, at_once), info,
+                                               parameters_->Hooks({.train = true, .last = last})));
+      loss += sum.loss * info.loss_scale;
+    }
+    losses.push_back(loss);
     RETURN_IF_ERROR(parameters_->FinishGradients());
     const double began = Now();
     double squares = 0;
-    RETURN_IF_ERROR(parameters_->ForEachMeasured([&](const shard::Measured& slice) {
-      squares += slice.Stats().sum_of_squares;
-    }));
+    RETURN_IF_ERROR(parameters_->ForEachMeasured(
+        [&](const shard::Measured& slice) { squares += slice.Stats().sum_of_squares; }));
     optim::StepArgs args;
     args.update = step + 1;
     args.learning_rate = 0.001;
@@ -214,6 +229,7 @@ Status Measure(const Options& options) {
                    model::PlanModel(config, model::ExpertsOfRank(config, 0, 1)));
   const ExpertSizes sizes = SizesOf(plan);
   shard::Options how;
+  if (options.together) how.accumulation = shard::Accumulation::kLayerMajor;
   int64_t budget = 0;
   if (options.percent > 0) {
     // Never less than the two experts that an update needs.
@@ -228,12 +244,15 @@ Status Measure(const Options& options) {
   ASSIGN_OR_RETURN(const std::unique_ptr<model::LanguageModel> model,
                    model::LanguageModel::Create(config, parameters->memory(), {}));
   Run run(plan, parameters.get(), model.get());
-  const Batch batch = RandomTokens(options.tokens, config.vocab_size());
+  std::vector<Batch> batches;
+  for (int64_t i = 0; i < options.batches; ++i) {
+    batches.push_back(RandomTokens(options.tokens / options.batches, config.vocab_size(), i));
+  }
   std::vector<double> steps;
   std::vector<double> updates;
   for (int step = 0; step <= options.steps; ++step) {
     const double began = Now();
-    ASSIGN_OR_RETURN(const double update, run.Step(batch, step));
+    ASSIGN_OR_RETURN(const double update, run.Step(batches, options.together, step));
     if (step == 0) {
       parameters->TakeOffloadStats();
       continue;
@@ -263,24 +282,30 @@ Status Measure(const Options& options) {
 }
 
 bool Parse(int argc, char** argv, Options* options) {
-  if (argc != 6 && argc != 7) return false;
+  if (argc != 8 && argc != 9) return false;
   options->preset = argv[1];
   int64_t* const numbers[] = {&options->experts, &options->tokens, &options->steps,
-                              &options->percent};
-  for (int i = 2; i < 6; ++i) {
+                              &options->percent, &options->batches};
+  for (int i = 2; i < 7; ++i) {
     const std::string_view text = argv[i];
     const auto parsed = std::from_chars(text.data(), text.data() + text.size(), *numbers[i - 2]);
     if (parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return false;
   }
-  if (argc == 7) options->dir = argv[6];
-  return options->experts >= 0 && options->tokens > 1 && options->steps > 0 &&
-         options->percent >= 0 && options->percent <= 100;
+  const std::string_view way = argv[7];
+  options->together = way == "together";
+  if (argc == 9) options->dir = argv[8];
+  return (options->together || way == "apart") && options->batches > 0 && options->experts >= 0 &&
+         options->tokens > options->batches && options->steps > 0 && options->percent >= 0 &&
+         options->percent <= 100;
 }
 
 int Main(int argc, char** argv) {
   Options options;
   if (!Parse(argc, argv, &options)) {
-    std::fprintf(stderr, "usage: bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT [DIR]\n");
+    std::fprintf(
+        stderr,
+        "usage: bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT BATCHES apart|together "
+        "[DIR]\n");
     return 2;
   }
   const Status status = Measure(options);

@@ -106,10 +106,11 @@ void Block::SelectiveForward(std::span<const ForwardCall> calls) {
   scratch->Release(mark);
 }
 
-void Block::SelectiveBackward(std::span<const BackwardCall> calls) {
+void Block::SelectiveBackward(std::span<const BackwardCall> calls, layers::BufferPool* redone) {
   layers::BufferPool* const scratch = calls.front().context->scratch;
   const size_t mark = scratch->Mark();
-  const std::vector<layers::PassContext> redoing = With(layers::Pass::kRecompute, calls);
+  std::vector<layers::PassContext> redoing = With(layers::Pass::kRecompute, calls);
+  for (layers::PassContext& context : redoing) context.kept = redone;
   const std::vector<layers::PassContext> keeping = With(layers::Pass::kTrain, calls);
   std::vector<layers::Sublayer::ForwardCall> forwards;
   std::vector<layers::Sublayer::BackwardCall> backwards;

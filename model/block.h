@@ -51,9 +51,9 @@ class Block {
   // The same two for selective recomputation (training-runtime.md 9.2): the attention half keeps
   // all that its backward needs, x2 included; of the feed-forward half only the routing is kept,
   // and it is redone, with both norms, in the backward. The pass of the context is not looked at.
-  // Same bits as Forward and Backward of kTrain.
+  // Same bits as Forward and Backward of kTrain. What is redone lies in `redone`.
   static void SelectiveForward(std::span<const ForwardCall> calls);
-  static void SelectiveBackward(std::span<const BackwardCall> calls);
+  static void SelectiveBackward(std::span<const BackwardCall> calls, layers::BufferPool* redone);
 
   layers::Sublayer* feed_forward() { return feed_forward_.get(); }
 

@@ -104,6 +104,9 @@ class LanguageModelImpl : public LanguageModel {
   at::Tensor head_gradient_VD_;
 
   layers::BufferPool scratch_;
+  // What recomputation makes anew, for the micro-batches that visit a block at a time: one pool for
+  // all, or each of them would hold as much for good.
+  layers::BufferPool redone_;
   std::vector<double> statistics_;
   Status failure_;  // of the layers of the pass under way
 };
@@ -163,6 +166,7 @@ StatusOr<LanguageModelImpl::Lanes> LanguageModelImpl::BeginLanes(
   }
   while (lanes_.size() < batches.size()) AddLane();
   scratch_.Release(0);
+  redone_.Release(0);
   failure_ = OkStatus();
   int64_t first_token = step.first_token;
   for (size_t i = 0; i < checked.size(); ++i) {
@@ -177,7 +181,7 @@ StatusOr<LanguageModelImpl::Lanes> LanguageModelImpl::BeginLanes(
     lane.context.step = &lane.step;
     lane.context.losses = &sum->layers;
     lane.context.counts = &sum->counts;
-    lane.context.kept = &lane.kept;
+    lane.context.kept = Recomputes() ? &redone_ : &lane.kept;
     lane.context.scratch = &scratch_;
     lane.context.failure = &failure_;
   }
@@ -223,23 +227,22 @@ std::vector<LanguageModelImpl::Lanes> LanguageModelImpl::VisitsOf(Lanes lanes, i
 
 void LanguageModelImpl::BlockForward(Lanes lanes, int layer, bool again) {
   const size_t l = static_cast<size_t>(layer);
-  std::vector<size_t> marks;
+  const size_t mark = redone_.Mark();
   std::vector<Block::ForwardCall> calls;
   for (const std::unique_ptr<Lane>& lane : lanes) {
-    marks.push_back(lane->kept.Mark());
     if (again) lane->context.pass = layers::Pass::kRecompute;
     calls.push_back({&lane->blocks[l], &lane->context, lane->attention.layer(layer),
                      lane->inputs[l], again ? at::Tensor() : lane->inputs[l + 1]});
   }
   if (options_.recompute == Recompute::kSelective) return Block::SelectiveForward(calls);
   Block::Forward(calls);
-  if (!Recomputes() || again) return;
-  for (size_t i = 0; i < lanes.size(); ++i) lanes[i]->kept.Release(marks[i]);
+  if (Recomputes() && !again) redone_.Release(mark);
 }
 
 void LanguageModelImpl::BlockBackward(Lanes lanes, int layer) {
-  std::vector<size_t> marks;
-  for (const std::unique_ptr<Lane>& lane : lanes) marks.push_back(lane->kept.Mark());
+  const size_t mark = redone_.Mark();
+  std::vector<size_t> kept_marks;
+  for (const std::unique_ptr<Lane>& lane : lanes) kept_marks.push_back(lane->kept.Mark());
   if (Recomputes()) {
     BlockForward(lanes, layer, true);
     if (!failure_.ok()) return;
@@ -250,11 +253,12 @@ void LanguageModelImpl::BlockBackward(Lanes lanes, int layer) {
                      lane->attention.layer(layer), lane->gradient});
   }
   if (options_.recompute == Recompute::kSelective) {
-    Block::SelectiveBackward(calls);
+    Block::SelectiveBackward(calls, &redone_);
   } else {
     Block::Backward(calls);
   }
-  for (size_t i = 0; i < lanes.size(); ++i) lanes[i]->kept.Release(marks[i]);
+  for (size_t i = 0; i < lanes.size(); ++i) lanes[i]->kept.Release(kept_marks[i]);
+  redone_.Release(mark);
 }
 
 Status LanguageModelImpl::Forward(Lanes lanes, const UnitHooks& hooks) {

@@ -511,8 +511,9 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
                            static_cast<int64_t>(rows * blocks.redone_max);
       break;
     case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
-      memory.activations =
-          static_cast<int64_t>(rows * blocks.kept_max) + (model.n_layers() * lanes - 1) * n * b * d;
+      memory.activations = static_cast<int64_t>(rows * blocks.kept_max) +
+                           static_cast<int64_t>(rows * blocks.replayed_sum) * lanes +
+                           (model.n_layers() * lanes - 1) * n * b * d;
       break;
   }
   const int64_t logits_rows = LogitsChunkRows(n, model.vocab_size(), b, kDefaultLogitsChunkBytes);
