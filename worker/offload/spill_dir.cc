@@ -65,6 +65,18 @@ StatusOr<SpillFd> Open(const std::string& dir, int (*open_file)(const std::strin
   return buffered;
 }
 
+// The name of a file system that is memory, by its magic number; empty: it is none.
+std::string_view MemoryFileSystem(int64_t magic) {
+  switch (static_cast<uint32_t>(magic)) {
+    case 0x01021994:
+      return "tmpfs";
+    case 0x858458f6:
+      return "ramfs";
+    default:
+      return {};
+  }
+}
+
 Status DoesNotFit(const std::string& dir, int64_t bytes) {
   struct statvfs disk = {};
   std::string free = "an unknown number of";
@@ -94,6 +106,16 @@ SpillFd& SpillFd::operator=(SpillFd&& other) noexcept {
 StatusOr<SpillFd> OpenSpillFile(const std::string& dir) { return Open(dir, OpenNameless); }
 
 StatusOr<SpillFd> OpenNamedSpillFile(const std::string& dir) { return Open(dir, OpenNamed); }
+
+Status CheckOnDisk(const std::string& dir) {
+  struct statfs system = {};
+  if (statfs(dir.c_str(), &system) != 0) return Refused(dir, errno);
+  const std::string_view name = MemoryFileSystem(static_cast<int64_t>(system.f_type));
+  if (name.empty()) return OkStatus();
+  return InvalidArgument(Str(kSettingName, ": ", dir, " lies in memory (", name,
+                             "), which is what spilling is to save: name a folder on a disk, or "
+                             "leave spill_dir out"));
+}
 
 Status CheckFreeBytes(const std::string& dir, int64_t bytes) {
   struct statvfs disk = {};
@@ -137,9 +159,6 @@ std::string_view FileSystemNote(int64_t magic) {
       return "a network file system: a disk of this machine is faster";
     case 0x65735546:
       return "FUSE, perhaps a network: a disk of this machine is faster";
-    case 0x01021994:  // tmpfs
-    case 0x858458f6:  // ramfs
-      return "a file system in memory: what is spilled still takes memory";
     default:
       return {};
   }

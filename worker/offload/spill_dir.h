@@ -1,5 +1,5 @@
-// The folder of the spill files: is it there, writable, large enough, and what kind of file system
-// is it. Everything that can be refused is refused here, before the first step.
+// The folder of the spill files: is it there, on a disk, writable, large enough, and what kind of
+// file system is it. Everything that can be refused is refused here, before the first step.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,10 @@ StatusOr<SpillFd> OpenSpillFile(const std::string& dir);
 // long as it takes to remove it.
 StatusOr<SpillFd> OpenNamedSpillFile(const std::string& dir);
 
+// INVALID_ARGUMENT if `dir` lies in memory (tmpfs, ramfs): spilling there frees none. What is under
+// an overlay cannot be seen.
+Status CheckOnDisk(const std::string& dir);
+
 // RESOURCE_EXHAUSTED with the bytes needed and free if `bytes` do not fit.
 Status CheckFreeBytes(const std::string& dir, int64_t bytes);
 
@@ -37,7 +41,7 @@ Status CheckFreeBytes(const std::string& dir, int64_t bytes);
 // RESOURCE_EXHAUSTED: as above.
 StatusOr<bool> AllocateSpillFile(const SpillFd& file, const std::string& dir, int64_t bytes);
 
-// What to know about the file system of `dir`, or nothing: a network, or memory.
+// What to know about the file system of `dir`, or nothing: a network.
 std::string FileSystemNote(const std::string& dir);
 // The same for a magic number of statfs.
 std::string_view FileSystemNote(int64_t magic);

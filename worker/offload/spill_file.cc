@@ -42,6 +42,7 @@ Status Spill::MakeFiles() {
     if (ends[kind] == 0) continue;
     ASSIGN_OR_RETURN(files_[kind], OpenSpillFile(dir_));
   }
+  RETURN_IF_ERROR(CheckOnDisk(dir_));
   RETURN_IF_ERROR(CheckFreeBytes(dir_, bytes_));
   for (size_t kind = 0; kind < kKinds; ++kind) {
     if (ends[kind] == 0) continue;

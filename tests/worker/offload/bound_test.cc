@@ -86,7 +86,7 @@ TEST_P(BoundTest, HighWaterMarkStaysWithinTheBudgetAndTenPercent) {
     total += 9 * weights;
   }
   ASSERT_GE(total, 10 * kBudgetBytes);
-  const TempDir dir;
+  const DiskDir dir;
   const BlockTable table = *BlockTable::Make(slots);
   ASSERT_TRUE(ResetHighWater()) << "/proc/self/clear_refs cannot be written here";
   const int64_t before = StatusBytes("VmHWM");

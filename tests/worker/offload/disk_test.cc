@@ -33,7 +33,7 @@ class DiskTest : public ::testing::TestWithParam<DiskMethod> {
     return results;
   }
 
-  TempDir dir_;
+  DiskDir dir_;
   SpillFd file_;
   std::unique_ptr<Disk> disk_;
 };

@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "base/status/errno_of.h"
+#include "tests/support/worker/temp_dir.h"
 #include "tests/worker/offload/faulty_disk.h"
 #include "tests/worker/offload/offload_test_util.h"
 
@@ -44,7 +45,7 @@ class FaultTest : public ::testing::TestWithParam<DiskMethod> {
     EXPECT_EQ(set_->Discard(7, Kind::kWeights), status);
   }
 
-  TempDir dir_;
+  DiskDir dir_;
   std::unique_ptr<ResidentSet> set_;
 };
 

@@ -12,14 +12,14 @@
 
 #include "base/rng/rng.h"
 #include "tests/support/status_matchers.h"
-#include "tests/support/worker/temp_dir.h"
+#include "tests/support/worker/disk_dir.h"
 #include "worker/offload/arena.h"
 #include "worker/offload/resident_set.h"
 #include "worker/offload/spill_file.h"
 
 namespace heddle::offload {
 
-using test::TempDir;
+using test::DiskDir;
 
 // `bytes` that depend on the block and on a version.
 inline std::vector<std::byte> Contents(uint32_t block, uint64_t version, int64_t bytes) {

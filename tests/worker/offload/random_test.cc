@@ -143,7 +143,7 @@ class RandomTest : public ::testing::TestWithParam<std::tuple<const char*, int>>
     std::ranges::fill(ContentsOf(block), std::byte{0});
   }
 
-  TempDir dir_;
+  DiskDir dir_;
   std::unique_ptr<ResidentSet> set_;
   int64_t budget_ = 0;
   std::vector<std::vector<std::byte>> contents_;  // by number

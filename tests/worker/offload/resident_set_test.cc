@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/worker/temp_dir.h"
 #include "tests/worker/offload/offload_test_util.h"
 
 namespace heddle::offload {
@@ -40,7 +41,7 @@ class ResidentSetTest : public ::testing::TestWithParam<const char*> {
     return sum;
   }
 
-  TempDir dir_;
+  DiskDir dir_;
   std::unique_ptr<ResidentSet> set_;
 };
 

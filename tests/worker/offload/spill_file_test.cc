@@ -38,7 +38,7 @@ StatusOr<std::unique_ptr<Spill>> MakeSpill(const std::string& dir, const BlockTa
 }
 
 TEST(Spill, KeepsEveryKindOfBlocksOfUnequalSizes) {
-  const TempDir dir;
+  const DiskDir dir;
   const std::vector<SlotBytes> slots = {{5000, 4096, 1}, {0, 12288, 70000}, {4097, 0, 3}};
   const BlockTable table = *BlockTable::Make(slots);
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill, MakeSpill(dir.path(), table));
@@ -71,14 +71,14 @@ TEST(Spill, KeepsEveryKindOfBlocksOfUnequalSizes) {
 }
 
 TEST(Spill, LeavesNoNameThatAKillCouldLeaveBehind) {
-  const TempDir dir;
+  const DiskDir dir;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill,
                        MakeSpill(dir.path(), WeightSlots(4, 100'000)));
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
 }
 
 TEST(Spill, AllocatesItsBlocksBeforeTheFirstWrite) {
-  const TempDir dir;
+  const DiskDir dir;
   ASSERT_OK_AND_ASSIGN(const SpillFd file, OpenSpillFile(dir.path()));
   ASSERT_OK_AND_ASSIGN(const bool allocated, AllocateSpillFile(file, dir.path(), 1 << 20));
   if (!allocated) GTEST_SKIP() << "the file system of " << dir.path() << " cannot allocate";
@@ -88,7 +88,7 @@ TEST(Spill, AllocatesItsBlocksBeforeTheFirstWrite) {
 }
 
 TEST(Spill, RefusesAFolderThatIsNotThereAndSaysWhatToDo) {
-  const TempDir dir;
+  const DiskDir dir;
   const BlockTable table = WeightSlots(1, 1);
   std::ofstream(dir.path() + "/file") << "x";
   for (const char* name : {"/missing", "/file/below", "/file"}) {
@@ -98,7 +98,7 @@ TEST(Spill, RefusesAFolderThatIsNotThereAndSaysWhatToDo) {
 }
 
 TEST(Spill, RefusesAReadOnlyFileSystem) {
-  const TempDir dir;
+  const DiskDir dir;
   Status status = OkStatus();
   const bool mounted = WithMount(dir.path(), {.flags = MS_RDONLY}, [&] {
     status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(1, 1)));
@@ -108,31 +108,56 @@ TEST(Spill, RefusesAReadOnlyFileSystem) {
   EXPECT_STATUS(status, StatusCode::kFailedPrecondition, "that this user can write");
 }
 
+// Runs `body` with the path of such a disk, in a thread with mounts of its own. False: not allowed
+// here.
+bool WithSmallDisk(const char* type, const char* options,
+                   const std::function<void(const std::string&)>& body) {
+  bool mounted = false;
+  std::thread([&] {
+    if (unshare(CLONE_NEWNS) != 0) return;
+    if (mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return;
+    const test::SmallDisk disk(type, options);
+    mounted = disk.mounted();
+    if (mounted) body(disk.path());
+  }).join();
+  return mounted;
+}
+
 TEST(Spill, RefusesAFullDiskAtTheStartWithTheNumbers) {
-  const TempDir dir;
   Status status = OkStatus();
   Status fits = Internal("not tried");
-  std::string text;
-  const bool mounted = WithMount(dir.path(), {}, [&] {
-    status = ::heddle::status_internal::ToStatus(MakeSpill(dir.path(), WeightSlots(3, 409'600)));
-    StatusOr<std::unique_ptr<Spill>> small = MakeSpill(dir.path(), WeightSlots(2, 409'600));
-    fits = small.status();
-    if (small.ok()) text = (*small)->Describe();
+  const bool mounted = WithSmallDisk("tmpfs", "size=1m", [&](const std::string& dir) {
+    status = MakeSpill(dir, WeightSlots(3, 409'600)).status();
+    fits = MakeSpill(dir, WeightSlots(2, 409'600)).status();
   });
   if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
   EXPECT_STATUS(status, StatusCode::kResourceExhausted, "need 1228800 bytes, 1048576 bytes");
   EXPECT_OK(fits);
-  EXPECT_NE(text.find("a file system in memory"), std::string::npos) << text;
+}
+
+// It would take the memory that spilling is to save.
+TEST(Spill, RefusesAFolderInMemoryAndSaysWhatToDo) {
+  for (const std::string type : {"tmpfs", "ramfs"}) {
+    const DiskDir dir;
+    Status status = OkStatus();
+    const bool mounted = WithMount(dir.path(), {.type = type.c_str(), .options = ""}, [&] {
+      status = MakeSpill(dir.path(), WeightSlots(1, 1)).status();
+    });
+    if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
+    EXPECT_STATUS(
+        status, StatusCode::kInvalidArgument,
+        Str("memory.expert_offloading.spill_dir: ", dir.path(), " lies in memory (", type, ")"));
+    EXPECT_STATUS(status, StatusCode::kInvalidArgument, "name a folder on a disk, or leave");
+  }
 }
 
 // What statvfs promises, fallocate may refuse: a quota, another process.
 TEST(Spill, RefusesWhatCannotBeAllocated) {
-  const TempDir dir;
   Status status = OkStatus();
-  const bool mounted = WithMount(dir.path(), {}, [&] {
-    const StatusOr<SpillFd> file = OpenSpillFile(dir.path());
+  const bool mounted = WithSmallDisk("tmpfs", "size=1m", [&](const std::string& dir) {
+    const StatusOr<SpillFd> file = OpenSpillFile(dir);
     ASSERT_OK(file);
-    status = ::heddle::status_internal::ToStatus(AllocateSpillFile(*file, dir.path(), 2 << 20));
+    status = AllocateSpillFile(*file, dir, 2 << 20).status();
   });
   if (!mounted) GTEST_SKIP() << "mounts are not allowed here";
   EXPECT_STATUS(status, StatusCode::kResourceExhausted, "need 2097152 bytes, 1048576 bytes");
@@ -140,12 +165,11 @@ TEST(Spill, RefusesWhatCannotBeAllocated) {
 
 // ramfs has no O_DIRECT, cannot allocate, and knows no sizes.
 TEST(Spill, WorksOnAFileSystemThatCanDoLittle) {
-  const TempDir dir;
   Status status = Internal("not tried");
   std::string text;
   const BlockTable table = WeightSlots(6, 10'000);
-  const bool mounted = WithMount(dir.path(), {.type = "ramfs", .options = ""}, [&] {
-    StatusOr<std::unique_ptr<Spill>> spill = MakeSpill(dir.path(), table);
+  const bool mounted = WithSmallDisk("ramfs", "", [&](const std::string& dir) {
+    StatusOr<std::unique_ptr<Spill>> spill = MakeSpill(dir, table);
     ASSERT_OK(spill);
     text = (*spill)->Describe();
     ASSERT_OK_AND_ASSIGN(const std::unique_ptr<ResidentSet> set,
@@ -161,7 +185,7 @@ TEST(Spill, WorksOnAFileSystemThatCanDoLittle) {
 }
 
 TEST(Spill, RemovesTheNameWhereAFileNeedsOne) {
-  const TempDir dir;
+  const DiskDir dir;
   ASSERT_OK_AND_ASSIGN(const SpillFd first, OpenNamedSpillFile(dir.path()));
   ASSERT_OK_AND_ASSIGN(const SpillFd second, OpenNamedSpillFile(dir.path()));
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
@@ -180,7 +204,7 @@ TEST(Spill, KnowsFileSystemsThatAreNotADisk) {
 }
 
 TEST(Spill, SaysHowItReachesTheDisk) {
-  const TempDir dir;
+  const DiskDir dir;
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Spill> spill,
                        MakeSpill(dir.path(), WeightSlots(2, 1 << 20)));
   const std::string text = spill->Describe();

@@ -7,8 +7,8 @@
 #include <map>
 #include <string>
 
-#include "tests/checkpoint/temp_dir.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/worker/disk_dir.h"
 #include "tests/worker/shard/gloo_ranks.h"
 #include "tests/worker/shard/sharded_run.h"
 
@@ -83,7 +83,7 @@ TEST_P(OffloadEquality, FiftyStepsHaveTheBitsOfExpertsInMemory) {
   c.steps = 50;
   const Outcome& expected = Resident(parts.precision);
   EXPECT_LT(expected.losses.back(), expected.losses.front() - 0.5) << "nothing was learned";
-  const checkpoint::TempDir dir;
+  const test::DiskDir dir;
   const int64_t all = AllBytes(c);
   c.options.offload = {.enabled = true,
                        .budget_bytes = all * parts.percent / 100,
@@ -125,7 +125,7 @@ TEST(Offload, EveryAccumulationRecomputationAndDegreeHasTheSameBits) {
         c.options.accumulation = accumulation;
         c.recompute = recompute;
         const Outcome expected = RunOnRanks(c);
-        const checkpoint::TempDir dir;
+        const test::DiskDir dir;
         // At least the update of two experts.
         c.options.offload = {.enabled = true,
                              .budget_bytes = std::max<int64_t>(AllBytes(c) / 8, 64 << 10),
@@ -141,7 +141,7 @@ TEST(Offload, EveryAccumulationRecomputationAndDegreeHasTheSameBits) {
 // What layer-major passes are for: five micro-batches visit an expert once forward and once back.
 TEST(Offload, LayerMajorReadsWeightsOnceForAllMicroBatches) {
   Case c = OffloadCase(1, Precision::kBf16);
-  const checkpoint::TempDir dir;
+  const test::DiskDir dir;
   c.options.offload = {.enabled = true, .budget_bytes = AllBytes(c) / 10, .spill_dir = dir.path()};
   const auto pins = [](const Outcome& run) { return run.offload.hits + run.offload.misses; };
   const Outcome apart = RunOnRanks(c);
@@ -180,7 +180,7 @@ TEST(Offload, WhatDoesNotFitMovesOnceAStep) {
 TEST(Offload, ExpertsWithoutTokensAreLeftOutOfTheUpdateIfAsked) {
   Case c = OffloadCase(1, Precision::kBf16);
   c.config.mutable_moe()->set_n_experts(128);
-  const checkpoint::TempDir dir;
+  const test::DiskDir dir;
   c.options.offload = {.enabled = true, .budget_bytes = AllBytes(c) / 10, .spill_dir = dir.path()};
   c.steps = 0;
   const Outcome before = RunOnRanks(c);

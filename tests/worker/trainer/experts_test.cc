@@ -1,7 +1,6 @@
 // Experts divided over ranks and experts in a bounded resident set, in whole runs: kills, other
 // degrees, other homes (training-runtime.md 10, 12, 20.3, 20.6, 20.7).
 #include <gtest/gtest.h>
-#include <sys/mount.h>
 
 #include <cmath>
 #include <filesystem>
@@ -13,6 +12,7 @@
 #include "base/status/status.h"
 #include "tests/support/bad_disk.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/worker/disk_dir.h"
 #include "tests/worker/trainer/job.h"
 
 namespace heddle::trainer {
@@ -50,7 +50,7 @@ TEST(Experts, OffloadedRunsGoOnBitForBitAndAreThoseOfExpertsInMemory) {
                                                   : heddle::v1::TrainingConfig::PRECISION_BF16);
     Job resident(config, 1);
     RunToEnd(&resident);
-    const checkpoint::TempDir spill;
+    const test::DiskDir spill;
     Offload(&config, spill.path());
     Job offloaded(config, 1);
     KillAt(&offloaded, 13, 0);
@@ -73,7 +73,7 @@ TEST(Experts, ResidentAndOffloadedContinueEachOther) {
   RunConfig config = ExpertConfig(2, 2, 20);
   Job resident(config, 2);
   RunToEnd(&resident);
-  const checkpoint::TempDir spill;
+  const test::DiskDir spill;
   Job mixed(config, 2);
   KillAt(&mixed, 7, 1);
   Offload(&mixed.config(), spill.path());
@@ -134,16 +134,28 @@ TEST(Experts, AnyDegreeContinuesAnyOther) {
   }
 }
 
-TEST(Experts, ASpillFolderThatIsNotThereEndsTheRunWithItsName) {
+// Ends a run that spills to `folder` at once and for good, with these words.
+void ExpectSpillRefused(const std::string& folder, const std::string& words) {
   RunConfig config = ExpertConfig(1, 1, 5);
-  Offload(&config, "/no/such/folder");
+  Offload(&config, folder);
   Job job(config, 1);
   FakeAttempt attempt(job.Next());
   const std::vector<FakeRankEnd> ends = attempt.Wait(30);
   ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
   ASSERT_TRUE(ends.front().words.has_value());
-  EXPECT_NE(ends.front().words->detail().find("/no/such/folder"), std::string::npos)
+  EXPECT_EQ(ends.front().words->category(), "USER_CONFIG");
+  EXPECT_NE(ends.front().words->detail().find(words), std::string::npos)
       << ends.front().words->detail();
+}
+
+TEST(Experts, ASpillFolderThatIsNotThereEndsTheRunWithItsName) {
+  ExpectSpillRefused("/no/such/folder", "/no/such/folder");
+}
+
+TEST(Experts, ASpillFolderInMemoryEndsTheRunWithItsName) {
+  if (offload::CheckOnDisk("/dev/shm").ok()) GTEST_SKIP() << "/dev/shm is no file system in memory";
+  ExpectSpillRefused("/dev/shm",
+                     "memory.expert_offloading.spill_dir: /dev/shm lies in memory (tmpfs)");
 }
 
 // Bits that change on the disk end the attempt with the block's name; the next one goes on from
@@ -152,7 +164,7 @@ TEST(Experts, ABitFlippedInASpilledExpertIsNeverComputedWith) {
   RunConfig config = ExpertConfig(1, 1, 40);
   Job resident(config, 1);
   RunToEnd(&resident);
-  const checkpoint::TempDir spill;
+  const test::DiskDir spill;
   Offload(&config, spill.path());
   Job job(config, 1);
   FakeAttempt attempt(job.Next());
@@ -171,19 +183,16 @@ TEST(Experts, ABitFlippedInASpilledExpertIsNeverComputedWith) {
 
 // A full disk is told before the first step.
 TEST(Experts, ADiskWithoutRoomForTheSpillEndsTheRunBeforeItBegins) {
-  const checkpoint::TempDir mounted;
-  if (mount("heddle-test", mounted.path().c_str(), "tmpfs", 0, "size=1m") != 0) {
-    GTEST_SKIP() << "no right to mount a small file system here";
-  }
+  const test::SmallDisk disk("tmpfs", "size=1m");
+  if (!disk.mounted()) GTEST_SKIP() << "no right to mount a small file system here";
   RunConfig config = ExpertConfig(1, 1, 5);
-  Offload(&config, mounted.path());
+  Offload(&config, disk.path());
   Job job(config, 1);
   FakeAttempt attempt(job.Next());
   const std::vector<FakeRankEnd> ends = attempt.Wait(30);
-  EXPECT_EQ(umount(mounted.path().c_str()), 0);
   EXPECT_EQ(ends.front().code, static_cast<int>(ExitCode::kStorage));
   ASSERT_TRUE(ends.front().words.has_value());
-  EXPECT_NE(ends.front().words->detail().find(mounted.path()), std::string::npos)
+  EXPECT_NE(ends.front().words->detail().find(disk.path()), std::string::npos)
       << ends.front().words->detail();
   EXPECT_NE(ends.front().words->detail().find("free"), std::string::npos);
   EXPECT_EQ(ends.front().words->step(), 0u);
@@ -191,23 +200,20 @@ TEST(Experts, ADiskWithoutRoomForTheSpillEndsTheRunBeforeItBegins) {
 
 // The spill fits and a save does not: training goes on without it, and saves once there is room.
 TEST(Experts, ADiskThatIsFullAtASaveDelaysTheSave) {
-  const checkpoint::TempDir mounted;
-  if (mount("heddle-test", mounted.path().c_str(), "tmpfs", 0, "size=2100k") != 0) {
-    GTEST_SKIP() << "no right to mount a small file system here";
-  }
+  test::SmallDisk disk("tmpfs", "size=2100k");
+  if (!disk.mounted()) GTEST_SKIP() << "no right to mount a small file system here";
   RunConfig config = ExpertConfig(1, 1, 60);
   Job resident(config, 1);
   RunToEnd(&resident);
-  Offload(&config, mounted.path());
+  Offload(&config, disk.path());
   Job job(config, 1);
   {
     FakeAttempt attempt(job.Next());
     EXPECT_TRUE(attempt.WaitForStep(12));
-    EXPECT_EQ(mount("heddle-test", mounted.path().c_str(), "tmpfs", MS_REMOUNT, "size=16m"), 0);
+    disk.Resize("size=16m");
     ExpectAll(&attempt, attempt.Wait(60), ExitCode::kDone);
     job.Collect(&attempt);
   }
-  EXPECT_EQ(umount(mounted.path().c_str()), 0);
   ASSERT_FALSE(job.records().empty());
   EXPECT_GT(job.records().front().step(), 10u) << "two saves had no room";
   EXPECT_EQ(job.saved_step(), 60u);

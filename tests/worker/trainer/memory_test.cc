@@ -26,6 +26,7 @@
 #include "model/model_plan.h"
 #include "model/training_plan.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/worker/disk_dir.h"
 #include "tests/worker/trainer/job.h"
 
 namespace heddle::trainer {
@@ -164,7 +165,7 @@ RunConfig SmallExperts(int64_t resident_mb) {
   auto* offloading = config.mutable_memory()->mutable_expert_offloading();
   offloading->set_enabled(true);
   offloading->set_resident_mb(resident_mb);
-  offloading->set_spill_dir(P_tmpdir);
+  offloading->set_spill_dir(test::DiskFolder());
   return config;
 }
 
@@ -226,7 +227,7 @@ std::vector<Setting> ExpertSettings() {
         all.back().config.mutable_memory()->mutable_expert_offloading();
     offloading->set_enabled(true);
     offloading->set_resident_mb(74);
-    offloading->set_spill_dir(P_tmpdir);
+    offloading->set_spill_dir(test::DiskFolder());
   }
   // Four micro-batches visit an expert at a time.
   all.push_back({"moe_merged", all.back().config});

@@ -28,6 +28,7 @@
 #include "tests/model/attention/allocation_meter.h"
 #include "tests/support/bad_disk.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/worker/disk_dir.h"
 
 namespace heddle::trainer {
 namespace {
@@ -349,7 +350,7 @@ TEST(RunState, StartsFromAFolderInEveryLayout) {
       const std::string what =
           Str("mode ", static_cast<int>(layout.mode), " degree ", layout.degree, " ranks ",
               layout.ranks, " offload ", layout.offload, layout.spill, " bf16 ", bf16);
-      const checkpoint::TempDir spill;
+      const test::DiskDir spill;
       RunPlan plan = PlanOf(Moments::kFp32, layout.mode, optim::Algorithm::kAdamW);
       plan.precision = bf16 ? model::Precision::kBf16 : model::Precision::kFp32;
       plan.init_from = folder.path() + "/model";
@@ -405,7 +406,7 @@ TEST(RunState, ReadingAFolderTakesNoMemoryOfItsSize) {
   constexpr int64_t kModelBytes = int64_t{64} * 2 * 3 * 256 * 256 * 4;
   constexpr int64_t kMost = 16 << 20;  // a piece, the header, and what the kernel maps around
   const checkpoint::TempDir folder;
-  const checkpoint::TempDir spill;
+  const test::DiskDir spill;
   WriteFolder(config, folder.path() + "/model");
   RunPlan plan = PlanOf(Moments::kFp32, Mode::kNone, optim::Algorithm::kAdamW);
   plan.precision = model::Precision::kBf16;
@@ -489,7 +490,7 @@ heddle::v1::ModelConfig ExpertModel() {
 // What the disk of spilled experts does is no fault of the checkpoint that is being loaded.
 TEST(RunState, LostExpertsAreToldFromADamagedCheckpoint) {
   const checkpoint::TempDir root;
-  const checkpoint::TempDir spill;
+  const test::DiskDir spill;
   RunPlan plan = PlanOf(Moments::kFp32, Mode::kFull, optim::Algorithm::kAdamW);
   World whole(plan, ExpertModel(), 1);
   const StatusOr<heddle::v1::CheckpointRecord> record = whole.Save(root.path());
