@@ -113,12 +113,14 @@ void ResidentSet::Fetch(uint32_t number, Access access, std::vector<Start>& star
     return;
   }
   block.state = State::kBlank;
+  Reorder(number);
   if (access != Access::kOverwrite) StartRead(number, starts);
 }
 
 void ResidentSet::StartRead(uint32_t number, std::vector<Start>& starts) {
   Resident& block = blocks_[number];
   block.state = State::kReading;
+  Reorder(number);
   if (block.written) reading_.Begin(clock_.NowSteady());
   starts.push_back(
       {.transfer = {.write = false, .block = number, .data = block.data}, .zero = !block.written});
@@ -142,12 +144,32 @@ ResidentSet::Room ResidentSet::MakeRoom(int64_t bytes, size_t place, bool demand
 }
 
 std::optional<uint32_t> ResidentSet::Furthest(size_t place, bool demanded) const {
+  const std::optional<uint32_t> kept = demand_ ? std::optional(demand_->block) : std::nullopt;
+  std::optional<uint32_t> first = order_.First(kept);
+  if (first && !demanded && uses_.Next(*first) <= place) first.reset();
+  if (options_.check_order) HEDDLE_CHECK(first == FurthestOfAll(place, demanded));
+  return first;
+}
+
+bool ResidentSet::IsIdle(const Resident& block) {
+  const bool here = block.state == State::kHere || block.state == State::kBlank;
+  return here && block.pins == 0 && !block.writing;
+}
+
+void ResidentSet::Reorder(uint32_t number) {
+  const Resident& block = blocks_[number];
+  if (IsIdle(block)) {
+    order_.Put(number, {uses_.Next(number), block.used});
+  } else {
+    order_.Drop(number);
+  }
+}
+
+std::optional<uint32_t> ResidentSet::FurthestOfAll(size_t place, bool demanded) const {
   std::optional<uint32_t> furthest;
   for (uint32_t number = 0; number < blocks_.size(); ++number) {
     const Resident& block = blocks_[number];
-    const bool idle = block.state == State::kHere || block.state == State::kBlank;
-    if (!idle || block.pins > 0 || block.writing) continue;
-    if (demand_ && demand_->block == number) continue;
+    if (!IsIdle(block) || (demand_ && demand_->block == number)) continue;
     const size_t next = uses_.Next(number);
     if (!demanded && next <= place) continue;
     if (furthest) {
@@ -163,6 +185,7 @@ void ResidentSet::StartWrite(uint32_t number, std::vector<Start>& starts) {
   Resident& block = blocks_[number];
   block.writing = true;
   block.leaving = true;
+  Reorder(number);
   leaving_bytes_ += table_.MemoryBytes(number);
   writing_.Begin(clock_.NowSteady());
   starts.push_back({.transfer = {.write = true, .block = number, .data = block.data}});
@@ -172,6 +195,7 @@ void ResidentSet::Release(uint32_t number) {
   Resident& block = blocks_[number];
   memory_.Give(std::exchange(block.data, nullptr), table_.MemoryBytes(number));
   block.state = State::kAway;
+  Reorder(number);
   fetched_ = std::min(fetched_, uses_.Next(number));
 }
 
@@ -192,6 +216,7 @@ void ResidentSet::FinishRead(uint32_t number, const Status& status) {
   }
   if (status.ok()) {
     block.state = State::kHere;
+    Reorder(number);
     return;
   }
   read_errors_[number] = status;
@@ -202,6 +227,7 @@ void ResidentSet::FinishWrite(uint32_t number, const Status& status) {
   Resident& block = blocks_[number];
   writing_.End(clock_.NowSteady());
   block.writing = false;
+  Reorder(number);
   if (status.ok()) {
     stats_.bytes_written += table_.MemoryBytes(number);
     block.dirty = false;

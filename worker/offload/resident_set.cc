@@ -60,6 +60,7 @@ ResidentSet::ResidentSet(const BlockTable& table, const ResidentSetOptions& opti
       home_(std::move(home)),
       memory_(options.budget_bytes),
       uses_(table.size()),
+      order_(table.size()),
       blocks_(table.size()) {}
 
 ResidentSet::~ResidentSet() {
@@ -87,6 +88,7 @@ Status ResidentSet::Expect(std::span<const ExpectedUse> uses) {
     const std::lock_guard lock(mutex_);
     RETURN_IF_ERROR(failed_);
     uses_.Replace(std::move(numbered));
+    order_.Renew([this](uint32_t number) { return uses_.Next(number); });
     fetched_ = 0;
   }
   home_->Wake();
@@ -99,6 +101,7 @@ StatusOr<std::byte*> ResidentSet::Pin(uint32_t slot, Kind kind, Access access) {
   RETURN_IF_ERROR(failed_);
   RETURN_IF_ERROR(CheckFits(number));
   uses_.Consume(number);
+  Reorder(number);
   Resident& block = blocks_[number];
   if (Ready(block, access) || BlankAtOnce(number, access)) {
     ++stats_.hits;
@@ -111,6 +114,7 @@ StatusOr<std::byte*> ResidentSet::Pin(uint32_t slot, Kind kind, Access access) {
   block.dirty = block.dirty || access != Access::kRead;
   block.used = ++pin_count_;
   if (block.pins++ == 0) pinned_bytes_ += table_.MemoryBytes(number);
+  Reorder(number);
   return block.data;
 }
 
@@ -130,6 +134,7 @@ Status ResidentSet::Unpin(uint32_t slot, Kind kind) {
       return FailedPrecondition(Str("expert offload: ", Block{slot, kind}, " is not pinned"));
     }
     if (--block.pins == 0) pinned_bytes_ -= table_.MemoryBytes(number);
+    Reorder(number);
     RETURN_IF_ERROR(failed_);
   }
   // What is expected may have waited for this memory.

@@ -24,6 +24,7 @@
 #include "base/status/status.h"
 #include "worker/offload/block_memory.h"
 #include "worker/offload/blocks.h"
+#include "worker/offload/eviction_order.h"
 #include "worker/offload/expected_uses.h"
 #include "worker/offload/home.h"
 
@@ -35,6 +36,8 @@ struct ResidentSetOptions {
   int64_t min_pinned_bytes = 0;
   // Reads, and as many writes, that may run together. At most kDiskRequests / 2.
   int transfers = 8;
+  // Every block that gives way is compared with the choice of a look at all of them: for tests.
+  bool check_order = false;
 };
 
 // Counters since the last TakeStats, but for the last two.
@@ -126,6 +129,12 @@ class ResidentSet {
   ResidentSet(const BlockTable& table, const ResidentSetOptions& options,
               std::unique_ptr<Home> home);
 
+  // ---- both sides; mutex_ held ----
+  // It has memory that could be taken.
+  static bool IsIdle(const Resident& block);
+  // After each change of the block, or of its next use.
+  void Reorder(uint32_t number);
+
   // ---- the caller's side; mutex_ held ----
   bool Ready(const Resident& block, Access access) const;
   bool BlankAtOnce(uint32_t number, Access access);
@@ -144,6 +153,8 @@ class ResidentSet {
   // Sees to `bytes` of free memory at the cost of blocks that are needed after `place`.
   Room MakeRoom(int64_t bytes, size_t place, bool demanded, std::vector<Start>& starts);
   std::optional<uint32_t> Furthest(size_t place, bool demanded) const;
+  // The same by looking at every block.
+  std::optional<uint32_t> FurthestOfAll(size_t place, bool demanded) const;
   void StartWrite(uint32_t number, std::vector<Start>& starts);
   void Release(uint32_t number);
   void Finish(const TransferEnd& end);
@@ -160,6 +171,7 @@ class ResidentSet {
   std::condition_variable changed_;
   BlockMemory memory_;
   ExpectedUses uses_;
+  EvictionOrder order_;           // of what is idle
   std::vector<Resident> blocks_;  // by number
   size_t fetched_ = 0;            // places before this one are here, on their way, or over
   std::optional<Demand> demand_;  // what the caller waits for
