@@ -18,7 +18,8 @@ SOURCE = re.compile(r"\.(h|cc|cu|cuh)$")
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]+(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
 
 # Folders of B: open to everyone that lists B; base itself holds word lists (.def).
-BASE = ["base", "base/status", "base/ids", "base/units", "base/clock", "base/rng", "base/log", "base/rank_words"]
+BASE = ["base", "base/status", "base/ids", "base/units", "base/clock", "base/rng", "base/log", "base/numa",
+        "base/rank_words"]
 # Tests may include what they test; only L4 binds them.
 UNRESTRICTED = ("tests/",)
 

@@ -37,7 +37,7 @@ Worker::Worker(boost::asio::io_context* io, const Clock* clock, const Options& o
       options_(options),
       state_(state),
       cgroups_(FindCgroupParents()),
-      cpus_(CpuTable::DefaultPath(), GrantedCpus()),
+      cpus_(CpuTable::DefaultPath(), GrantedCpus(), numa::ReadNodes()),
       gpus_(GpuTable::DefaultPath(), FindGpus(GpuSourcesHere(), options.gpus)),
       disk_(1),
       beat_timer_(*io),

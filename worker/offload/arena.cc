@@ -5,11 +5,13 @@
 #include <cstring>
 #include <utility>
 
+#include "base/numa/numa.h"
 #include "base/units/units.h"
 
 namespace heddle::offload {
 
-StatusOr<std::unique_ptr<Arena>> Arena::Create(const BlockTable& table) {
+StatusOr<std::unique_ptr<Arena>> Arena::Create(const BlockTable& table,
+                                               const std::vector<int>& nodes) {
   std::vector<int64_t> offsets;
   int64_t bytes = 0;
   for (uint32_t block = 0; block < table.size(); ++block) {
@@ -23,6 +25,7 @@ StatusOr<std::unique_ptr<Arena>> Arena::Create(const BlockTable& table) {
                                            " in host memory: set memory.expert_offloading.spill_dir"
                                            " to keep experts on a disk"));
   }
+  numa::Binding(nodes).Bind({static_cast<std::byte*>(base), static_cast<size_t>(bytes)});
   // A kernel without huge pages says EINVAL: small ones work too.
   madvise(base, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   return std::unique_ptr<Arena>(

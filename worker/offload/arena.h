@@ -18,8 +18,10 @@ namespace heddle::offload {
 // first write on, beside the budget of the resident set.
 class Arena : public Home {
  public:
-  // RESOURCE_EXHAUSTED with the bytes needed if the address range is refused.
-  static StatusOr<std::unique_ptr<Arena>> Create(const BlockTable& table);
+  // Of these memory nodes (base/numa), or without any as the system likes. RESOURCE_EXHAUSTED with
+  // the bytes needed if the address range is refused.
+  static StatusOr<std::unique_ptr<Arena>> Create(const BlockTable& table,
+                                                 const std::vector<int>& nodes = {});
   ~Arena() override;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;

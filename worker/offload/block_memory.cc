@@ -58,6 +58,7 @@ std::byte* BlockMemory::Take(int64_t bytes) {
     Trim(bytes);
     data = Map(bytes);
     if (data == nullptr) return nullptr;
+    binding_.Bind({data, static_cast<size_t>(bytes)});
     mapped_bytes_ += bytes;
     peak_mapped_bytes_ = std::max(peak_mapped_bytes_, mapped_bytes_);
   }

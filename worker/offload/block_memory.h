@@ -5,14 +5,19 @@
 
 #include <cstdint>
 #include <map>
+#include <utility>
 #include <vector>
+
+#include "base/numa/numa.h"
 
 namespace heddle::offload {
 
 // Not thread-safe.
 class BlockMemory {
  public:
-  explicit BlockMemory(int64_t budget_bytes) : budget_bytes_(budget_bytes) {}
+  // Of these memory nodes (base/numa), or without any as the system likes.
+  explicit BlockMemory(int64_t budget_bytes, std::vector<int> nodes = {})
+      : budget_bytes_(budget_bytes), binding_(std::move(nodes)) {}
   ~BlockMemory();
   BlockMemory(const BlockMemory&) = delete;
   BlockMemory& operator=(const BlockMemory&) = delete;
@@ -34,6 +39,7 @@ class BlockMemory {
   void Trim(int64_t bytes);
 
   const int64_t budget_bytes_;
+  numa::Binding binding_;
   int64_t used_bytes_ = 0;
   int64_t mapped_bytes_ = 0;
   int64_t peak_mapped_bytes_ = 0;

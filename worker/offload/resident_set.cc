@@ -58,7 +58,7 @@ ResidentSet::ResidentSet(const BlockTable& table, const ResidentSetOptions& opti
     : table_(table),
       options_(options),
       home_(std::move(home)),
-      memory_(options.budget_bytes),
+      memory_(options.budget_bytes, options.memory_nodes),
       uses_(table.size()),
       order_(table.size()),
       blocks_(table.size()) {}
@@ -101,7 +101,6 @@ StatusOr<std::byte*> ResidentSet::Pin(uint32_t slot, Kind kind, Access access) {
   RETURN_IF_ERROR(failed_);
   RETURN_IF_ERROR(CheckFits(number));
   uses_.Consume(number);
-  Reorder(number);
   Resident& block = blocks_[number];
   if (Ready(block, access) || BlankAtOnce(number, access)) {
     ++stats_.hits;

@@ -36,6 +36,8 @@ struct ResidentSetOptions {
   int64_t min_pinned_bytes = 0;
   // Reads, and as many writes, that may run together. At most kDiskRequests / 2.
   int transfers = 8;
+  // Where the memory of blocks is to be (base/numa); empty: anywhere.
+  std::vector<int> memory_nodes;
   // Every block that gives way is compared with the choice of a look at all of them: for tests.
   bool check_order = false;
 };
@@ -132,7 +134,7 @@ class ResidentSet {
   // ---- both sides; mutex_ held ----
   // It has memory that could be taken.
   static bool IsIdle(const Resident& block);
-  // After each change of the block, or of its next use.
+  // After each change of the block. Not of its next use: what is pinned or demanded does not go.
   void Reorder(uint32_t number);
 
   // ---- the caller's side; mutex_ held ----

@@ -138,8 +138,8 @@ std::string Spill::Describe() const {
 }
 
 StatusOr<std::unique_ptr<Home>> MakeHome(const std::string& spill_dir, const BlockTable& table,
-                                         DiskMethod method) {
-  if (spill_dir.empty()) return Arena::Create(table);
+                                         DiskMethod method, const std::vector<int>& memory_nodes) {
+  if (spill_dir.empty()) return Arena::Create(table, memory_nodes);
   ASSIGN_OR_RETURN(std::unique_ptr<Disk> disk, MakeDisk(method));
   return Spill::Create(spill_dir, table, std::move(disk));
 }

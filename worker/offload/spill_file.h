@@ -70,8 +70,10 @@ class Spill : public Home {
   std::vector<DiskReply> replies_;
 };
 
-// A Spill in `spill_dir`, or without one an Arena. Errors: theirs and MakeDisk's.
+// A Spill in `spill_dir`, or without one an Arena of these memory nodes. Errors: theirs and
+// MakeDisk's.
 StatusOr<std::unique_ptr<Home>> MakeHome(const std::string& spill_dir, const BlockTable& table,
-                                         DiskMethod method);
+                                         DiskMethod method,
+                                         const std::vector<int>& memory_nodes = {});
 
 }  // namespace heddle::offload

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/log/log.h"
+#include "base/numa/numa.h"
 #include "kernels/pointwise/params.h"
 #include "worker/offload/spill_file.h"
 #include "worker/shard/mesh.h"
@@ -501,8 +502,10 @@ StatusOr<std::unique_ptr<Parameters>> MakeOffloaded(const model::ModelPlan& plan
             " MiB are less than two experts with their gradients and optimizer state (",
             (2 * together + (1 << 20) - 1) >> 20, " MiB): raise it to that"));
   }
+  set.memory_nodes = numa::OwnNodes();
   ASSIGN_OR_RETURN(std::unique_ptr<offload::Home> home,
-                   offload::MakeHome(options.offload.spill_dir, table, offload::DiskMethod::kAuto));
+                   offload::MakeHome(options.offload.spill_dir, table, offload::DiskMethod::kAuto,
+                                     set.memory_nodes));
   ASSIGN_OR_RETURN(std::unique_ptr<offload::ResidentSet> resident,
                    offload::ResidentSet::Create(table, set, std::move(home)));
   HEDDLE_INFO("experts are offloaded", {"experts", experts.units.size()}, {"bytes", all},

@@ -15,14 +15,15 @@
 
 namespace heddle::test {
 
-// The system's folder for scratch that is no memory, or else the one the tests run in.
+// The system's folder for scratch that is no memory, or else the one the tests were built in.
 inline std::string DiskFolder() {
   std::error_code ignored;
   for (const std::string& folder :
        {std::filesystem::temp_directory_path(ignored).string(), std::string("/var/tmp")}) {
     if (offload::CheckOnDisk(folder).ok()) return folder;
   }
-  return std::filesystem::current_path().string();
+  const char* const built = getenv("HEDDLE_BIN");
+  return built != nullptr ? built : std::filesystem::current_path().string();
 }
 
 class DiskDir {
