@@ -1,5 +1,9 @@
 // doctor: what is wrong with a job, with evidence and the next step; where its ranks stand.
+#include <algorithm>
+#include <cstdio>
+
 #include "cli/commands/client.h"
+#include "cli/commands/host_figures.h"
 #include "cli/commands/print.h"
 #include "cli/commands/verbs.h"
 #include "cli/output/table.h"
@@ -10,6 +14,70 @@ namespace {
 struct DoctorState {
   std::string job;
 };
+
+// A disk this much slower than measured is said to be.
+constexpr double kSlowDisk = 2;
+// Steps of a finding of slow offloading (coordinator/rpc/slow_offload.h).
+constexpr uint64_t kSteps = 20;
+
+// Bytes and busy seconds of those steps; reads and writes may overlap, so the time is the least
+// that the disk took.
+struct DiskUse {
+  double read = 0;
+  double written = 0;
+  double seconds = 0;
+};
+
+StatusOr<DiskUse> DiskUseOf(Client* client, const std::string& job, const v1::Finding& finding) {
+  v1::MetricsRequest request;
+  request.set_job(job);
+  request.set_from_step(finding.step() - std::min(finding.step(), kSteps - 1));
+  DiskUse disk;
+  RETURN_IF_ERROR(client->Metrics(request, [&](const v1::MetricPoint& point) {
+    const v1::OffloadUse& use = point.offload();
+    if (point.attempt() != finding.attempt() || point.step() > finding.step()) return true;
+    disk.read += static_cast<double>(use.bytes_read());
+    disk.written += static_cast<double>(use.bytes_written());
+    disk.seconds += std::max(use.read_seconds(), use.write_seconds());
+    return true;
+  }));
+  return disk;
+}
+
+// Only this host knows what `heddle bench-host` measured here: nothing is said of other nodes.
+Status CompareWithBench(Client* client, const CommandContext& context, const std::string& job,
+                        v1::Finding* finding) {
+  const StatusOr<KeptFigures> kept = ReadHostFigures(context.home);
+  if (kept.status().code() == StatusCode::kNotFound) return OkStatus();
+  RETURN_IF_ERROR(kept.status());
+  const double read = kept->rates.disk_read_bytes;
+  const double write = kept->rates.disk_write_bytes;
+  if (read <= 0 || write <= 0) return OkStatus();
+  ASSIGN_OR_RETURN(const v1::Node node, client->GetNode(finding->node()));
+  if (node.host() != kept->host) return OkStatus();
+  ASSIGN_OR_RETURN(const DiskUse disk, DiskUseOf(client, job, *finding));
+  const double measured = disk.read / read + disk.written / write;
+  if (measured <= 0 || disk.seconds < kSlowDisk * measured) return OkStatus();
+  char text[160];
+  std::snprintf(text, sizeof(text),
+                "the disk took %.1f times as long as it would at the %.2f GB/s read and %.2f GB/s "
+                "written that heddle bench-host measured in ",
+                disk.seconds / measured, read / 1e9, write / 1e9);
+  finding->add_evidence(
+      Str(text, kept->disk_dir, ": it is slower than measured, or others use it"));
+  return OkStatus();
+}
+
+void CompareWithBench(Client* client, const CommandContext& context, v1::DoctorReply* reply) {
+  for (v1::Finding& finding : *reply->mutable_findings()) {
+    if (finding.kind() != "SLOW_OFFLOAD") continue;
+    // The diagnosis stands without the comparison.
+    const Status compared = CompareWithBench(client, context, reply->id(), &finding);
+    if (compared.ok()) continue;
+    fprintf(stderr, "heddle: warning: the disk is not compared with what was measured: %s\n",
+            Printable(std::string(compared.message())).c_str());
+  }
+}
 
 std::string FindingText(const v1::Finding& finding) {
   std::string where;
@@ -44,7 +112,8 @@ std::string RankTable(const v1::DoctorReply& reply) {
 
 StatusOr<int> Diagnose(const std::string& job, const CommandContext& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
-  ASSIGN_OR_RETURN(const v1::DoctorReply reply, client->Doctor(job));
+  ASSIGN_OR_RETURN(v1::DoctorReply reply, client->Doctor(job));
+  CompareWithBench(client.get(), context, &reply);
   if (context.json()) {
     PrintJson(reply);
     return 0;
@@ -59,7 +128,9 @@ StatusOr<int> Diagnose(const std::string& job, const CommandContext& context) {
 
 std::vector<Verb> DoctorVerbs() {
   return {MakeVerb<DoctorState>(
-      {"doctor"}, "what is wrong with a job: hang, straggler, memory, numbers; and its ranks",
+      {"doctor"},
+      "what is wrong with a job: hang, straggler, memory, numbers, slow data or offloading; and "
+      "its ranks",
       [](Verb* verb, DoctorState* state) {
         verb->options = {{"job", "job id or an unambiguous prefix", &state->job, true}};
         verb->run = [state](const CommandContext& context) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/rank_words/rank_words.h"
+#include "coordinator/rpc/slow_offload.h"
 #include "coordinator/schedule/schedule.h"
 #include "coordinator/state/causes.h"
 #include "coordinator/state/diagnosis.h"
@@ -17,8 +18,9 @@ namespace heddle::rpc {
 namespace {
 
 // From the gravest on.
-constexpr std::array<std::string_view, 8> kGravity = {
-    "MISMATCH", "HANG", "OOM", "NUMERIC", "FAILED", "STRAGGLER", "SLOW_DATA", "WAITING"};
+constexpr std::array<std::string_view, 9> kGravity = {"MISMATCH",  "HANG",         "OOM",
+                                                      "NUMERIC",   "FAILED",       "STRAGGLER",
+                                                      "SLOW_DATA", "SLOW_OFFLOAD", "WAITING"};
 // Of a step that ranks may wait for data.
 constexpr double kSlowDataShare = 0.2;
 
@@ -134,6 +136,26 @@ uint64_t LastStep(const state::State& state, const v1::AttemptRecord& attempt) {
   return std::max(attempt.last_step(), progress == nullptr ? uint64_t{0} : progress->step);
 }
 
+// From the newest steps of an attempt, also of one that ended.
+std::optional<v1::Finding> OffloadOf(Core& core, const v1::JobRecord& job,
+                                     const v1::AttemptRecord& attempt) {
+  if (!job.config().memory().expert_offloading().enabled()) return std::nullopt;
+  const uint64_t last = LastStep(core.state(), attempt);
+  const uint64_t after = last - std::min<uint64_t>(last, kOffloadSteps);
+  const StatusOr<std::vector<v1::MetricPoint>> points =
+      core.ReadPoints(job.id(), {attempt.number(), after}, kOffloadSteps);
+  // While the store is reopened nothing is known of the steps; the next call will tell.
+  if (!points.ok()) return std::nullopt;
+  std::optional<v1::Finding> slow = SlowOffload(job.config(), *points);
+  if (!slow.has_value()) return slow;
+  slow->set_at(attempt.has_ended_at() ? attempt.ended_at() : core.Now().wall_ms);
+  slow->set_attempt(attempt.number());
+  for (const state::TaskPtr& task : core.state().TasksOf(JobId{job.id()}, attempt.number())) {
+    if (task->first_rank() == slow->rank()) slow->set_node(task->worker());
+  }
+  return slow;
+}
+
 // A hang that ended by itself is history, and so is a rank that is slow no more.
 bool Holds(const Core& core, const v1::Finding& finding, const v1::JobRecord& job) {
   const state::State& state = core.state();
@@ -212,7 +234,11 @@ v1::DoctorReply DoctorView(Core& core, const v1::JobRecord& job) {
       findings.push_back(std::move(finding));
     }
     if (IsFault(*attempt) && !IsTold(*attempt)) findings.push_back(Failure(*attempt));
-    if (!situation.has_value() || attempt->number() != job.attempts()) continue;
+    if (attempt->number() != job.attempts()) continue;
+    if (std::optional<v1::Finding> slow = OffloadOf(core, job, *attempt); slow.has_value()) {
+      findings.push_back(*std::move(slow));
+    }
+    if (!situation.has_value()) continue;
     if (std::optional<v1::Finding> slow = SlowData(*situation, attempt->number());
         slow.has_value()) {
       findings.push_back(*std::move(slow));

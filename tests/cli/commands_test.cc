@@ -179,6 +179,76 @@ TEST_F(CommandsTest, DoctorShowsFindingsWithEvidenceAndTheRanks) {
   EXPECT_EQ(doctor.at("ranks").at(0).at("process_state"), "stopped");
 }
 
+// Twenty steps that read 1 GB in 2 s and wrote 0.5 GB in 1 s each; bench-host measured 2 and 1
+// GB/s.
+class DoctorOfADisk : public CommandsTest {
+ protected:
+  DoctorOfADisk() {
+    fake_.doctor.set_id("j-7k2");
+    fake_.doctor.set_state("ACTIVE");
+    v1::Finding& slow = *fake_.doctor.add_findings();
+    slow.set_kind("SLOW_OFFLOAD");
+    slow.set_attempt(2);
+    slow.set_rank(0);
+    slow.set_node("worker-1");
+    slow.set_step(40);
+    for (uint64_t step = 21; step <= 40; ++step) {
+      v1::MetricPoint point;
+      point.set_attempt(2);
+      point.set_step(step);
+      v1::OffloadUse& use = *point.mutable_offload();
+      use.set_bytes_read(1'000'000'000);
+      use.set_read_seconds(2);
+      use.set_bytes_written(500'000'000);
+      use.set_write_seconds(1);
+      fake_.points.push_back(point);
+    }
+    fake_.node.set_id("worker-1");
+    fake_.node.set_host("here");
+  }
+  void Measured(const std::string& host) {
+    std::ofstream(fake_.folder() + "/host_bench.json")
+        << R"({"version":1,"threads":2,"measured_at":1,"cpu":"x","disk_dir":"/spill",)"
+        << R"("disk_read_bytes":2e9,"disk_write_bytes":1e9,"host":")" << host << R"("})";
+  }
+  size_t Evidence() {
+    return Json({"doctor", "j-7k2"}).at("findings").at(0).value("evidence", json::array()).size();
+  }
+};
+
+TEST_F(DoctorOfADisk, IsComparedWithWhatWasMeasuredOnThisHost) {
+  EXPECT_EQ(Evidence(), 0u) << "nothing was measured";
+  Measured("elsewhere");
+  EXPECT_EQ(Evidence(), 0u) << "the worker is on another host";
+  Measured("here");
+  const std::string text = fake_.Run({"doctor", "j-7k2"}).out;
+  EXPECT_NE(text.find("the disk took 2.0 times as long as it would at the 2.00 GB/s read and 1.00 "
+                      "GB/s written that heddle bench-host measured in /spill: it is slower than "
+                      "measured, or others use it"),
+            std::string::npos)
+      << text;
+  EXPECT_EQ(fake_.metrics_request.from_step(), 21u);
+  // As fast as measured: the disk is what it is.
+  for (v1::MetricPoint& point : fake_.points) point.mutable_offload()->set_read_seconds(1.9);
+  EXPECT_EQ(Evidence(), 0u);
+  // Steps of an attempt before are another matter.
+  for (v1::MetricPoint& point : fake_.points) {
+    point.mutable_offload()->set_read_seconds(9);
+    point.set_attempt(1);
+  }
+  EXPECT_EQ(Evidence(), 0u);
+}
+
+TEST_F(DoctorOfADisk, FiguresThatAreNoneAreAWarningAndTheFindingStays) {
+  std::ofstream(fake_.folder() + "/host_bench.json") << "{";
+  const Outcome outcome = fake_.Run({"doctor", "j-7k2"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_NE(outcome.out.find("SLOW_OFFLOAD"), std::string::npos);
+  EXPECT_NE(outcome.err.find("not the figures of a host: run heddle bench-host again"),
+            std::string::npos)
+      << outcome.err;
+}
+
 TEST_F(CommandsTest, DoctorOfAHealthyJobSaysSo) {
   fake_.doctor.set_id("j-7k2");
   fake_.doctor.set_state("DONE");

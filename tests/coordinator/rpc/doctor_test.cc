@@ -33,8 +33,9 @@ class Doctor : public ::testing::Test {
     return reply;
   }
   // A job of two ranks that has done a step; its id.
-  std::string Running() {
-    const StatusOr<std::string> id = Submit(*jobs_, TrainJob("doctor", 2));
+  std::string Running() { return Running(TrainJob("doctor", 2)); }
+  std::string Running(const v1::SubmitRequest& request) {
+    const StatusOr<std::string> id = Submit(*jobs_, request);
     EXPECT_OK(id);
     const StatusOr<v1::TaskAssignment> task = worker_.RunAssigned();
     EXPECT_OK(task);
@@ -174,6 +175,52 @@ TEST_F(Doctor, FindsAHangAsksForStacksAndRemembersThem) {
   EXPECT_EQ(reply.findings(0).kind(), "HANG") << "the gravest first";
   EXPECT_EQ(reply.findings(1).kind(), "FAILED");
   EXPECT_NE(evidence().find("Await"), std::string::npos);
+}
+
+TEST_F(Doctor, TellsOfStepsThatWaitForExpertsAlsoAfterTheEnd) {
+  v1::SubmitRequest request = TrainJob("spilled", 1);
+  v1::RunConfig& config = *request.mutable_config();
+  config.mutable_model()->mutable_moe()->set_n_experts(8);
+  config.mutable_memory()->mutable_expert_offloading()->set_enabled(true);
+  config.mutable_memory()->mutable_expert_offloading()->set_resident_mb(512);
+  config.mutable_memory()->mutable_expert_offloading()->set_spill_dir("/spill");
+  const std::string id = Running(request);
+  // Slow from step 21 on: what went before would make the median a good one.
+  v1::WorkerMsg points;
+  points.mutable_points()->set_job(task_.job());
+  points.mutable_points()->set_fence(task_.fence());
+  for (uint64_t step = 3; step <= 40; ++step) {
+    v1::MetricPoint* point = points.mutable_points()->add_points();
+    point->set_step(step);
+    point->set_step_seconds(10);
+    point->mutable_offload()->set_bytes_read(uint64_t{1} << 30);
+    point->mutable_offload()->set_read_seconds(9);
+    point->mutable_offload()->set_exposed_seconds(step > 20 ? 9 : 0);
+  }
+  worker_.Send(std::move(points));
+  v1::DoctorReply reply = Ask(id);
+  for (int i = 0; i < 200 && reply.findings().empty(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    reply = Ask(id);
+  }
+  ASSERT_EQ(reply.findings_size(), 1);
+  const v1::Finding slow = reply.findings(0);
+  EXPECT_EQ(slow.kind(), "SLOW_OFFLOAD");
+  EXPECT_EQ(slow.node(), "worker-1");
+  EXPECT_EQ(slow.attempt(), 1u);
+  EXPECT_EQ(slow.step(), 40u);
+  EXPECT_NE(slow.text().find("9000 of 10000 ms (90 %), median of the last 20 steps"),
+            std::string::npos)
+      << slow.text();
+  EXPECT_EQ(reply.summary(), slow.text());
+
+  worker_.Exit(task_, 0);
+  ASSERT_OK(WaitForState(*jobs_, id, "DONE"));
+  reply = Ask(id);
+  ASSERT_EQ(reply.findings_size(), 1);
+  EXPECT_EQ(reply.findings(0).node(), "worker-1");
+  EXPECT_EQ(reply.summary(),
+            "the job succeeded; on the way, in attempt 1: " + reply.findings(0).text());
 }
 
 TEST_F(Doctor, NamesAMismatchAtOnceAndEndsTheAttempt) {
