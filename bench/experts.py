@@ -74,7 +74,7 @@ def measure_steps(figures, experts, turns, tokens, spill):
     runs = {name: [] for name in PLACES}
     for _ in range(turns):
         for name, (percent, spilled) in PLACES.items():
-            runs[name].append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4",
+            runs[name].append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4", "bf16",
                                    str(percent), "1", "apart", *([spill] if spilled else [])]))
     losses = {tuple(out["losses"]) for outs in runs.values() for out in outs}
     if len(losses) != 1:
@@ -103,8 +103,8 @@ def measure_visits(figures, experts, turns, tokens, spill):
     runs = {way: [] for way in ("apart", "together")}
     for _ in range(turns):
         for way, outs in runs.items():
-            outs.append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4", "10", "4",
-                             way, spill]))
+            outs.append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4", "bf16",
+                             "10", "4", way, spill]))
     rates = {way: tokens / median([s for out in outs for s in out["step_seconds"]]) for way, outs in runs.items()}
     moved = {way: spill_figures("spill_10", outs) for way, outs in runs.items()}
     figures.add(f"tiny-moe_{experts}_experts_spill_10_four_micro_batches", rates["together"], "tokens/s", peer=rates["apart"],

@@ -1,10 +1,10 @@
 // Training steps of a mixture of experts with its experts in memory, or in a bounded resident set:
-//   bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT BATCHES apart|together [DIR]
+//   bench_offload_step PRESET EXPERTS TOKENS STEPS PRECISION PERCENT BATCHES apart|together [DIR]
 // EXPERTS: a layer's, 0 = the preset's. TOKENS: of a step, in BATCHES micro-batches that pass the
-// model one after the other, or layer by layer together. PERCENT: of the experts' memory, weights,
-// gradients and optimizer state together, that the set may keep; 0 = no offloading. DIR: where the
-// rest is spilled to; without it a host arena. One rank, bf16, AdamW with fp32 moments, one
-// document a micro-batch.
+// model one after the other, or layer by layer together. PRECISION: bf16 or fp32. PERCENT: of the
+// experts' memory, weights, gradients and optimizer state together, that the set may keep; 0 = no
+// offloading. DIR: where the rest is spilled to; without it a host arena. One rank, AdamW with fp32
+// moments, one document a micro-batch.
 //
 // Prints one JSON line: seconds of every step and of its update, parameters, what the set moved and
 // waited in all steps but the first, and GB/s of the disk: DIR's, read and written block after
@@ -22,6 +22,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/rng/rng.h"
@@ -44,6 +45,7 @@ struct Options {
   int64_t experts = 0;
   int64_t tokens = 0;
   int64_t steps = 0;
+  model::Precision precision = model::Precision::kBf16;
   int64_t percent = 0;
   int64_t batches = 1;
   bool together = false;
@@ -110,13 +112,15 @@ struct ExpertSizes {
   int64_t largest = 0;  // of one expert's
 };
 
-ExpertSizes SizesOf(const model::ModelPlan& plan) {
+// In fp32 the masters are the weights.
+ExpertSizes SizesOf(const model::ModelPlan& plan, model::Precision precision) {
+  const bool narrow = precision == model::Precision::kBf16;
   ExpertSizes sizes;
   for (size_t u = static_cast<size_t>(plan.dense_units); u < plan.units.size(); ++u) {
     const int64_t elements = plan.units[u].elements;
-    const int64_t bytes = offload::BlockMemoryBytes(2 * elements) +
+    const int64_t bytes = offload::BlockMemoryBytes((narrow ? 2 : 4) * elements) +
                           offload::BlockMemoryBytes(4 * elements) +
-                          offload::BlockMemoryBytes(12 * elements);
+                          offload::BlockMemoryBytes((narrow ? 12 : 8) * elements);
     sizes.parameters += elements;
     sizes.bytes += bytes;
     sizes.largest = std::max(sizes.largest, bytes);
@@ -227,8 +231,9 @@ Status Measure(const Options& options) {
   ASSIGN_OR_RETURN(v1::ModelConfig config, LoadModel(options));
   ASSIGN_OR_RETURN(const model::ModelPlan plan,
                    model::PlanModel(config, model::ExpertsOfRank(config, 0, 1)));
-  const ExpertSizes sizes = SizesOf(plan);
+  const ExpertSizes sizes = SizesOf(plan, options.precision);
   shard::Options how;
+  how.precision = options.precision;
   if (options.together) how.accumulation = shard::Accumulation::kLayerMajor;
   int64_t budget = 0;
   if (options.percent > 0) {
@@ -282,18 +287,24 @@ Status Measure(const Options& options) {
 }
 
 bool Parse(int argc, char** argv, Options* options) {
-  if (argc != 8 && argc != 9) return false;
+  if (argc != 9 && argc != 10) return false;
   options->preset = argv[1];
-  int64_t* const numbers[] = {&options->experts, &options->tokens, &options->steps,
-                              &options->percent, &options->batches};
-  for (int i = 2; i < 7; ++i) {
-    const std::string_view text = argv[i];
-    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), *numbers[i - 2]);
+  const std::pair<int, int64_t*> numbers[] = {{2, &options->experts},
+                                              {3, &options->tokens},
+                                              {4, &options->steps},
+                                              {6, &options->percent},
+                                              {7, &options->batches}};
+  for (const auto& [at, number] : numbers) {
+    const std::string_view text = argv[at];
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), *number);
     if (parsed.ec != std::errc() || parsed.ptr != text.data() + text.size()) return false;
   }
-  const std::string_view way = argv[7];
+  const std::string_view precision = argv[5];
+  if (precision != "bf16" && precision != "fp32") return false;
+  if (precision == "fp32") options->precision = model::Precision::kFp32;
+  const std::string_view way = argv[8];
   options->together = way == "together";
-  if (argc == 9) options->dir = argv[8];
+  if (argc == 10) options->dir = argv[9];
   return (options->together || way == "apart") && options->batches > 0 && options->experts >= 0 &&
          options->tokens > options->batches && options->steps > 0 && options->percent >= 0 &&
          options->percent <= 100;
@@ -302,10 +313,9 @@ bool Parse(int argc, char** argv, Options* options) {
 int Main(int argc, char** argv) {
   Options options;
   if (!Parse(argc, argv, &options)) {
-    std::fprintf(
-        stderr,
-        "usage: bench_offload_step PRESET EXPERTS TOKENS STEPS PERCENT BATCHES apart|together "
-        "[DIR]\n");
+    std::fprintf(stderr,
+                 "usage: bench_offload_step PRESET EXPERTS TOKENS STEPS bf16|fp32 PERCENT BATCHES "
+                 "apart|together [DIR]\n");
     return 2;
   }
   const Status status = Measure(options);
