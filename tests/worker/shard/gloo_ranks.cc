@@ -4,13 +4,18 @@
 
 #include <map>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "tests/support/status_matchers.h"
 #include "tests/worker/comm/fake_rendezvous.h"
+#include "worker/comm/shared_memory.h"
 
 namespace heddle::shard {
 namespace {
+
+// Three ranks talk as ranks of several hosts do, other numbers as those of one host.
+bool OverSockets(int world) { return world == 3; }
 
 StatusOr<std::unique_ptr<comm::Communicator>> Connect(comm::FakeRendezvous* server, int rank,
                                                       int world) {
@@ -27,7 +32,12 @@ StatusOr<std::unique_ptr<comm::Communicator>> Connect(comm::FakeRendezvous* serv
   };
   options.init_timeout = std::chrono::milliseconds(20000);
   options.step_timeout = std::chrono::milliseconds(20000);
-  return comm::ConnectGloo(options);
+  ASSIGN_OR_RETURN(std::unique_ptr<comm::Communicator> group, comm::ConnectGloo(options));
+  if (OverSockets(world)) return group;
+  std::string why_not;
+  ASSIGN_OR_RETURN(group, comm::OverSharedMemory(std::move(group), &why_not));
+  if (!why_not.empty()) return FailedPrecondition(why_not);
+  return group;
 }
 
 // The ranks' groups of a world, made once: connecting takes longer than a case.

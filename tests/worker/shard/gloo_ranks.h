@@ -1,4 +1,4 @@
-// Runs a case on ranks that are threads of this process, over Gloo.
+// Runs a case on ranks that are threads of this process, over shared memory or Gloo.
 #pragma once
 
 #include "tests/worker/shard/sharded_run.h"
