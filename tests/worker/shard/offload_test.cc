@@ -163,7 +163,7 @@ TEST(Offload, WhatDoesNotFitMovesOnceAStep) {
   Case c = OffloadCase(1, Precision::kBf16);
   c.options.accumulation = Accumulation::kLayerMajor;
   c.steps = 20;
-  const checkpoint::TempDir dir;
+  const test::DiskDir dir;
   const int64_t all = AllBytes(c);
   c.options.offload = {.enabled = true, .budget_bytes = all * 6 / 10, .spill_dir = dir.path()};
   const Outcome run = RunOnRanks(c);
