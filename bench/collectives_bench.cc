@@ -67,20 +67,22 @@ std::map<std::string, Operation> OperationsOf(Communicator* group) {
       Finish(group->StartReduceScatterSum(a->whole, a->part, wire, 0));
     };
   };
-  return {
-      {"all_reduce", [group](Arrays* a) { Must(group->AllReduceSum(std::span<float>(a->whole))); }},
-      {"reduce_scatter", scatter(Wire::kFp32)},
-      {"reduce_scatter_bf16", scatter(Wire::kBf16)},
-      {"all_to_all",
-       [group](Arrays* a) {
-         Finish(group->StartAllToAll(std::as_bytes(std::span<const float>(a->whole)), a->slices,
-                                     std::as_writable_bytes(std::span<float>(a->other)), a->slices,
-                                     0));
-       }},
-      {"all_gather", [group](Arrays* a) {
-         Finish(group->StartAllGather(std::as_bytes(std::span<const float>(a->part)),
-                                      std::as_writable_bytes(std::span<float>(a->whole)), 0));
-       }}};
+  return {{"all_reduce",
+           [group](Arrays* a) {
+             Must(group->AllReduceSum(std::span<float>(a->whole), comm::kNoUnit));
+           }},
+          {"reduce_scatter", scatter(Wire::kFp32)},
+          {"reduce_scatter_bf16", scatter(Wire::kBf16)},
+          {"all_to_all",
+           [group](Arrays* a) {
+             Finish(group->StartAllToAll(std::as_bytes(std::span<const float>(a->whole)), a->slices,
+                                         std::as_writable_bytes(std::span<float>(a->other)),
+                                         a->slices, 0));
+           }},
+          {"all_gather", [group](Arrays* a) {
+             Finish(group->StartAllGather(std::as_bytes(std::span<const float>(a->part)),
+                                          std::as_writable_bytes(std::span<float>(a->whole)), 0));
+           }}};
 }
 
 at::Tensor View(std::vector<float>* values) {

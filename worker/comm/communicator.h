@@ -30,6 +30,9 @@ class Pending {
   virtual Status Wait() = 0;
 };
 
+// Of a collective that is not of one unit of the model.
+inline constexpr int kNoUnit = -1;
+
 // Type of gradients between ranks. They are summed in fp32 either way.
 enum class Wire { kFp32, kBf16 };
 
@@ -43,8 +46,9 @@ class Communicator {
   // Name for logs: "solo", "gloo", "mpi", "nccl".
   virtual std::string backend() const = 0;
 
-  // values = sum over ranks, fp32 accumulation. All ranks pass the same size.
-  virtual Status AllReduceSum(std::span<float> values) = 0;
+  // values = sum over ranks, fp32 accumulation. All ranks pass the same size. `unit` names in
+  // reports what is summed; kNoUnit: more than one unit.
+  virtual Status AllReduceSum(std::span<float> values, int unit) = 0;
   // For the few numbers that ranks agree on in a step: one round of messages.
   virtual Status AllReduceSum(std::span<double> values) = 0;
 

@@ -128,13 +128,14 @@ class OrderedGroup : public Communicator {
   void SetTimeout(std::chrono::milliseconds timeout) override { transport_->SetTimeout(timeout); }
   void Abort() override { transport_->Abort(); }
 
-  Status AllReduceSum(std::span<float> values) override {
+  Status AllReduceSum(std::span<float> values, int unit) override {
     for (size_t at = 0; at < values.size(); at += kBucketElements) {
-      RETURN_IF_ERROR(Reduce(values.subspan(at, std::min(kBucketElements, values.size() - at))));
+      const size_t size = std::min(kBucketElements, values.size() - at);
+      RETURN_IF_ERROR(Reduce(values.subspan(at, size), unit));
     }
     return OkStatus();
   }
-  Status AllReduceSum(std::span<double> values) override { return ReduceSmall(values); }
+  Status AllReduceSum(std::span<double> values) override { return ReduceSmall(values, kNoUnit); }
 
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
                                                     std::span<std::byte> all, int unit) override {
@@ -190,15 +191,15 @@ class OrderedGroup : public Communicator {
 
  private:
   template <typename T>
-  Status AllGather(const T* mine, size_t count, T* all) {
+  Status AllGather(const T* mine, size_t count, T* all, int unit) {
     ASSIGN_OR_RETURN(const std::unique_ptr<Pending> gather,
                      transport_->StartAllGather(std::as_bytes(std::span<const T>(mine, count)),
-                                                Writable(all, count * world_), 0));
+                                                Writable(all, count * world_), unit));
     return gather->Wait();
   }
 
   template <typename T>
-  Status ReduceSmall(std::span<T> values) {
+  Status ReduceSmall(std::span<T> values, int unit) {
     if (values.empty()) {
       return OkStatus();
     }
@@ -207,7 +208,7 @@ class OrderedGroup : public Communicator {
     T* mine = reinterpret_cast<T*>(buffer.data());
     T* rows = mine + values.size();
     std::copy(values.begin(), values.end(), mine);
-    Status gathered = AllGather(mine, values.size(), rows);
+    Status gathered = AllGather(mine, values.size(), rows, unit);
     if (!gathered.ok()) {
       spare_.Bury(std::move(buffer));
       return gathered;
@@ -218,29 +219,29 @@ class OrderedGroup : public Communicator {
   }
 
   // Through received_ and sum_, which are as large as it takes.
-  Status ReduceSlices(std::span<float> bucket) {
+  Status ReduceSlices(std::span<float> bucket, int unit) {
     const size_t slice = bucket.size() / world_;
     float* sum = reinterpret_cast<float*>(sum_.data());
     ASSIGN_OR_RETURN(const std::unique_ptr<Pending> exchange,
-                     transport_->StartAllToAll(std::as_bytes(bucket), {}, received_, {}, 0));
+                     transport_->StartAllToAll(std::as_bytes(bucket), {}, received_, {}, unit));
     RETURN_IF_ERROR(exchange->Wait());
     OrderedSum(reinterpret_cast<const float*>(received_.data()), world_, slice, sum);
-    return AllGather(sum, slice, bucket.data());
+    return AllGather(sum, slice, bucket.data(), unit);
   }
 
-  Status Reduce(std::span<float> bucket) {
+  Status Reduce(std::span<float> bucket, int unit) {
     const size_t slice = bucket.size() / world_;
     if (slice > 0) {
       received_.resize(slice * world_ * sizeof(float));
       sum_.resize(slice * sizeof(float));
-      Status reduced = ReduceSlices(bucket.first(slice * world_));
+      Status reduced = ReduceSlices(bucket.first(slice * world_), unit);
       if (!reduced.ok()) {
         Buffers::Bury(std::move(received_));
         Buffers::Bury(std::move(sum_));
         return reduced;
       }
     }
-    return ReduceSmall(bucket.subspan(slice * world_));  // fewer than one element per rank
+    return ReduceSmall(bucket.subspan(slice * world_), unit);  // fewer than one element per rank
   }
 
   const std::unique_ptr<Transport> transport_;
@@ -301,7 +302,7 @@ StatusOr<std::unique_ptr<Communicator>> Proven(std::unique_ptr<Communicator> gro
     for (size_t peer = 0; peer < world; ++peer) {
       ranks[peer * world + static_cast<size_t>(options.rank)] = 1.0f;
     }
-    RETURN_IF_ERROR(group->AllReduceSum(std::span<float>(ranks)));
+    RETURN_IF_ERROR(group->AllReduceSum(std::span<float>(ranks), kNoUnit));
     if (std::any_of(ranks.begin(), ranks.end(), [](float count) { return count != 1.0f; })) {
       return Unavailable("the process group does not hold every rank once");
     }

@@ -90,12 +90,13 @@ class Recorded : public Communicator {
   void Abort() override { group_->Abort(); }
   uint64_t Launched() const override { return launched_; }
 
-  Status AllReduceSum(std::span<float> values) override {
-    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceFloat, values.size());
-    return End(entry, Waiting(page_, [&] { return group_->AllReduceSum(values); }));
+  Status AllReduceSum(std::span<float> values, int unit) override {
+    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceFloat, values.size(), unit);
+    return End(entry, Waiting(page_, [&] { return group_->AllReduceSum(values, unit); }));
   }
   Status AllReduceSum(std::span<double> values) override {
-    control::CollectiveEntry* entry = Launch(CollectiveOp::kAllReduceDouble, values.size());
+    control::CollectiveEntry* entry =
+        Launch(CollectiveOp::kAllReduceDouble, values.size(), kNoUnit);
     return End(entry, Waiting(page_, [&] { return group_->AllReduceSum(values); }));
   }
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
@@ -126,7 +127,7 @@ class Recorded : public Communicator {
   }
 
  private:
-  control::CollectiveEntry* Launch(CollectiveOp op, uint64_t count, int unit = 0) {
+  control::CollectiveEntry* Launch(CollectiveOp op, uint64_t count, int unit) {
     const uint64_t seq = ++seq_;
     control::CollectiveEntry* entry = &page_->ring()[seq % control::kRingEntries];
     const int64_t now = control::BootTimeNs();

@@ -37,9 +37,9 @@ class Operation {
   virtual Status verdict() const { return OkStatus(); }
 };
 
-// Kind in the low bits, elements above, the unit in the highest 16.
+// Kind in the low bits, elements above, the unit in the highest 16: all ones without one.
 constexpr int kUnitShift = 48;
-constexpr uint64_t Tag(uint64_t kind, size_t elements, int unit = 0) {
+constexpr uint64_t Tag(uint64_t kind, size_t elements, int unit = kNoUnit) {
   return (static_cast<uint64_t>(unit) << kUnitShift) + elements * 8 + kind;
 }
 
@@ -48,9 +48,10 @@ std::string TagText(uint64_t tag) {
                                     "reduce-scatter", "agreement",  "all-reduce",
                                     "all-to-all",     "unknown"};
   const uint64_t elements = (tag & ((uint64_t{1} << kUnitShift) - 1)) / 8;
-  const bool of_unit = (tag % 8 >= 1 && tag % 8 <= 3) || tag % 8 == 6;
+  const uint64_t unit = tag >> kUnitShift;
+  const bool of_unit = tag % 8 != 0 && unit != Tag(0, 0) >> kUnitShift;
   return Str(kKinds[tag % 8], tag % 8 == 6 ? "" : Str(" of ", elements, " elements"),
-             tag % 8 == 3 ? " in bf16" : "", of_unit ? Str(" of unit ", tag >> kUnitShift) : "");
+             tag % 8 == 3 ? " in bf16" : "", of_unit ? Str(" of unit ", unit) : "");
 }
 
 size_t Rounds(size_t total, size_t part) { return (total + part - 1) / part; }
@@ -150,13 +151,14 @@ class SmallSum : public Operation {
 // Sums a bucket in two rounds: every rank adds up its slice, then all read all slices.
 class AllReduce : public Operation {
  public:
-  AllReduce(std::span<float> values, int rank, size_t world, size_t slot_bytes)
+  AllReduce(std::span<float> values, int unit, int rank, size_t world, size_t slot_bytes)
       : values_(values),
+        unit_(unit),
         rank_(static_cast<size_t>(rank)),
         world_(world),
         bucket_(slot_bytes / sizeof(float)) {}
   size_t rounds() const override { return 2 * Rounds(values_.size(), bucket_); }
-  uint64_t tag() const override { return Tag(5, values_.size()); }
+  uint64_t tag() const override { return Tag(5, values_.size(), unit_); }
   void Fill(size_t round, std::byte* slot) override {
     const std::span<float> from = round % 2 == 0 ? Bucket(round) : Slice(round, rank_);
     std::memcpy(slot, from.data(), from.size_bytes());
@@ -189,6 +191,7 @@ class AllReduce : public Operation {
     return bucket.subspan(begin, bucket.size() * (rank + 1) / world_ - begin);
   }
   const std::span<float> values_;
+  const int unit_;
   const size_t rank_;
   const size_t world_;
   const size_t bucket_;
@@ -285,8 +288,9 @@ class SharedMemory : public Communicator {
     base_->Abort();
   }
 
-  Status AllReduceSum(std::span<float> values) override {
-    return RunNow(std::make_unique<AllReduce>(values, rank(), World(), segment_->slot_bytes()));
+  Status AllReduceSum(std::span<float> values, int unit) override {
+    return RunNow(
+        std::make_unique<AllReduce>(values, unit, rank(), World(), segment_->slot_bytes()));
   }
   Status AllReduceSum(std::span<double> values) override {
     if (values.size_bytes() > segment_->slot_bytes()) return base_->AllReduceSum(values);

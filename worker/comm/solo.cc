@@ -20,7 +20,7 @@ class Solo : public Communicator {
   int rank() const override { return 0; }
   int world_size() const override { return 1; }
   std::string backend() const override { return "solo"; }
-  Status AllReduceSum(std::span<float>) override { return Verdict(); }
+  Status AllReduceSum(std::span<float>, int /*unit*/) override { return Verdict(); }
   Status AllReduceSum(std::span<double>) override { return Verdict(); }
   StatusOr<std::unique_ptr<Pending>> StartAllGather(std::span<const std::byte> mine,
                                                     std::span<std::byte> all, int) override {

@@ -11,7 +11,7 @@ namespace {
 
 StatusOr<std::unique_ptr<Parameters>> MakeMesh(model::ModelPlan plan, const Options& options,
                                                Units units, int first_unit) {
-  return options.mode == Mode::kNone ? MakeReplicated(std::move(plan), options)
+  return options.mode == Mode::kNone ? MakeReplicated(std::move(plan), options, units, first_unit)
                                      : MakeSharded(std::move(plan), options, units, first_unit);
 }
 

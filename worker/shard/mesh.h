@@ -20,7 +20,8 @@ enum class Units {
 // know a unit of a collective as its number here, or, of experts, as `first_unit` and their layer
 // (base/rank_words UnitText).
 // RESOURCE_EXHAUSTED if the memory cannot be had.
-StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options);
+StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options,
+                                                     Units units, int first_unit);
 StatusOr<std::unique_ptr<Parameters>> MakeSharded(model::ModelPlan plan, const Options& options,
                                                   Units units, int first_unit);
 

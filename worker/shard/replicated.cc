@@ -11,8 +11,12 @@ namespace {
 
 class Replicated : public Parameters {
  public:
-  Replicated(std::unique_ptr<model::ParameterStore> store, const Options& options)
-      : store_(std::move(store)), layout_(store_->plan(), options.rank, options.world) {}
+  Replicated(std::unique_ptr<model::ParameterStore> store, const Options& options, Units units,
+             int first_unit)
+      : store_(std::move(store)),
+        layout_(store_->plan(), options.rank, options.world),
+        dense_(units == Units::kDense),
+        first_unit_(first_unit) {}
 
   model::ModelMemory memory() override { return model::MemoryOf(*store_); }
   const model::ModelPlan& plan() const override { return store_->plan(); }
@@ -34,7 +38,7 @@ class Replicated : public Parameters {
   void Connect(comm::Communicator* group) override { group_ = group; }
   void BeginStep() override { store_->ZeroGradients(); }
   model::UnitHooks Hooks(Visit) override { return {}; }
-  Status FinishGradients() override { return group_->AllReduceSum(store_->gradients()); }
+  Status FinishGradients() override;
   Status ForEachMeasured(const std::function<void(const Measured&)>& visit) override {
     for (int u = 0; u < layout_.units(); ++u) {
       const FlatRange mine = layout_.Owned(u);
@@ -54,16 +58,30 @@ class Replicated : public Parameters {
  private:
   std::unique_ptr<model::ParameterStore> store_;
   const Layout layout_;
+  const bool dense_;
+  const int first_unit_;
   comm::Communicator* group_ = nullptr;
 };
 
+// Experts layer by layer: a report names the one that hangs. What is dense is one sum.
+Status Replicated::FinishGradients() {
+  if (dense_) return group_->AllReduceSum(store_->gradients(), comm::kNoUnit);
+  const model::ModelPlan& plan = store_->plan();
+  for (size_t u = 0; u < plan.units.size(); ++u) {
+    const std::span<float> gradients = store_->gradients().subspan(
+        static_cast<size_t>(plan.units[u].offset), static_cast<size_t>(plan.units[u].elements));
+    RETURN_IF_ERROR(group_->AllReduceSum(gradients, first_unit_ + plan.expert_layers[u]));
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
-StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan,
-                                                     const Options& options) {
+StatusOr<std::unique_ptr<Parameters>> MakeReplicated(model::ModelPlan plan, const Options& options,
+                                                     Units units, int first_unit) {
   ASSIGN_OR_RETURN(std::unique_ptr<model::ParameterStore> store,
                    model::ParameterStore::Create(std::move(plan), options.precision));
-  return std::make_unique<Replicated>(std::move(store), options);
+  return std::make_unique<Replicated>(std::move(store), options, units, first_unit);
 }
 
 }  // namespace heddle::shard

@@ -14,10 +14,12 @@ TEST(RankWords, PhasesAndCollectivesHaveTheirWords) {
   EXPECT_EQ(CollectiveText(1812, 3, 8, 12), "#1812 all-gather block.7");
   EXPECT_EQ(CollectiveText(5, 4, 13, 12), "#5 reduce-scatter head");
   EXPECT_EQ(CollectiveText(6, 6, 2, 12), "#6 all-to-all block.1");
+  EXPECT_EQ(CollectiveText(9, 1, 17, 12), "#9 all-reduce block.3.experts");
 }
 
 TEST(RankWords, SumsOverAllParametersNameNoUnit) {
-  EXPECT_EQ(CollectiveText(7, 1, 0, 12), "#7 all-reduce");
+  EXPECT_EQ(CollectiveText(7, 1, -1, 12), "#7 all-reduce");
+  EXPECT_EQ(CollectiveText(7, 1, uint32_t{0xffffffff}, 12), "#7 all-reduce") << "as in the page";
   EXPECT_EQ(CollectiveText(7, 2, 0, 12), "#7 agreement");
 }
 

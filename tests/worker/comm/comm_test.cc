@@ -33,10 +33,10 @@ TEST(OrderedSum, AddsInAscendingOrderOfRank) {
 TEST(Communicator, SoloChangesNothing) {
   const std::unique_ptr<Communicator> solo = MakeSolo();
   std::vector<float> values = {1, 2, 3};
-  ASSERT_OK(solo->AllReduceSum(std::span<float>(values)));
+  ASSERT_OK(solo->AllReduceSum(std::span<float>(values), kNoUnit));
   EXPECT_EQ(values, (std::vector<float>{1, 2, 3}));
   solo->Abort();
-  EXPECT_FALSE(solo->AllReduceSum(std::span<float>(values)).ok());
+  EXPECT_FALSE(solo->AllReduceSum(std::span<float>(values), kNoUnit).ok());
 }
 
 TEST(Communicator, SumsHaveTheBitsOfAnAscendingSumAtEveryWorldSize) {
@@ -53,7 +53,7 @@ TEST(Communicator, SumsHaveTheBitsOfAnAscendingSumAtEveryWorldSize) {
       OrderedSum(rows.data(), static_cast<size_t>(world), count, expected.data());
       OnRanks(world, [&](int rank, Communicator* group) {
         std::vector<float> values = RandomValues(static_cast<uint64_t>(rank) + 1, count);
-        ASSERT_OK(group->AllReduceSum(std::span<float>(values)));
+        ASSERT_OK(group->AllReduceSum(std::span<float>(values), kNoUnit));
         EXPECT_EQ(std::memcmp(values.data(), expected.data(), count * sizeof(float)), 0);
       });
     }
@@ -75,9 +75,11 @@ TEST(Communicator, APeerThatLeavesIsAnErrorAtOnce) {
     }
     const auto begin = std::chrono::steady_clock::now();
     std::vector<float> values(1000, 1.0f);
-    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values), kNoUnit).code(),
+              StatusCode::kUnavailable);
     EXPECT_LT(std::chrono::steady_clock::now() - begin, milliseconds(2500));
-    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values), kNoUnit).code(),
+              StatusCode::kUnavailable);
   });
 }
 
@@ -89,7 +91,8 @@ TEST(Communicator, APeerThatHangsIsAnErrorAtTheDeadline) {
       return;
     }
     std::vector<float> values(1000, 1.0f);
-    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values), kNoUnit).code(),
+              StatusCode::kUnavailable);
   });
 }
 
@@ -126,10 +129,10 @@ TEST(Recorder, NotesEveryCollectiveAndLeavesAFailedOneOpen) {
   const std::unique_ptr<Communicator> group = MakeRecorded(MakeSolo(), 3, page.get());
   std::vector<float> values(10);
   std::vector<double> few(2);
-  ASSERT_OK(group->AllReduceSum(std::span<float>(values)));
+  ASSERT_OK(group->AllReduceSum(std::span<float>(values), kNoUnit));
   ASSERT_OK(group->AllReduceSum(std::span<double>(few)));
   group->Abort();
-  EXPECT_FALSE(group->AllReduceSum(std::span<float>(values)).ok());
+  EXPECT_FALSE(group->AllReduceSum(std::span<float>(values), kNoUnit).ok());
   EXPECT_EQ(page->ring_head().load(), 3u);
   const control::CollectiveEntry* ring = page->ring();
   EXPECT_EQ(ring[1].count, 10u);
@@ -229,8 +232,10 @@ TEST(Communicator, ARankThatStaysAwayEndsTheWaitOverSharedMemory) {
     if (rank == 1) return;  // its end of the memory goes away
     group->SetTimeout(milliseconds(200));
     std::vector<float> values(5, 1.0f);
-    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable);
-    EXPECT_EQ(group->AllReduceSum(std::span<float>(values)).code(), StatusCode::kUnavailable)
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values), kNoUnit).code(),
+              StatusCode::kUnavailable);
+    EXPECT_EQ(group->AllReduceSum(std::span<float>(values), kNoUnit).code(),
+              StatusCode::kUnavailable)
         << "the group is dead";
   });
 }
@@ -248,7 +253,7 @@ TEST(Communicator, AbortEndsAWaitOverSharedMemory) {
     });
     std::vector<float> values(5, 1.0f);
     const auto begin = std::chrono::steady_clock::now();
-    EXPECT_FALSE(group->AllReduceSum(std::span<float>(values)).ok());
+    EXPECT_FALSE(group->AllReduceSum(std::span<float>(values), kNoUnit).ok());
     EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
     aborter.join();
   });

@@ -37,7 +37,7 @@ inline std::vector<float> AllResults(int rank, Communicator* group, int salt = 0
   for (const size_t count : {size_t{1}, size_t{7}, size_t{4096}, largest}) {
     const uint64_t seed = 100 * count + static_cast<uint64_t>(rank + 1'000'003 * salt);
     std::vector<float> reduced = RandomValues(seed, count);
-    EXPECT_OK(group->AllReduceSum(std::span<float>(reduced)));
+    EXPECT_OK(group->AllReduceSum(std::span<float>(reduced), kNoUnit));
     keep(reduced);
     // Two under way at a time, waited for out of order.
     const std::vector<float> mine = RandomValues(seed + 1, count);

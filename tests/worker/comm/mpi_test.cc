@@ -195,13 +195,13 @@ TEST(AMpiGroup, APeerThatStandsStillOrIsKilledIsAnErrorAtTheDeadline) {
         std::ofstream(folder.path() + "/pid-" + std::to_string(rank)) << getpid();
         (*group)->SetTimeout(milliseconds(1000));
         std::vector<float> values(100'000, 1.0f);
-        if (!(*group)->AllReduceSum(std::span<float>(values)).ok()) return "no first sum";
+        if (!(*group)->AllReduceSum(std::span<float>(values), kNoUnit).ok()) return "no first sum";
         if (rank == 1) {
           raise(signal);
           return "";
         }
         const auto begin = std::chrono::steady_clock::now();
-        const Status failed = (*group)->AllReduceSum(std::span<float>(values));
+        const Status failed = (*group)->AllReduceSum(std::span<float>(values), kNoUnit);
         const auto took = std::chrono::steady_clock::now() - begin;
         std::string pid;
         while (pid.empty()) std::ifstream(folder.path() + "/pid-1") >> pid;
@@ -209,7 +209,8 @@ TEST(AMpiGroup, APeerThatStandsStillOrIsKilledIsAnErrorAtTheDeadline) {
         if (failed.code() != StatusCode::kUnavailable) return "no error: " + Message(failed);
         if (took > std::chrono::seconds(5)) return "it took too long";
         (*group)->Abort();
-        return (*group)->AllReduceSum(std::span<float>(values)).ok() ? "the group lives" : "";
+        return (*group)->AllReduceSum(std::span<float>(values), kNoUnit).ok() ? "the group lives"
+                                                                              : "";
       });
       ASSERT_EQ(ends.size(), 2u);
       EXPECT_EQ(ends[0], 0) << per_task << " per task, signal " << signal;

@@ -54,7 +54,7 @@ std::string RankProblem(int rank, int world, const std::string& folder) {
     std::vector<float> expected(count);
     OrderedSum(rows.data(), static_cast<size_t>(world), count, expected.data());
     std::vector<float> values = Row(rank, count);
-    const Status summed = (*group)->AllReduceSum(std::span<float>(values));
+    const Status summed = (*group)->AllReduceSum(std::span<float>(values), kNoUnit);
     if (!summed.ok()) return Message(summed);
     if (values != expected) return Str("another sum of ", count, " numbers");
   }

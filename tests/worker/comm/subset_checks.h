@@ -46,14 +46,15 @@ inline std::string DieOrSurvive(Communicator* whole, const Pairs& pairs) {
   const auto subset = MakeSubset(whole, MembersWith(pairs, whole->rank()));
   std::vector<float> values(100'000, 1.0f);
   for (int i = 0; i < 2; ++i) {
-    if (!subset->AllReduceSum(std::span<float>(values)).ok()) return "no first sums";
+    if (!subset->AllReduceSum(std::span<float>(values), kNoUnit).ok()) return "no first sums";
   }
   if (values[0] != 4.0f) return "another sum";
   if (whole->rank() == 3) raise(SIGKILL);
   const auto begin = std::chrono::steady_clock::now();
   Status end = OkStatus();
   // The others' part of a sum may be done before they miss the dead one.
-  for (int i = 0; i < 3 && end.ok(); ++i) end = subset->AllReduceSum(std::span<float>(values));
+  for (int i = 0; i < 3 && end.ok(); ++i)
+    end = subset->AllReduceSum(std::span<float>(values), kNoUnit);
   if (end.code() != StatusCode::kUnavailable) return "no error: " + Message(end);
   return std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(6000)
              ? ""

@@ -139,9 +139,9 @@ class Injecting : public comm::Communicator {
   int rank() const override { return group_->rank(); }
   int world_size() const override { return group_->world_size(); }
   std::string backend() const override { return group_->backend(); }
-  Status AllReduceSum(std::span<float> values) override {
+  Status AllReduceSum(std::span<float> values, int unit) override {
     gradients_(values);
-    return group_->AllReduceSum(values);
+    return group_->AllReduceSum(values, unit);
   }
   Status AllReduceSum(std::span<double> values) override { return group_->AllReduceSum(values); }
   StatusOr<std::unique_ptr<comm::Pending>> StartAllGather(std::span<const std::byte> mine,
