@@ -506,6 +506,7 @@ StatusOr<std::unique_ptr<Parameters>> MakeOffloaded(const model::ModelPlan& plan
   ASSIGN_OR_RETURN(std::unique_ptr<offload::Home> home,
                    offload::MakeHome(options.offload.spill_dir, table, offload::DiskMethod::kAuto,
                                      set.memory_nodes));
+  if (options.offload.around_home) home = options.offload.around_home(std::move(home));
   ASSIGN_OR_RETURN(std::unique_ptr<offload::ResidentSet> resident,
                    offload::ResidentSet::Create(table, set, std::move(home)));
   HEDDLE_INFO("experts are offloaded", {"experts", experts.units.size()}, {"bytes", all},

@@ -22,6 +22,7 @@
 #include "model/optim/gradient_norm.h"
 #include "model/store_views.h"
 #include "worker/comm/communicator.h"
+#include "worker/offload/home.h"
 #include "worker/offload/resident_set.h"
 #include "worker/shard/layout.h"
 
@@ -50,6 +51,9 @@ struct Offload {
   // An expert without a token in a step is left out of its update: nothing of it moves, and nothing
   // decays, which is another optimizer than that of experts in memory (12.3).
   bool skip_untouched = false;
+  // What stands between the resident set and the home of its blocks, given that home; none:
+  // nothing. For tests, which look at transfers or hold them up.
+  std::function<std::unique_ptr<offload::Home>(std::unique_ptr<offload::Home>)> around_home;
 };
 
 struct Options {
