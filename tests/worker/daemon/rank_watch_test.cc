@@ -7,9 +7,13 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include "tests/support/status_matchers.h"
@@ -54,6 +58,8 @@ class Child {
     EXPECT_EQ(read(ready[0], &byte, 1), 1);
     close(ready[0]);
     close(ready[1]);
+    for (int i = 0; i < 500 && Sleeping() < 2; ++i) usleep(10'000);
+    EXPECT_EQ(Sleeping(), 2);
   }
   ~Child() {
     kill(pid_, SIGKILL);
@@ -66,6 +72,19 @@ class Child {
   }
 
  private:
+  // Threads that are in pause().
+  int Sleeping() const {
+    int count = 0;
+    std::error_code ignored;
+    for (const auto& task :
+         std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/task", ignored)) {
+      std::ifstream file(task.path() / "syscall");
+      int number = -1;
+      count += file >> number && number == SYS_pause ? 1 : 0;
+    }
+    return count;
+  }
+
   pid_t pid_ = -1;
 };
 
