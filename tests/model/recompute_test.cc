@@ -109,7 +109,7 @@ int64_t PlannedBytes(const heddle::v1::ModelConfig& config,
 // what they share (logits, scratch).
 TEST_P(RecomputationOf, SelectiveKeepsLessThanNoneAndMoreThanFull) {
   using heddle::v1::TrainingConfig;
-  constexpr int32_t kLength = 1024;
+  constexpr int32_t kLength = 512;
   heddle::v1::ModelConfig config = GetParam().config;
   config.set_n_layers(12);
   config.set_max_position_embeddings(kLength);
