@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "checkpoint/format/shard_writer.h"
 #include "tests/worker/comm/fake_rendezvous.h"
 #include "worker/comm/communicator.h"
+#include "worker/comm/shared_memory.h"
 #include "worker/trainer/checkpointer.h"
 #include "worker/trainer/data_source.h"
 #include "worker/trainer/restore.h"
@@ -200,7 +202,11 @@ StatusOr<std::unique_ptr<comm::Communicator>> Connect(Other* other, const RankSp
       -> StatusOr<heddle::v1::RendezvousReply> { return other->rendezvous.Answer(rank, request); };
   options.init_timeout = std::chrono::milliseconds(20'000);
   options.step_timeout = std::chrono::milliseconds(20'000);
-  return comm::ConnectGloo(options);
+  ASSIGN_OR_RETURN(std::unique_ptr<comm::Communicator> group, comm::ConnectGloo(options));
+  std::string why_not;
+  ASSIGN_OR_RETURN(group, comm::OverSharedMemory(std::move(group), &why_not));
+  if (!why_not.empty()) return FailedPrecondition(why_not);
+  return group;
 }
 
 // As run_rank.cc puts a rank together, with the decorators in between.
