@@ -89,12 +89,13 @@ function(heddle_plugin name)
 endfunction()
 
 # heddle_test(NAME x_test SOURCES a_test.cc ... [DEPS ...] [LABELS ...] [TIMEOUT s] [ARGS ...]
-#             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [RUN_SERIAL])
+#             [ENVIRONMENT A=1 ...] [NEEDS binaries...] [COST s])
 # One gtest executable in build/tests/ and one CTest entry of the same name. Skipped cases appear with
 # their reasons in the summary of `./dev test`. NEEDS names binaries of build/bin that the test
 # starts: they are built with it, HEDDLE_BIN tells it where they are, and without them it is left out.
+# COST, about the seconds it takes, makes a long one start early, so that none is left alone at the end.
 function(heddle_test)
-  cmake_parse_arguments(arg "RUN_SERIAL" "NAME;TIMEOUT" "SOURCES;DEPS;LABELS;ARGS;ENVIRONMENT;NEEDS"
+  cmake_parse_arguments(arg "" "NAME;TIMEOUT;COST" "SOURCES;DEPS;LABELS;ARGS;ENVIRONMENT;NEEDS"
                         ${ARGN})
   if(NOT arg_NAME OR arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "heddle_test(${arg_NAME}): unknown '${arg_UNPARSED_ARGUMENTS}'")
@@ -127,16 +128,19 @@ function(heddle_test)
   set_tests_properties(${arg_NAME} PROPERTIES
     TIMEOUT ${arg_TIMEOUT}
     LABELS "${arg_LABELS}"
-    RUN_SERIAL ${arg_RUN_SERIAL}
     ENVIRONMENT "HEDDLE_BIN=${CMAKE_BINARY_DIR}/bin;HEDDLE_SOURCE_DIR=${CMAKE_SOURCE_DIR};${arg_ENVIRONMENT}")
+  if(arg_COST)
+    set_tests_properties(${arg_NAME} PROPERTIES COST ${arg_COST})
+  endif()
 endfunction()
 
 # heddle_script_test(NAME x_test SCRIPT x_test.py [ARGS ...] [NEEDS binaries...] [LABELS ...]
-#                    [TIMEOUT s] [RUN_SERIAL])
+#                    [TIMEOUT s] [COST s] [RUN_SERIAL] [LOCK name])
 # A Python or Bash script of the current folder as one CTest entry. Exit status 77 means skipped; the
-# script then prints a line `SKIPPED: reason`. HEDDLE_BIN is the folder of the binaries.
+# script then prints a line `SKIPPED: reason`. HEDDLE_BIN is the folder of the binaries. Of the tests
+# with the same LOCK one runs at a time.
 function(heddle_script_test)
-  cmake_parse_arguments(arg "RUN_SERIAL" "NAME;SCRIPT;TIMEOUT" "ARGS;NEEDS;LABELS" ${ARGN})
+  cmake_parse_arguments(arg "RUN_SERIAL" "NAME;SCRIPT;TIMEOUT;COST;LOCK" "ARGS;NEEDS;LABELS" ${ARGN})
   if(NOT arg_NAME OR NOT arg_SCRIPT OR arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "heddle_script_test(${arg_NAME}): unknown '${arg_UNPARSED_ARGUMENTS}'")
   endif()
@@ -162,6 +166,12 @@ function(heddle_script_test)
     RUN_SERIAL ${arg_RUN_SERIAL}
     SKIP_RETURN_CODE 77
     ENVIRONMENT "HEDDLE_BIN=${CMAKE_BINARY_DIR}/bin;PYTHONDONTWRITEBYTECODE=1")
+  if(arg_COST)
+    set_tests_properties(${arg_NAME} PROPERTIES COST ${arg_COST})
+  endif()
+  if(arg_LOCK)
+    set_tests_properties(${arg_NAME} PROPERTIES RESOURCE_LOCK ${arg_LOCK})
+  endif()
 endfunction()
 
 # heddle_link_check(LIBRARY): links an empty main with the whole of LIBRARY and only its declared
