@@ -11,9 +11,11 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <numeric>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -90,27 +92,34 @@ struct World {
     }
   }
 
-  // A backward through every expert: an offloaded one that had none is left out of an update.
-  static void VisitExperts(RunState* state) {
+  // Every offloaded expert, with its unit in the plan while its memory is there.
+  static void VisitExperts(RunState* state, layers::ExpertMemory::Use use,
+                           const std::function<void(size_t)>& visit) {
     const model::ModelMemory memory = state->parameters()->memory();
     const model::ModelPlan& plan = state->parameters()->plan();
     if (memory.experts.memory == nullptr) return;
     std::vector<int> experts(static_cast<size_t>(plan.experts.count));
     std::iota(experts.begin(), experts.end(), 0);
+    size_t first = static_cast<size_t>(plan.dense_units);
     for (const int layer : plan.expert_layers) {
-      EXPECT_OK(memory.experts.memory->Begin(layer, experts, layers::ExpertMemory::Use::kBackward));
-      for (size_t done = 0; done < experts.size();) {
+      const StatusOr<std::vector<int>> order = memory.experts.memory->Begin(layer, experts, use);
+      ASSERT_OK(order);
+      for (size_t done = 0; done < order->size();) {
         const StatusOr<size_t> there = memory.experts.memory->Next();
         ASSERT_OK(there);
-        done += *there;
+        for (const size_t end = done + *there; done < end; ++done) {
+          visit(first + static_cast<size_t>((*order)[done]));
+        }
         EXPECT_OK(memory.experts.memory->End());
       }
+      first += experts.size();
     }
   }
 
   // Gradients are a function of the element and its tensor, so every layout computes the same.
   static void SetGradients(RunState* state) {
-    VisitExperts(state);
+    // A backward through every expert: an offloaded one that had none is left out of an update.
+    VisitExperts(state, layers::ExpertMemory::Use::kBackward, [](size_t) {});
     const std::vector<model::TensorSpec>& tensors = state->parameters()->plan().tensors;
     EXPECT_OK(state->parameters()->ForEachHeld(
         shard::Touch::kWriteGradients, [&](const shard::Held& held) {
@@ -309,18 +318,43 @@ void ExpectWeightsOf(const World& world, model::ParameterStore* given, const std
   }
 }
 
-// What a model computes with follows its masters.
+int64_t NotNearest(std::span<const uint16_t> computed, std::span<const float> masters) {
+  int64_t wrong = 0;
+  for (size_t i = 0; i < masters.size(); ++i) {
+    const uint32_t bits = std::bit_cast<uint32_t>(masters[i]);
+    const uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    wrong += computed[i] == nearest ? 0 : 1;
+  }
+  return wrong;
+}
+
+// What a model computes with follows its masters. An update writes compute weights of offloaded
+// experts and shows none: they are seen where a model sees them.
 void ExpectComputeWeights(World* world, const std::string& what) {
   for (const auto& state : world->states) {
     int64_t wrong = 0;
-    EXPECT_OK(state->ForEachShard(false, [&](const optim::Shard& shard) {
-      EXPECT_EQ(shard.compute_bf16.size(), shard.master.size());
-      for (size_t i = 0; i < shard.compute_bf16.size(); ++i) {
-        const uint32_t bits = std::bit_cast<uint32_t>(shard.master[i]);
-        const uint32_t nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        wrong += shard.compute_bf16[i] == nearest ? 0 : 1;
-      }
-    }));
+    size_t seen = 0;
+    std::map<int64_t, std::vector<float>> offloaded;  // masters by where the expert begins
+    EXPECT_OK(
+        state->parameters()->ForEachHeld(shard::Touch::kReadState, [&](const shard::Held& held) {
+          if (held.offloaded) {
+            offloaded[held.range.begin].assign(held.master.begin(), held.master.end());
+            return OkStatus();
+          }
+          EXPECT_EQ(held.compute_bf16.size(), held.master.size());
+          wrong += NotNearest(held.compute_bf16, held.master);
+          return OkStatus();
+        }));
+    World::VisitExperts(state.get(), layers::ExpertMemory::Use::kForward, [&](size_t unit) {
+      const at::Tensor weights = state->parameters()->memory().weights[unit];
+      const std::vector<float>& masters =
+          offloaded.at(state->parameters()->plan().units[unit].offset);
+      ASSERT_EQ(weights.numel(), static_cast<int64_t>(masters.size()));
+      wrong += NotNearest({static_cast<const uint16_t*>(weights.const_data_ptr()), masters.size()},
+                          masters);
+      ++seen;
+    });
+    EXPECT_EQ(seen, offloaded.size()) << what;
     EXPECT_EQ(wrong, 0) << what;
   }
 }
