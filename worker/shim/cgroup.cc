@@ -54,8 +54,9 @@ void KillProcesses(const std::string& folder) {
 }
 
 Cgroup::Cgroup(const control::LaunchFile& launch) {
-  const std::string name =
-      "heddle-" + std::to_string(launch.fence) + "-" + std::to_string(launch.task);
+  // Fences of two clusters on one host are alike; shims that live are not.
+  const std::string name = "heddle-" + std::to_string(launch.fence) + "-" +
+                           std::to_string(launch.task) + "-" + std::to_string(getpid());
   v2_ = Make(launch.cgroup_v2, name);
   memory_ = Make(launch.cgroup_v1_memory, name);
   freezer_ = Make(launch.cgroup_v1_freezer, name);

@@ -13,8 +13,8 @@ namespace heddle::shim {
 
 class Cgroup {
  public:
-  // Makes heddle-<F>-<task> in each folder the launch file names. What cannot be made is left out;
-  // `notes()` says why.
+  // Makes heddle-<F>-<task>-<pid of this shim> in each folder the launch file names. What cannot be
+  // made is left out; `notes()` says why.
   explicit Cgroup(const control::LaunchFile& launch);
 
   // Files into which a new rank writes "0" before it execs.
