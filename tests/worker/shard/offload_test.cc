@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
+#include <memory>
 #include <string>
 
 #include "tests/support/status_matchers.h"
@@ -211,6 +213,60 @@ TEST(Offload, ExpertsWithoutTokensAreLeftOutOfTheUpdateIfAsked) {
   EXPECT_GT(touched, 90);
   EXPECT_GT(untouched, 90);
   EXPECT_LT(skipped.offload.bytes_written, eager.offload.bytes_written);
+}
+
+// What experts measure as their gradients land: none of them is read again for the norm, one that
+// is not finite is counted in its own step, and none is left of gradients that were dropped.
+TEST(Offload, GradientsAreMeasuredWhereTheyLandAndInNoOtherStep) {
+  Case c = OffloadCase(1, Precision::kBf16);
+  const checkpoint::TempDir dir;
+  c.options.world = 1;
+  c.options.offload = {.enabled = true, .budget_bytes = AllBytes(c) / 10, .spill_dir = dir.path()};
+  ASSERT_OK_AND_ASSIGN(const model::ModelPlan plan, model::PlanModel(c.config));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Parameters> parameters,
+                       MakeParameters(plan, c.options));
+  const std::unique_ptr<comm::Communicator> alone = comm::MakeSolo();
+  parameters->Connect(alone.get());
+  ASSERT_OK(InitParameters(7, parameters.get()));
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<model::LanguageModel> model,
+                       model::LanguageModel::Create(c.config, parameters->memory(), {}));
+  const model_test::BatchData batch = model_test::RandomBatch({100, 40}, 37, 1);
+  struct Seen {
+    int experts = 0;
+    int read = 0;
+    size_t non_finite = 0;
+  };
+  const auto measure = [&] {
+    Seen seen;
+    EXPECT_OK(parameters->ForEachMeasured([&](const Measured& slice) {
+      if (slice.begin < parameters->offloaded_from()) return;
+      ++seen.experts;
+      seen.read += slice.stats.has_value() ? 0 : 1;
+      seen.non_finite += static_cast<size_t>(slice.Stats().non_finite);
+    }));
+    return seen;
+  };
+  // Two passes: only what the last one does not visit is read.
+  const auto step = [&](double first_scale) {
+    parameters->BeginStep();
+    for (const bool last : {false, true}) {
+      layers::StepInfo info;
+      info.loss_scale = last ? 0.01 : first_scale;
+      info.row_scale = 0.01;
+      EXPECT_OK(model->ForwardBackward(batch.view(), info,
+                                       parameters->Hooks({.train = true, .last = last})));
+    }
+    EXPECT_OK(parameters->FinishGradients());
+    return measure();
+  };
+  const Seen good = step(0.01);
+  EXPECT_GT(good.experts, 32);
+  EXPECT_EQ(good.read, 0) << "the last pass visits the experts of the first";
+  EXPECT_EQ(good.non_finite, 0u);
+  EXPECT_GT(step(INFINITY).non_finite, 0u);
+  EXPECT_EQ(step(0.01).non_finite, 0u) << "of the step before";
+  EXPECT_OK(parameters->DropOffloadedGradients());
+  EXPECT_EQ(measure().experts, 0) << "they were dropped";
 }
 
 TEST(Offload, BoundsThatCannotWorkAreRefusedWithTheNumbers) {
