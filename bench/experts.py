@@ -105,6 +105,9 @@ def measure_visits(figures, experts, turns, tokens, spill):
         for way, outs in runs.items():
             outs.append(run([os.path.join(BIN, "bench_offload_step"), "tiny-moe", str(experts), str(tokens), "4", "bf16",
                              "10", "4", way, spill]))
+    losses = {tuple(out["losses"]) for outs in runs.values() for out in outs}
+    if len(losses) != 1:
+        raise SystemExit(f"the losses of the ways differ: {losses}")
     rates = {way: tokens / median([s for out in outs for s in out["step_seconds"]]) for way, outs in runs.items()}
     moved = {way: spill_figures("spill_10", outs) for way, outs in runs.items()}
     figures.add(f"tiny-moe_{experts}_experts_spill_10_four_micro_batches", rates["together"], "tokens/s", peer=rates["apart"],

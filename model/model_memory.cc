@@ -360,52 +360,77 @@ void AddMesh(const ModelPlan& plan, int64_t ranks, bool tied, const TrainingConf
   }
 }
 
-// Rows of tokens that go to the ranks of their experts (model/moe/routed_experts.cc), as many as
-// come: kept until the backward, and in six copies while a layer exchanges them (messages there and
-// back at both ends, rows and result). Routers are uneven: a rank may get half as much again as its
-// share, or what model.moe.capacity_factor lets through (training_plan.h, SkewWarning), and has as
-// many more hidden rows. `row_bytes` of one column of a micro-batch.
-void AddExchangedRows(const ModelPlan& plan, const ModelConfig& model,
-                      const TrainingConfig& training, const heddle::v1::ParallelConfig& parallel,
-                      int64_t row_bytes, int64_t lanes, MemoryEstimate* memory) {
+// Tokens' rows at the ranks of their experts (model/moe/routed_experts.cc). Routers are uneven:
+// over all layers a rank may get half as much again as its share, in one of them twice as much, or
+// what model.moe.capacity_factor lets through (training_plan.h, SkewWarning). Bytes of a token.
+struct VisitingRows {
+  double kept = 0;     // rows, and the hidden ones beyond the own share, of any layer
+  double most = 0;     // of one layer, which is redone
+  double copies = 0;   // while it exchanges: messages there and back at both ends, rows and results
+  double scratch = 0;  // of a backward that waits for others: gradients of results and of rows
+};
+VisitingRows VisitorsOf(const ModelConfig& model, const heddle::v1::ParallelConfig& parallel,
+                        double element) {
+  constexpr double kMean = 1.5;
+  constexpr double kMost = 2;
   constexpr double kCopies = 6;
-  constexpr double kUneven = 1.5;
+  // What is redone, or waits, differs in size from layer to layer: the pool gives up to twice as
+  // much as is asked for (model/layers/buffer_pool.cc).
+  constexpr double kPool = 2;
   const double factor = model.moe().capacity_factor();
-  const double uneven =
-      factor > 0 ? std::min<double>(factor, static_cast<double>(ExpertDegree(parallel))) : kUneven;
-  const double column = static_cast<double>(row_bytes * model.moe().top_k());
-  const double rows = column * model.d_model() * uneven;
-  const double hidden = column * 3 * model.moe().d_expert() * std::max(uneven - 1, 0.0);
+  const auto uneven = [&](double assumed) {
+    return std::min(factor > 0 ? factor : assumed, static_cast<double>(ExpertDegree(parallel)));
+  };
+  const double rows = element * model.moe().top_k() * model.d_model();
+  const double hidden = element * model.moe().top_k() * model.moe().d_expert();
+  const auto kept = [&](double share, double matrices) {
+    return share * rows + matrices * hidden * std::max(share - 1, 0.0);
+  };
+  const double most = uneven(kMost);
+  VisitingRows visitors;
+  visitors.kept = kept(uneven(kMean), 3);
+  visitors.most = kPool * kept(most, 2);
+  visitors.copies = kCopies * most * rows;
+  visitors.scratch = kPool * ((3 * most - 1) * rows + std::max(most - 1, 0.0) * hidden);
+  return visitors;
+}
+
+void AddExchangedRows(const VisitingRows& visitors, const ModelPlan& plan,
+                      const TrainingConfig& training, int64_t tokens, int64_t lanes,
+                      MemoryEstimate* memory) {
+  const double rows = static_cast<double>(tokens);
   const bool keeps =
       training.gradient_checkpointing() == TrainingConfig::GRADIENT_CHECKPOINTING_NONE;
   const double layers = static_cast<double>(plan.expert_layers.size());
-  const double at_once = keeps ? layers * static_cast<double>(lanes) : 1;
-  memory->activations += static_cast<int64_t>((rows + hidden) * at_once);
-  memory->workspace += static_cast<int64_t>(kCopies * rows);
+  memory->activations += static_cast<int64_t>(
+      rows * (keeps ? layers * static_cast<double>(lanes) * visitors.kept : visitors.most));
+  memory->workspace += static_cast<int64_t>(rows * visitors.copies);
 }
 
 // All micro-batches pass a layer whose experts come and go at a time (model/block.h): what each
 // needs beside what it keeps, for all but the first.
-void AddTogether(const Blocks& blocks, const ModelConfig& model, const TrainingConfig& training,
-                 bool exchanges, int64_t element, int64_t tokens, MemoryEstimate* memory) {
+void AddTogether(const Blocks& blocks, const VisitingRows& visitors, const ModelConfig& model,
+                 const TrainingConfig& training, int64_t element, int64_t tokens,
+                 MemoryEstimate* memory) {
+  // Measured: experts' rows are padded, and buffers are not reused for much smaller ones.
+  constexpr double kScratch = 1.25;
+  constexpr double kRedone = 1.1;
   const double rows = static_cast<double>(tokens);
   const double row = static_cast<double>(element * model.d_model());
   // dh, and where the half is done again its normed input.
-  double scratch = blocks.experts_scratch + row;
+  double scratch = kScratch * (blocks.experts_scratch + row) + visitors.scratch;
   double kept = 0;
   switch (training.gradient_checkpointing()) {
     case TrainingConfig::GRADIENT_CHECKPOINTING_NONE:
       break;
     case TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE:
-      scratch += row;
-      kept = blocks.redone_max;
+      scratch += kScratch * row;
+      kept = kRedone * blocks.redone_max + visitors.most;
       break;
     case TrainingConfig::GRADIENT_CHECKPOINTING_FULL:
-      kept = blocks.kept_max;
+      kept = kRedone * blocks.kept_max + visitors.most;
       break;
   }
-  // Rows that came and their results.
-  if (exchanges) scratch += 2 * row * model.moe().top_k();
   memory->activations += static_cast<int64_t>(rows * kept);
   memory->workspace += static_cast<int64_t>(rows * scratch);
 }
@@ -521,10 +546,13 @@ MemoryEstimate EstimateMemoryApart(const ModelConfig& model, const TrainingConfi
                      static_cast<int64_t>(rows * blocks.scratch_max) +
                      CompiledKernels(model, bf16) +
                      (bf16 ? 2 * LargestMatrix(*plan, model) : kPackedBytes);
-  if (ExpertDegree(parallel) > 1)
-    AddExchangedRows(*plan, model, training, parallel, n * b, lanes, &memory);
+  VisitingRows visitors;
+  if (ExpertDegree(parallel) > 1) {
+    visitors = VisitorsOf(model, parallel, static_cast<double>(b));
+    AddExchangedRows(visitors, *plan, training, n, lanes, &memory);
+  }
   if (experts_apart) {
-    AddTogether(blocks, model, training, ExpertDegree(parallel) > 1, b, (lanes - 1) * n, &memory);
+    AddTogether(blocks, visitors, model, training, b, (lanes - 1) * n, &memory);
   }
   return memory;
 }

@@ -303,6 +303,16 @@ std::string VisitsWarning(const RunConfig& config) {
       ApproximateBytes(BytesPerRank(config)));
 }
 
+std::string UntouchedWarning(const RunConfig& config) {
+  if (!OffloadsExperts(config) || config.memory().expert_offloading().untouched() !=
+                                      heddle::v1::ExpertOffloadingConfig::UNTOUCHED_SKIP) {
+    return "";
+  }
+  return "memory.expert_offloading.untouched=skip is another optimizer than that of experts in "
+         "memory: an expert without a token in a step keeps its weights and moments as they are, "
+         "without decay; disk traffic is said for a step in which all have tokens";
+}
+
 int64_t DefaultReservation(const RunConfig& config) {
   const int64_t plan = BytesPerRank(config);
   return plan + plan / 10 + kReclaimableBytes;
@@ -415,8 +425,8 @@ void FillPlan(const RunConfig& config, const HostFigures& host, heddle::v1::Plan
       plan->memory().reserved_per_rank() < plan->memory().bytes_per_rank() * (1 + kPlanError)) {
     plan->add_warnings("parallel.memory_per_rank leaves less than 5 % beside the plan");
   }
-  for (const std::string& warning :
-       {ArenaWarning(config), SkewWarning(config), VisitsWarning(config)}) {
+  for (const std::string& warning : {ArenaWarning(config), SkewWarning(config),
+                                     VisitsWarning(config), UntouchedWarning(config)}) {
     if (!warning.empty()) plan->add_warnings(warning);
   }
   const StepEstimate step = EstimateStep(config, host);

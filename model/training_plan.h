@@ -64,6 +64,8 @@ std::string SkewWarning(const heddle::v1::RunConfig& config);
 // What spilled experts cost that are read for each micro-batch, where passes layer by layer read
 // them once; empty where that saves little.
 std::string VisitsWarning(const heddle::v1::RunConfig& config);
+// That untouched=skip changes what is computed; empty without it.
+std::string UntouchedWarning(const heddle::v1::RunConfig& config);
 
 // ---- disk ----
 

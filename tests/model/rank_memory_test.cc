@@ -197,8 +197,8 @@ TEST(RankMemory, VisitsTogetherTakeScratchForAllMicroBatches) {
   const int64_t hidden =
       2 * int64_t{model.moe().top_k() + model.moe().n_shared()} * model.moe().d_expert();
   const int64_t scores = 4 * int64_t{model.moe().n_experts()};
-  EXPECT_EQ(workspace(spilled) - workspace(config),
-            3 * rows * (row + hidden + 2 * model.moe().top_k() * row + scores));
+  EXPECT_EQ(4 * (workspace(spilled) - workspace(config)),
+            5 * 3 * rows * (row + hidden + 2 * model.moe().top_k() * row + scores));
   spilled.mutable_training()->set_gradient_checkpointing(
       heddle::v1::TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
   config.mutable_training()->set_gradient_checkpointing(

@@ -183,6 +183,16 @@ TEST(StepEstimate, WhatDoesNotFitIsReadAndWritten) {
   EXPECT_EQ(EstimateStep(Moe(1 << 20), Host()).disk_seconds, 0) << "all fit";
 }
 
+TEST(StepEstimate, LeavingExpertsOutOfTheUpdateIsToldToBeAnotherOptimizer) {
+  RunConfig config = Moe(4);
+  EXPECT_EQ(UntouchedWarning(config), "");
+  config.mutable_memory()->mutable_expert_offloading()->set_untouched(
+      heddle::v1::ExpertOffloadingConfig::UNTOUCHED_SKIP);
+  heddle::v1::PlanReply plan;
+  FillPlan(config, {}, &plan);
+  EXPECT_NE(plan.DebugString().find("untouched=skip is another optimizer"), std::string::npos);
+}
+
 TEST(StepEstimate, VisitsForEachMicroBatchAreToldWhereTheyCost) {
   RunConfig config = Moe(4);
   EXPECT_EQ(VisitsWarning(config), "") << "one micro-batch";

@@ -509,8 +509,12 @@ StatusOr<std::unique_ptr<Parameters>> MakeOffloaded(const model::ModelPlan& plan
   if (options.offload.around_home) home = options.offload.around_home(std::move(home));
   ASSIGN_OR_RETURN(std::unique_ptr<offload::ResidentSet> resident,
                    offload::ResidentSet::Create(table, set, std::move(home)));
-  HEDDLE_INFO("experts are offloaded", {"experts", experts.units.size()}, {"bytes", all},
-              {"set", resident->Describe()});
+  HEDDLE_INFO(
+      "experts are offloaded", {"experts", experts.units.size()}, {"bytes", all},
+      {"set", resident->Describe()},
+      {"untouched", options.offload.skip_untouched
+                        ? "skipped, which is another optimizer than that of experts in memory"
+                        : "updated"});
   // Half of the set is being computed with, the other half on its way.
   return std::make_unique<OffloadedExperts>(std::move(experts), options, std::move(resident),
                                             set.budget_bytes / 2);
