@@ -210,6 +210,34 @@ std::vector<Setting> DenseSettings() {
   return all;
 }
 
+// Several micro-batches visit an expert at a time, on one rank or on two, which hold rows of each
+// other's for all of them. `offloaded` is of one rank.
+std::vector<Setting> MergedSettings(const RunConfig& offloaded) {
+  std::vector<Setting> all;
+  all.push_back({"moe_merged", offloaded});
+  all.back().config.mutable_training()->set_max_seq_len(1024);
+  all.back().config.mutable_training()->set_global_batch_size(4);
+  all.back().config.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
+  all.push_back({"moe_merged_recomputed", all.back().config});
+  all.back().config.mutable_training()->set_global_batch_size(8);
+  all.back().config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  all.push_back({"moe_merged_divided", all.front().config});
+  RunConfig& config = all.back().config;
+  config.mutable_parallel()->set_expert(2);
+  config.mutable_parallel()->mutable_ranks()->set_min(2);
+  config.mutable_parallel()->mutable_ranks()->set_max(2);
+  config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
+  config.mutable_training()->set_global_batch_size(8);
+  config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
+  config.mutable_memory()->mutable_expert_offloading()->set_resident_mb(37);
+  all.push_back({"moe_merged_divided_full", config});
+  all.back().config.mutable_training()->set_gradient_checkpointing(
+      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  return all;
+}
+
 std::vector<Setting> ExpertSettings() {
   std::vector<Setting> all;
   all.push_back({"moe", Base(1, 2048)});
@@ -229,32 +257,7 @@ std::vector<Setting> ExpertSettings() {
     offloading->set_resident_mb(74);
     offloading->set_spill_dir(test::DiskFolder());
   }
-  // Four micro-batches visit an expert at a time.
-  all.push_back({"moe_merged", all.back().config});
-  all.back().config.mutable_training()->set_max_seq_len(1024);
-  all.back().config.mutable_training()->set_global_batch_size(4);
-  all.back().config.mutable_training()->set_accumulation(TrainingConfig::ACCUMULATION_LAYER_MAJOR);
-  all.push_back({"moe_merged_recomputed", all.back().config});
-  all.back().config.mutable_training()->set_global_batch_size(8);
-  all.back().config.mutable_training()->set_gradient_checkpointing(
-      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
-  // The same with the experts on two ranks, which hold rows of each other's for all micro-batches.
-  const RunConfig merged = all[all.size() - 2].config;
-  all.push_back({"moe_merged_divided", merged});
-  {
-    RunConfig& config = all.back().config;
-    config.mutable_parallel()->set_expert(2);
-    config.mutable_parallel()->mutable_ranks()->set_min(2);
-    config.mutable_parallel()->mutable_ranks()->set_max(2);
-    config.mutable_parallel()->set_shard(ParallelConfig::SHARD_FULL);
-    config.mutable_training()->set_global_batch_size(8);
-    config.mutable_training()->set_gradient_checkpointing(
-        TrainingConfig::GRADIENT_CHECKPOINTING_SELECTIVE);
-    config.mutable_memory()->mutable_expert_offloading()->set_resident_mb(37);
-  }
-  all.push_back({"moe_merged_divided_full", all.back().config});
-  all.back().config.mutable_training()->set_gradient_checkpointing(
-      TrainingConfig::GRADIENT_CHECKPOINTING_FULL);
+  for (Setting& one : MergedSettings(all.back().config)) all.push_back(std::move(one));
   all.push_back({"moe_divided", all[1].config});
   all.back().config.clear_memory();
   all.back().config.mutable_parallel()->set_expert(2);
