@@ -8,7 +8,7 @@
 #include <thread>
 
 #include "tests/support/status_matchers.h"
-#include "tests/worker/comm/fake_rendezvous.h"
+#include "tests/worker/comm/thread_ranks.h"
 #include "worker/comm/shared_memory.h"
 
 namespace heddle::shard {
@@ -20,17 +20,7 @@ bool OverSockets(int world) { return world == 3; }
 StatusOr<std::unique_ptr<comm::Communicator>> Connect(comm::FakeRendezvous* server, int rank,
                                                       int world) {
   if (world == 1) return comm::MakeSolo();
-  comm::GroupOptions options;
-  options.rank = rank;
-  options.world_size = world;
-  options.data_address = "127.0.0.1";
-  options.key_prefix = "shard/";
-  options.rendezvous =
-      [server, rank](
-          const heddle::v1::RendezvousRequest& request) -> StatusOr<heddle::v1::RendezvousReply> {
-    return server->Answer(static_cast<uint32_t>(rank), request);
-  };
-  options.init_timeout = std::chrono::milliseconds(20000);
+  comm::GroupOptions options = comm::OptionsOf(server, rank, world);
   options.step_timeout = std::chrono::milliseconds(20000);
   ASSIGN_OR_RETURN(std::unique_ptr<comm::Communicator> group, comm::ConnectGloo(options));
   if (OverSockets(world)) return group;

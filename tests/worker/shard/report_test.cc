@@ -10,28 +10,13 @@
 #include "base/rank_words/rank_words.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/worker/temp_dir.h"
-#include "tests/worker/comm/fake_rendezvous.h"
+#include "tests/worker/comm/thread_ranks.h"
 #include "tests/worker/shard/sharded_run.h"
 #include "worker/comm/recorder.h"
 #include "worker/control/rank_page.h"
 
 namespace heddle::shard {
 namespace {
-
-StatusOr<std::unique_ptr<comm::Communicator>> Connect(comm::FakeRendezvous* server, int rank,
-                                                      int world) {
-  comm::GroupOptions options;
-  options.rank = rank;
-  options.world_size = world;
-  options.data_address = "127.0.0.1";
-  options.key_prefix = "report/";
-  options.rendezvous =
-      [server, rank](
-          const heddle::v1::RendezvousRequest& request) -> StatusOr<heddle::v1::RendezvousReply> {
-    return server->Answer(static_cast<uint32_t>(rank), request);
-  };
-  return comm::ConnectGloo(options);
-}
 
 // "all-gather block.1" and so on: every collective of rank 0 in a run of one step.
 std::set<std::string> CollectivesOf(const Case& c) {
@@ -41,7 +26,7 @@ std::set<std::string> CollectivesOf(const Case& c) {
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < c.world; ++rank) {
     ranks.emplace_back([&, rank] {
-      auto group = Connect(&server, rank, c.world);
+      auto group = comm::ConnectGloo(comm::OptionsOf(&server, rank, c.world));
       ASSERT_OK(group.status());
       if (rank == 0) group = comm::MakeRecorded(*std::move(group), 0, page.get());
       Outcome out = NoOutcome(c);
