@@ -15,6 +15,7 @@ struct Mutants {
   bool unacknowledged_is_gone = false;     // at registration
   bool gone_without_proof = false;         // LOST task counts as dead at once
   bool allocate_without_check = false;     // stale placement decisions are applied
+  bool final_by_number = false;            // the end of a task under an old number is not heard
 };
 
 struct Policy {
@@ -31,6 +32,7 @@ struct Policy {
   int64_t term_ms = 10'000;          // TERM to KILL (A10)
   int64_t unkillable_ms = 60'000;    // A13
   int64_t resend_ms = 5'000;         // unconfirmed commands are sent again
+  int64_t settle_ms = 60'000;        // fenced and still not ended: the worker registers anew
   int64_t backoff_base_ms = 10'000;  // 4.6
   int64_t backoff_ms_max = 600'000;
   uint32_t failures_without_progress_max = 3;  // J10

@@ -62,6 +62,20 @@ Status AttemptDeadline(Decision& d, const v1::AttemptRecord& attempt, const Time
   return OkStatus();
 }
 
+// Time to ask what a worker has, at one of the reminders of each settle_ms in FENCING. Times of an
+// earlier start of the coordinator may be of another clock.
+bool IsToSettle(const Decision& d, const v1::AttemptRecord& attempt) {
+  if (attempt.state() != v1::ATTEMPT_STATE_FENCING) {
+    return false;
+  }
+  const int64_t started = d.meta().started_ms();
+  const int64_t from =
+      attempt.ended_ms() > d.now().ms ? started : std::max(started, attempt.ended_ms());
+  const int64_t elapsed = d.now().ms - from;
+  const Policy& policy = d.policy();
+  return elapsed / policy.settle_ms > (elapsed - policy.resend_ms) / policy.settle_ms;
+}
+
 // Unconfirmed commands again (P1): an effect lost with a broken stream is no harm.
 Status Resend(Decision& d, const v1::AttemptRecord& attempt, const Timer& timer) {
   if (attempt.resend_ms() == 0 || attempt.resend_ms() > d.now().ms) {
@@ -74,11 +88,16 @@ Status Resend(Decision& d, const v1::AttemptRecord& attempt, const Timer& timer)
     reminded += Remind(d, id, *task) ? 1 : 0;
     waiting = waiting || !IsFinal(task->state());
     const v1::WorkerRecord* worker = d.worker(task->worker());
-    // A worker that never took the task may never answer for it: its registration will (X2).
-    if (attempt.state() != v1::ATTEMPT_STATE_ALLOCATED && !IsFinal(task->state()) &&
-        !task->acknowledged() && worker != nullptr &&
-        worker->state() == v1::WORKER_STATE_CONNECTED) {
+    if (IsFinal(task->state()) || worker == nullptr ||
+        worker->state() != v1::WORKER_STATE_CONNECTED) {
+      continue;
+    }
+    // A worker that never took the task may never answer for it, nor one that lost it: its
+    // registration will (X2).
+    if (attempt.state() != v1::ATTEMPT_STATE_ALLOCATED && !task->acknowledged()) {
       d.Do(effect::SendStale{worker->id(), worker->session(), "settle a task it never took"});
+    } else if (IsToSettle(d, attempt)) {
+      d.Do(effect::SendStale{worker->id(), worker->session(), "settle a task that does not end"});
     }
   }
   v1::AttemptRecord& edited = d.Edit(id);

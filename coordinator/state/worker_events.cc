@@ -40,9 +40,16 @@ void CheckDrained(Decision& d, const std::string& worker) {
   d.NoteWorker(worker, "NODE_DRAINED", record->admin_reason());
 }
 
+// A report with news. An end is the last word about a task, whatever its number: numbers are not
+// synced with each report, so that a machine that lost power counts anew from an older one.
+bool IsNews(const Decision& d, const v1::TaskRecord& task, const v1::TaskReport& report) {
+  const bool last_word = IsFinal(report.state()) && !MutantsOf(d.policy()).final_by_number;
+  return !IsFinal(task.state()) && (last_word || report.seq() > task.seq());
+}
+
 // Newer facts of a report into the task's record. True if the ranks' ends changed.
 void Merge(v1::TaskRecord& task, const v1::TaskReport& report) {
-  task.set_seq(report.seq());
+  task.set_seq(std::max<uint64_t>(task.seq(), report.seq()));
   task.set_state(report.state());
   const bool lives =
       report.state() != v1::TASK_STATE_ASSIGNED && report.state() != v1::TASK_STATE_GONE;
@@ -175,7 +182,7 @@ Status On(Decision& d, const event::TaskReported& e) {
   ack.set_fence(fence.value);
   ack.set_task(report.task());
   ack.set_seq(std::max<uint64_t>(report.seq(), task->seq()));
-  if (report.seq() > task->seq()) {
+  if (IsNews(d, *task, report)) {
     TakeReport(d, id, report);
   }
   d.Do(effect::SendAck{e.worker, std::move(ack)});
@@ -316,7 +323,7 @@ Status On(Decision& d, const event::WorkerRegistered& e) {
   }
   for (const v1::TaskReport& report : request.tasks()) {
     const v1::TaskRecord* task = Match(d, id, report);
-    if (task == nullptr || IsFinal(task->state()) || report.seq() <= task->seq() ||
+    if (task == nullptr || !IsNews(d, *task, report) ||
         (!IsFinal(report.state()) && IsFenced(d, *task))) {
       continue;
     }

@@ -21,6 +21,7 @@ const std::vector<MutantName>& MutantNames() {
       {"key-lost", Mutant::kKeyLost},
       {"reply-before-sync", Mutant::kReplyBeforeSync},
       {"no-mass-silence", Mutant::kNoMassSilence},
+      {"final-by-number", Mutant::kFinalByNumber},
       {"unacknowledged-gone", Mutant::kUnacknowledgedGone},
       {"term-not-persisted", Mutant::kTermNotPersisted},
       {"gone-without-proof", Mutant::kGoneWithoutProof},
@@ -80,6 +81,7 @@ void PlantMutant(Plan& plan) {
   mutants.skip_fence_check = plan.mutant == Mutant::kNoFenceCheck;
   mutants.fence_raised_by_next_only = plan.mutant == Mutant::kFenceByNextOnly;
   mutants.idempotency_key_lost = plan.mutant == Mutant::kKeyLost;
+  mutants.final_by_number = plan.mutant == Mutant::kFinalByNumber;
   mutants.unacknowledged_is_gone = plan.mutant == Mutant::kUnacknowledgedGone;
   mutants.gone_without_proof = plan.mutant == Mutant::kGoneWithoutProof;
   mutants.allocate_without_check = plan.mutant == Mutant::kAllocateUnchecked;

@@ -21,6 +21,7 @@ enum class Mutant {
   kKeyLost,             // the idempotency key is not in the batch of its effect
   kReplyBeforeSync,     // effects and replies do not wait for the disk
   kNoMassSilence,       // L9 off
+  kFinalByNumber,       // the end of a task is heard under a new number only
   kUnacknowledgedGone,  // a task never acknowledged counts as gone at registration
   kTermNotPersisted,    // a restart uses the old term
   kGoneWithoutProof,    // tasks of a lost worker count as dead at once

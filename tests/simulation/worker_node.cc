@@ -53,7 +53,9 @@ void WorkerNode::Reboot() {
     if (state::IsFinal(task.report.state()) || world_.Chance(0.5)) {
       task.report.set_state(state::IsFinal(task.report.state()) ? task.report.state()
                                                                 : v1::TASK_STATE_GONE);
-      task.report.set_seq(task.report.seq() + 1);
+      // The number in the folder is not synced with each report: power loss may take it back.
+      const uint64_t lost = world_.Chance(0.3) ? static_cast<uint64_t>(world_.Between(1, 4)) : 0;
+      task.report.set_seq(task.report.seq() + 1 - std::min(lost, task.report.seq()));
       ++it;
     } else {
       it = tasks_.erase(it);

@@ -130,9 +130,10 @@ void TaskRunner::Adopt(bool same_instance) {
   }
   if (!folder_.Shim().has_value()) {
     // The daemon died before the shim began: the coordinator says whether it is still wanted.
-    state_ = same_instance ? v1::TASK_STATE_ASSIGNED : v1::TASK_STATE_GONE;
-    if (!same_instance) detail_ = "the machine restarted";
-    return;
+    state_ = v1::TASK_STATE_ASSIGNED;
+    if (same_instance) return;
+    detail_ = "the machine restarted";
+    return MoveTo(v1::TASK_STATE_GONE);
   }
   launched_ = true;
   if (!same_instance) {
@@ -643,13 +644,23 @@ void TaskRunner::ReportSoon() {
   report_due_ = true;
   boost::asio::post(host_->io(), [self = shared_from_this()] {
     self->report_due_ = false;
-    self->report_wanted_ = false;
-    ++self->seq_;
-    self->folder_.StoreSeq(self->seq_);
+    self->CountReport();
     v1::WorkerMsg message;
     *message.mutable_report() = self->Report();
     self->host_->Send(std::move(message));
   });
+}
+
+void TaskRunner::CountReport() {
+  report_wanted_ = false;
+  ++seq_;
+  folder_.StoreSeq(seq_);
+}
+
+v1::TaskReport TaskRunner::NewestReport() {
+  // A task found ended at the start of the daemon, say: under its old number that was no news.
+  if (report_wanted_ && settled_ && !syncing_) CountReport();
+  return Report();
 }
 
 v1::TaskReport TaskRunner::Report() const {

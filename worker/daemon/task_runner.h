@@ -86,7 +86,9 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
 
   TaskKey key() const { return folder_.key(); }
   const TaskFolder& folder() const { return folder_; }
-  v1::TaskReport Report() const;
+  // For a registration: a change that no report told yet gets its number now, or it would arrive
+  // under the number of an older report and be taken for that one.
+  v1::TaskReport NewestReport();
   v1::Heartbeat::TaskBeat Beat();
   v1::TaskState state() const { return state_; }
   bool ended() const { return state_ == v1::TASK_STATE_EXITED || state_ == v1::TASK_STATE_GONE; }
@@ -131,6 +133,8 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void FinishIfAllExited();
   void OnEnded();
   void ReportSoon();
+  void CountReport();
+  v1::TaskReport Report() const;
   std::optional<size_t> LocalIndex(uint32_t rank) const;
   v1::RankOutcome OutcomeOf(const control::RankExitedPod& exited) const;
   void AddMemory(const control::RankExitedPod& exited, v1::RankOutcome* outcome) const;

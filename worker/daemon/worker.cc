@@ -106,7 +106,7 @@ v1::RegisterRequest Worker::MakeRegister() {
   request.set_version(HEDDLE_VERSION);
   request.set_protocol(control::kProtocolVersion);
   request.set_cluster_id(state_->cluster_id());
-  for (const auto& [key, runner] : tasks_) *request.add_tasks() = runner->Report();
+  for (const auto& [key, runner] : tasks_) *request.add_tasks() = runner->NewestReport();
   return request;
 }
 

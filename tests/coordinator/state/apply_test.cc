@@ -164,6 +164,57 @@ TEST(Apply, RegistrationSettlesEveryTask) {
 }
 
 // Found by the simulation (seed 7089).
+// Of a worker whose machine lost power: its count of reports fell back, its tasks are gone.
+TEST(Apply, EndOfATaskIsHeardWhateverItsNumber) {
+  Two c;
+  const JobId job = c.Running();
+  v1::TaskReport last = c.Report(job, 1, v1::TASK_STATE_EXITED);
+  last.set_seq(1);
+  ASSERT_LT(last.seq(), c.state.task(job, 1, 1)->seq());
+  v1::TaskReport old = c.Report(job, 1, v1::TASK_STATE_PREPARING);
+  old.set_seq(1);
+  c.Tell(job, old);
+  EXPECT_EQ(Name(c.state.task(job, 1, 1)->state()), std::string("RUNNING")) << "old news";
+  c.Tell(job, last);
+  EXPECT_EQ(Name(c.state.task(job, 1, 1)->state()), std::string("EXITED"));
+
+  v1::RegisterRequest request;
+  request.set_worker_id("a");
+  request.set_instance("boot2");
+  request.set_session(++c.session);
+  *request.add_tasks() = c.Report(job, 0, v1::TASK_STATE_GONE);
+  request.mutable_tasks(0)->set_seq(0);
+  const Outcome outcome = c.Do(event::WorkerRegistered{request});
+  EXPECT_EQ(outcome.registration->tasks(0).verdict(), v1::TASK_VERDICT_FORGET);
+  EXPECT_EQ(c.AttemptState(job), "ENDED") << "told to forget what was not heard";
+}
+
+// A worker without a task that it once took answers no order: it is asked what it has.
+TEST(Apply, WorkerOfATaskThatDoesNotEndRegistersAnewOnceAMinute) {
+  Two c;
+  const JobId job = c.Running();
+  c.Stop(job, v1::STOP_VERB_CANCEL, 0);
+  c.TellExit(job, 0, 0);
+  const auto stale = [&](int64_t ms) {
+    int count = 0;
+    const int64_t end = c.now_ms + ms;
+    while (!c.state.timers().empty() && c.state.timers().begin()->at_ms <= end) {
+      c.now_ms = std::max(c.now_ms, c.state.timers().begin()->at_ms);
+      count += Count<effect::SendStale>(c.Do(event::TimerFired{*c.state.timers().begin()}));
+    }
+    c.now_ms = end;
+    return count;
+  };
+  int asked = stale(c.policy.term_ms + c.policy.unkillable_ms + 1'000);
+  ASSERT_EQ(c.AttemptState(job), "FENCING");
+  EXPECT_EQ(asked, 0) << "the ordinary end of a task needs no registration";
+  asked = stale(10 * c.policy.settle_ms);
+  EXPECT_GE(asked, 9);
+  EXPECT_LE(asked, 11);
+  c.Join("b");  // without the task
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+}
+
 TEST(Apply, LateRegistrationOfBeforeARestartIsRefused) {
   Two c;
   v1::RegisterRequest request;

@@ -449,11 +449,13 @@ TEST_F(Daemon, ExitsWhileTheDaemonWasAwayAreReported) {
   RunTask(Train(10, "steps=200 step_ms=2 exit=88 words=diverged"));
   EndDaemon(SIGKILL);
   ASSERT_TRUE(WaitUntil([&] { return ProcessesWith(FolderOf(10)).empty(); }));
+  const uint64_t told = coordinator_.Report(10)->seq();
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(2));
   const v1::RegisterRequest request = coordinator_.registrations().back();
   ASSERT_EQ(request.tasks_size(), 1);
   EXPECT_EQ(request.tasks(0).state(), v1::TASK_STATE_EXITED);
+  EXPECT_GT(request.tasks(0).seq(), told) << "under an old number the end is no news";
   ASSERT_EQ(request.tasks(0).exits_size(), 1);
   EXPECT_EQ(request.tasks(0).exits(0).exit_code(), 88);
   EXPECT_EQ(request.tasks(0).exits(0).detail(), "diverged");
@@ -481,11 +483,13 @@ TEST_F(Daemon, ShimKilledWhileTheDaemonWasAway) {
   ASSERT_TRUE(coordinator_.WaitForSessions(1));
   RunTask(Train(10, "steps=100000 child"));
   EndDaemon(SIGKILL);
+  const uint64_t told = coordinator_.Report(10)->seq();
   kill(ShimPid(10), SIGKILL);
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(2));
   const v1::TaskReport report = coordinator_.registrations().back().tasks(0);
   EXPECT_EQ(report.state(), v1::TASK_STATE_EXITED);
+  EXPECT_GT(report.seq(), told);
   EXPECT_NE(report.detail().find("SHIM_LOST"), std::string::npos);
   EXPECT_TRUE(RankPids().empty());
 }
@@ -496,10 +500,13 @@ TEST_F(Daemon, AnotherInstanceMeansGone) {
   RunTask(Train(10, "steps=100000"));
   EndDaemon(SIGKILL);
   kill(ShimPid(10), SIGKILL);
+  const uint64_t told = coordinator_.Report(10)->seq();
   ASSERT_TRUE(control::WriteFileDurably(FolderOf(10) + "/instance", "before-the-reboot"));
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(2));
-  EXPECT_EQ(coordinator_.registrations().back().tasks(0).state(), v1::TASK_STATE_GONE);
+  const v1::TaskReport report = coordinator_.registrations().back().tasks(0);
+  EXPECT_EQ(report.state(), v1::TASK_STATE_GONE);
+  EXPECT_GT(report.seq(), told);
 }
 
 TEST_F(Daemon, RestartOfTheCoordinatorTouchesNoRank) {

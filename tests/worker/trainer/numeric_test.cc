@@ -6,11 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <list>
+#include <map>
 #include <set>
 
 #include "checkpoint/tensor_io/load.h"
 #include "tests/support/status_matchers.h"
+#include "tests/support/worker/disk_dir.h"
 #include "tests/worker/trainer/job.h"
 #include "tests/worker/trainer/rank_threads.h"
 
@@ -141,31 +142,37 @@ LoopEnd OneVerdict(const AttemptResult& result, ExitCode code) {
   return first;
 }
 
+using Values = std::map<std::string, std::vector<float>>;  // by tensor and class
+
+// All that a checkpoint holds.
+Values Load(const CheckpointRecord& record, const std::string& root) {
+  Values values;
+  std::vector<checkpoint::WantedRange> wanted;
+  for (const heddle::v1::TensorInfo& tensor : record.tensors()) {
+    uint64_t elements = 1;
+    for (const int64_t size : tensor.shape()) elements *= static_cast<uint64_t>(size);
+    for (const int tensor_class : tensor.classes()) {
+      std::vector<float>& part = values[Str(tensor.name(), " class ", tensor_class)];
+      part.assign(elements, kNan);
+      wanted.push_back({.name = tensor.name(),
+                        .shape = {tensor.shape().begin(), tensor.shape().end()},
+                        .tensor_class = static_cast<heddle::v1::TensorClass>(tensor_class),
+                        .first = 0,
+                        .count = elements,
+                        .data = part.data()});
+    }
+  }
+  EXPECT_OK(checkpoint::LoadRanges(record, root, wanted));
+  return values;
+}
+
 // Every checkpoint is whole, and every value of it is a number.
 void ExpectFinite(const AttemptResult& result, const std::string& root) {
   for (const CheckpointRecord& record : result.committed) {
     ExpectGood(record, root);
-    std::vector<checkpoint::WantedRange> wanted;
-    std::list<std::vector<float>> values;
-    for (const heddle::v1::TensorInfo& tensor : record.tensors()) {
-      uint64_t elements = 1;
-      for (const int64_t size : tensor.shape()) elements *= static_cast<uint64_t>(size);
-      for (const int tensor_class : tensor.classes()) {
-        values.emplace_back(elements, kNan);
-        wanted.push_back({.name = tensor.name(),
-                          .shape = {tensor.shape().begin(), tensor.shape().end()},
-                          .tensor_class = static_cast<heddle::v1::TensorClass>(tensor_class),
-                          .first = 0,
-                          .count = elements,
-                          .data = values.back().data()});
-      }
-    }
-    ASSERT_OK(checkpoint::LoadRanges(record, root, wanted));
-    auto range = wanted.begin();
-    for (const std::vector<float>& part : values) {
+    for (const auto& [name, part] : Load(record, root)) {
       EXPECT_TRUE(std::all_of(part.begin(), part.end(), [](float v) { return std::isfinite(v); }))
-          << range->name << " of step " << record.step();
-      ++range;
+          << name << " of step " << record.step();
     }
   }
 }
@@ -357,6 +364,72 @@ std::vector<Case> Twenty() {
 }
 
 INSTANTIATE_TEST_SUITE_P(OneRank, NotFinite, testing::ValuesIn(Twenty()), NameOf);
+
+struct RunOfExperts {
+  std::map<uint64_t, heddle::v1::MetricPoint> points;
+  Values values;  // of the newest checkpoint
+};
+
+// To the end of the job: as many attempts as the policy makes of it.
+RunOfExperts RunWithExperts(const Case& c, const std::string& spill_dir) {
+  const checkpoint::TempDir folder;
+  AttemptInput input{.config = ConfigOf(c), .root = folder.path(), .injection = {}};
+  heddle::v1::MoeConfig* moe = input.config.mutable_model()->mutable_moe();
+  moe->set_n_experts(8);
+  moe->set_top_k(2);
+  moe->set_d_expert(64);
+  moe->set_router(heddle::v1::MoeConfig::ROUTER_SIGMOID);
+  moe->set_bias_update_rate(0.01);
+  input.config.mutable_parallel()->set_expert(c.ranks);
+  if (!spill_dir.empty()) {
+    heddle::v1::ExpertOffloadingConfig* offloading =
+        input.config.mutable_memory()->mutable_expert_offloading();
+    offloading->set_enabled(true);
+    offloading->set_resident_mb(1);
+    offloading->set_spill_dir(spill_dir);
+  }
+  Weight weight;
+  input.injection = Break(c, c.policy == TrainingConfig::NAN_POLICY_SKIP ? 2 : 3, &weight);
+  AttemptResult first = RunAttempt(input);
+  if (c.policy == TrainingConfig::NAN_POLICY_SKIP) {
+    OneVerdict(first, ExitCode::kDone);
+    return {first.points, Load(first.committed.back(), folder.path())};
+  }
+  const LoopEnd end = OneVerdict(first, ExitCode::kRollBack);
+  AttemptInput again = input;
+  ++again.fence;
+  again.injection = {};
+  for (const CheckpointRecord& record : first.committed) {
+    if (static_cast<int64_t>(record.step()) <= end.rollback_to_step) {
+      again.restore.insert(again.restore.begin(), record);
+    }
+  }
+  AttemptResult second = RunAttempt(again);
+  OneVerdict(second, ExitCode::kDone);
+  second.points.merge(first.points);
+  return {second.points, Load(second.committed.back(), folder.path())};
+}
+
+// A bad step is no step for offloaded experts either: their gradients, measured or still on their
+// way, go with it, and what was written for it must not be met again.
+TEST(NotFiniteExperts, OffloadedOnesComeWhereThoseInMemoryCome) {
+  for (const auto policy : {TrainingConfig::NAN_POLICY_SKIP, TrainingConfig::NAN_POLICY_ROLLBACK}) {
+    SCOPED_TRACE(static_cast<int>(policy));
+    const Case c{.policy = policy, .shard = ParallelConfig::SHARD_FULL, .victim = 0};
+    const test::DiskDir spill;
+    const RunOfExperts resident = RunWithExperts(c, "");
+    const RunOfExperts offloaded = RunWithExperts(c, spill.path());
+    ExpectSameBits(resident.points, offloaded.points);
+    EXPECT_EQ(resident.values.size(), offloaded.values.size());
+    for (const auto& [name, part] : resident.values) {
+      EXPECT_EQ(part, offloaded.values.at(name)) << name;
+    }
+    const auto& use = offloaded.points.rbegin()->second.offload();
+    EXPECT_GT(use.evictions(), 0u) << "everything fitted";
+    EXPECT_TRUE(std::isnan(resident.points.at(static_cast<uint64_t>(c.step) + 1).grad_norm()) ||
+                policy == TrainingConfig::NAN_POLICY_ROLLBACK);
+  }
+}
 
 // Gradients that are far too large, with numbers that are finite.
 Injection Jump(int64_t step) {
