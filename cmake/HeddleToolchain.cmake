@@ -42,11 +42,12 @@ elseif(HEDDLE_LLD)
 endif()
 
 # Clones share hits: paths below the repository root are hashed relative to it. Dependencies come
-# from the compiler, so a miss does not run the preprocessor on its own first.
+# from the compiler, so a miss does not run the preprocessor on its own first. A header that changed
+# while it was being compiled must not be stored under its new contents, so its time is looked at.
 find_program(HEDDLE_CCACHE ccache)
 if(HEDDLE_CCACHE)
   set(launcher ${CMAKE_COMMAND} -E env CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1
-      CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      CCACHE_SLOPPINESS=pch_defines,time_macros
       ${HEDDLE_CCACHE})
   set(CMAKE_C_COMPILER_LAUNCHER ${launcher})
   set(CMAKE_CXX_COMPILER_LAUNCHER ${launcher})

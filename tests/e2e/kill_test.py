@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""kill -9 of a random rank, worker daemon or coordinator, again and again during one job.
+"""kill -9 of a random rank, shim, worker daemon or coordinator, of a whole host and of everything, during one job.
 
-Proves (reliability T7-T9): the series of (step, loss, batch_hash) is bit-equal to that of an undisturbed run,
-a killed daemon stops no trainer, and every kill is recovered from. Prints one JSON line of figures.
+A host is a daemon, its shims and their ranks, killed at once; "away" kills the ranks while their daemon is down, so
+that it finds them ended when it comes back. Proves (reliability T7-T9): the series of (step, loss, batch_hash) is
+bit-equal to that of an undisturbed run, a killed daemon stops no trainer, and every kill is recovered from. Prints one
+JSON line of figures.
 usage: kill_test.py [--kills N] [--seed S]
 """
 
@@ -19,6 +21,7 @@ from support.faultlab.cluster import (Cluster, check, main, median, prepare_data
 
 
 STEPS = 200_000
+KINDS = ("rank", "worker", "coordinator", "host", "away", "shim", "everything")
 
 
 def option(argv, name, default):
@@ -39,15 +42,48 @@ def alive(pids):
     return all(p in running for p in pids)
 
 
-def kill_rank(cluster, job, rng):
-    """Kills one trainer; returns ms from the kill to the first step of the new attempt."""
-    pids = cluster.ranks()
-    if not pids:
+def ended(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    wait_until(f"the end of {pids}", lambda: not any(alive([p]) for p in pids), 10, 0.01)
+
+
+def victims_of(cluster, kind, rng):
+    """Groups of pids, killed one after the other."""
+    if kind in ("rank", "shim"):
+        pids = cluster.find({"rank": "heddle-trainer", "shim": "heddle-shim"}[kind])
+        return [[rng.choice(pids)]] if pids else []
+    if kind == "everything":
+        return [[p for pids in cluster.all_processes().values() for p in pids]]
+    state = f"{cluster.state}/worker-{rng.randint(1, cluster.workers)}"
+    daemon, shims, ranks = ([p for p in cluster.find(f"heddle-{name}") if belongs(p, state)]
+                            for name in ("worker", "shim", "trainer"))
+    return [daemon, ranks] if kind == "away" else [daemon + shims + ranks]
+
+
+def belongs(pid, folder):
+    """Whether a process of the cluster has this folder in its arguments or environment."""
+    return any(p == pid and any(f"{folder}/" in f"{word}/" for word in argv + [v.decode(errors="replace") for v in
+                                                                              env.values()])
+               for p, argv, env in processes())
+
+
+def kill_work(cluster, job, kind, rng):
+    """Kills ranks, with or without what is around them; returns ms to the first step of the new attempt."""
+    groups = victims_of(cluster, kind, rng)
+    if not any(groups):
         return None
     before = cluster.json_lines("metrics", job)
     attempt = before[-1]["attempt"] if before else 0
     start = time.monotonic()
-    os.kill(rng.choice(pids), signal.SIGKILL)
+    for pids in groups:
+        ended(pids)
+    if kind not in ("rank", "shim"):
+        cluster.up()
+        wait_until("coordinator answers", lambda: progress(cluster, job), 30)
 
     def stepped():
         if progress(cluster, job)[2] == "DONE":
@@ -82,20 +118,20 @@ def kill_daemon(cluster, job, program, rng):
 
 def storm(cluster, job, kills, rng):
     """Kills `kills` times; returns what was seen: recovery times, trainers lost, the series after each kill."""
-    victims = {"rank": [], "worker": [], "coordinator": []}
+    victims = {kind: [] for kind in KINDS}
     trainers_lost, seen = 0, []
-    kinds = [("rank", "worker", "coordinator")[i % 3] for i in range(kills)]
+    kinds = [KINDS[i % len(KINDS)] for i in range(kills)]
     rng.shuffle(kinds)
     for number, kind in enumerate(kinds):
         time.sleep(rng.uniform(0.1, 1.2))
         state = progress(cluster, job)
         check(state is not None, "coordinator does not answer between kills")
         check(state[2] != "DONE", f"job ended after {number} kills: {state}")
-        if kind == "rank":
-            took = kill_rank(cluster, job, rng)
-        else:
+        if kind in ("worker", "coordinator"):
             took, lost = kill_daemon(cluster, job, f"heddle-{kind}", rng)
             trainers_lost += lost
+        else:
+            took = kill_work(cluster, job, kind, rng)
         if took is not None:
             victims[kind].append(took)
         seen.append((kind, cluster.series(job)))
