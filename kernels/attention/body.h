@@ -23,6 +23,10 @@ inline I16 Iota() { return I16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
 
 // Lanes of query columns [column, column + 16) that see the key of `row`.
 inline I16 VisibleLanes(const TileMask& mask, int64_t row, int64_t column) {
+  if (mask.words != nullptr) {
+    const auto bits = static_cast<int32_t>((mask.words[row] >> column) & 0xffff);
+    return ((I16{} + bits) & ((I16{} + 1) << Iota())) != I16{};
+  }
   const int32_t key = static_cast<int32_t>(mask.first_key + row);
   const I16 query = Iota() + static_cast<int32_t>(mask.first_query + column);
   I16 visible = query >= (I16{} + key);

@@ -11,6 +11,11 @@ const Table& Kernels() {
   return SelectedIsa() == Isa::kAvx2 ? kAvx2 : kGeneric;
 }
 
+double GatheredPairCost() {
+  if (SelectedIsa() >= Isa::kAmx) return 24;
+  return HasAvx512Bf16() ? 8 : 0;
+}
+
 int AvailableTables(NamedTable out[5]) {
   int count = 0;
   out[count++] = {"generic", &kGeneric};

@@ -3,7 +3,7 @@
 // statistics are vectors over queries and nothing is reduced across lanes.
 //
 // Visible: key s of query t iff s <= t, s < length and (window = 0, or t - s < window, or s <
-// sinks). Source: attention-and-moe.md sections 1, 2 and 4.
+// sinks); or what `words` says. Source: attention-and-moe.md sections 1, 2 and 4.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,8 @@ struct TileMask {
   int64_t length = 0;       // of the document
   int64_t window = 0;
   int64_t sinks = 0;
+  // [keys] or null. Bit c of a row's word: column c sees its key; the positions do not count then.
+  const uint64_t* words = nullptr;
 };
 
 // One tile of the forward: running maximum and sum of the queries, probabilities for the product
@@ -130,6 +132,10 @@ struct Table {
 };
 
 const Table& Kernels();
+
+// What one pair of a gathered row (kernels/sparse_attention) costs in pairs of dense tiles here, by
+// bench_attention with `gather` and `tiles`; 0 where tiles never pay. Of the instruction set alone.
+double GatheredPairCost();
 
 struct NamedTable {
   const char* name;

@@ -11,7 +11,8 @@
 //
 // Products have bf16 operands, fp32 accumulators and the second operand in pairs of rows:
 // `pair_product` of kernels/attention. Scratch per thread: four copies of K
-// and V and fp32 dK, dV of one document and head.
+// and V and fp32 dK, dV of one document and head. With key sets the query tiles are the outer loop:
+// the mask of a tile serves all heads of the group.
 #include "model/attention/flash.h"
 
 #include <ATen/Parallel.h>
@@ -22,6 +23,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "base/status/status.h"
 #include "kernels/attention/params.h"
@@ -55,13 +58,16 @@ void AddWide(int64_t m, int64_t width, const uint16_t* a, const uint16_t* b, flo
 }
 
 // One head of a [N, heads, D] tensor.
-struct HeadRows {
-  uint16_t* data;
+template <typename T>
+struct HeadRowsOf {
+  T* data;
   int64_t stride;  // elements
 };
-HeadRows HeadOf(const at::Tensor& t, int64_t head) {
-  return {static_cast<uint16_t*>(t.data_ptr()) + head * t.stride(1), t.stride(0)};
+template <typename T = uint16_t>
+HeadRowsOf<T> HeadOf(const at::Tensor& t, int64_t head) {
+  return {static_cast<T*>(t.data_ptr()) + head * t.stride(1), t.stride(0)};
 }
+using HeadRows = HeadRowsOf<uint16_t>;
 
 void CopyRows(const HeadRows& rows, int64_t first, int64_t count, int64_t padded, int64_t width,
               uint16_t* to) {
@@ -105,68 +111,154 @@ struct Scratch {
   }
 };
 
-}  // namespace
-
-struct Flash::Unit {
-  Document document;
+// A document and key head.
+struct Unit {
+  MaskedFlash::Rows rows;
   int64_t kv_head = 0;
 };
 
-namespace {
+// Where lse of (row, head) lies.
+struct LseView {
+  float* data;
+  int64_t row_stride;
+  int64_t head_stride;
+  float& at(int64_t row, int64_t head) const { return data[row * row_stride + head * head_stride]; }
+};
 
 // What is the same for all units of a call.
 struct Shared {
   float scale;
   float scale_log2;
-  model::Window window;
   int64_t width;
   int64_t group;  // query heads per key head
-  int64_t rows;   // N
 };
 
 constexpr double kLog2E = 1.4426950408889634;
 
-Shared SharedOf(double scale, model::Window window, const at::Tensor& q, const at::Tensor& k,
-                int64_t rows) {
-  return {static_cast<float>(scale),
-          static_cast<float>(scale * kLog2E),
-          window,
-          q.size(2),
-          q.size(1) / k.size(1),
-          rows};
+Shared SharedOf(double scale, const at::Tensor& q, const at::Tensor& k) {
+  return {static_cast<float>(scale), static_cast<float>(scale * kLog2E), q.size(2),
+          q.size(1) / k.size(1)};
 }
 
 // Keys of a block: short documents take one block of their own size.
 int64_t BlockKeys(int64_t length) { return std::min(kKeys, RoundUp(length, 32)); }
 
-// Visits the key blocks that queries [a, a + 64) see: body(first key, mask).
+// Keys by position: causal, within a window if there is one.
+struct WindowKeys {
+  static constexpr bool kTilesFirst = false;
+  model::Window window;
+  int64_t length = 0;
+
+  void Begin(int64_t /*a*/) {}
+  // Visits the key blocks that queries [a, a + 64) see: body(first key, mask).
+  template <typename Body>
+  void ForBlocks(int64_t a, const Body& body) const {
+    const int64_t last_query = std::min(a + kQueries, length) - 1;
+    const int64_t keys = BlockKeys(length);
+    for (int64_t k0 = 0; k0 <= last_query; k0 += keys) {
+      const int64_t k1 = k0 + keys;
+      const bool windowed = window.keys > 0;
+      if (windowed && k1 - 1 < a - window.keys + 1 && k0 >= window.sinks) continue;
+      ka::TileMask mask;
+      mask.first_query = a;
+      mask.first_key = k0;
+      mask.length = length;
+      mask.window = window.keys;
+      mask.sinks = window.sinks;
+      const bool inside = !windowed || a + kQueries - 1 - k0 < window.keys || k1 <= window.sinks;
+      mask.partial = !(k1 - 1 <= a && k1 <= length && inside);
+      body(k0, mask);
+    }
+  }
+};
+
+// Calls body(first key, end, column) for the spans of queries [a, a + 64) of one set head; keys and
+// columns count from the document's and the tile's first.
 template <typename Body>
-void ForKeyBlocks(const Shared& s, int64_t length, int64_t a, const Body& body) {
-  const int64_t last_query = std::min(a + kQueries, length) - 1;
-  const int64_t keys = BlockKeys(length);
-  for (int64_t k0 = 0; k0 <= last_query; k0 += keys) {
-    const int64_t k1 = k0 + keys;
-    const bool windowed = s.window.keys > 0;
-    if (windowed && k1 - 1 < a - s.window.keys + 1 && k0 >= s.window.sinks) continue;
-    ka::TileMask mask;
-    mask.first_query = a;
-    mask.first_key = k0;
-    mask.length = length;
-    mask.window = s.window.keys;
-    mask.sinks = s.window.sinks;
-    const bool inside = !windowed || a + kQueries - 1 - k0 < s.window.keys || k1 <= s.window.sinks;
-    mask.partial = !(k1 - 1 <= a && k1 <= length && inside);
-    body(k0, mask);
+void ForSpans(const KeySets& sets, int64_t set_head, const MaskedFlash::Rows& rows, int64_t a,
+              const Body& body) {
+  const int64_t last = std::min<int64_t>(rows.queries.length, a + kQueries);
+  for (int64_t t = a; t < last; ++t) {
+    const int64_t row = rows.queries.first_row + t;
+    const auto at = static_cast<size_t>(row * sets.set_heads + set_head);
+    const int64_t end = sets.end[static_cast<size_t>(row)];
+    for (int64_t i = sets.offsets[at]; i < sets.offsets[at + 1]; ++i) {
+      const int64_t first = sets.first[static_cast<size_t>(i)];
+      body(first - rows.keys.first_row, std::min(first + sets.width, end) - rows.keys.first_row,
+           t - a);
+    }
   }
 }
 
-void ForwardTile(const Shared& s, const ka::Table& kernels, int64_t length, int64_t padded,
-                 int64_t a, Scratch* t) {
-  const int64_t keys = BlockKeys(length);
+// Keys by set.
+class SetKeys {
+ public:
+  static constexpr bool kTilesFirst = true;
+  SetKeys(const KeySets& sets, const Unit& unit)
+      : sets_(sets),
+        rows_(unit.rows),
+        set_head_(sets.set_heads == 1 ? 0 : unit.kv_head),
+        block_(BlockKeys(rows_.keys.length)),
+        words_(static_cast<size_t>(RoundUp(rows_.keys.length, block_))) {}
+
+  void Begin(int64_t a) {
+    std::fill(words_.begin(), words_.end(), uint64_t{0});
+    ForSpans(sets_, set_head_, rows_, a, [&](int64_t first, int64_t end, int64_t column) {
+      for (int64_t s = first; s < end; ++s) {
+        words_[static_cast<size_t>(s)] |= uint64_t{1} << column;
+      }
+    });
+  }
+  template <typename Body>
+  void ForBlocks(int64_t /*a*/, const Body& body) const {
+    for (int64_t k0 = 0; k0 < static_cast<int64_t>(words_.size()); k0 += block_) {
+      const uint64_t* words = words_.data() + k0;
+      uint64_t some = 0;
+      uint64_t all = ~uint64_t{0};
+      for (int64_t s = 0; s < block_; ++s) {
+        some |= words[s];
+        all &= words[s];
+      }
+      if (some == 0) continue;
+      ka::TileMask mask;
+      mask.partial = ~all != 0;
+      mask.words = words;
+      body(k0, mask);
+    }
+  }
+
+ private:
+  const KeySets& sets_;
+  const MaskedFlash::Rows rows_;
+  const int64_t set_head_;
+  const int64_t block_;
+  std::vector<uint64_t> words_;  // by key of the document, padded: bit c is query a + c
+};
+
+// Calls body(query head, first query) for the tiles of a unit.
+template <typename Keys, typename Body>
+void ForTiles(const Shared& s, const Unit& unit, Keys* keys, const Body& body) {
+  const int64_t first = unit.kv_head * s.group;
+  const int64_t length = unit.rows.queries.length;
+  if constexpr (Keys::kTilesFirst) {
+    for (int64_t a = 0; a < length; a += kQueries) {
+      keys->Begin(a);
+      for (int64_t h = first; h < first + s.group; ++h) body(h, a);
+    }
+  } else {
+    for (int64_t h = first; h < first + s.group; ++h) {
+      for (int64_t a = 0; a < length; a += kQueries) body(h, a);
+    }
+  }
+}
+
+template <typename Keys>
+void ForwardTile(const Shared& s, const ka::Table& kernels, const Keys& visible, int64_t keys,
+                 int64_t padded, int64_t a, Scratch* t) {
   std::fill_n(t->maximum, kQueries, -std::numeric_limits<float>::infinity());
   std::fill_n(t->sum, kQueries, 0.0f);
   bool first = true;
-  ForKeyBlocks(s, length, a, [&](int64_t k0, const ka::TileMask& mask) {
+  visible.ForBlocks(a, [&](int64_t k0, const ka::TileMask& mask) {
     Product(keys, kQueries, s.width, t->k.data() + k0 * s.width, s.width, t->q_columns.data(),
             t->scores.data(), kQueries, false);
     kernels.forward_tile({keys, s.scale_log2, mask, t->scores.data(), t->maximum, t->sum,
@@ -176,6 +268,206 @@ void ForwardTile(const Shared& s, const ka::Table& kernels, int64_t length, int6
             t->accumulated.data(), kQueries, !first);
     first = false;
   });
+  if (first) std::fill(t->accumulated.begin(), t->accumulated.end(), 0.0f);
+}
+
+struct ForwardTensors {
+  const at::Tensor& q;
+  const at::Tensor& k;
+  const at::Tensor& v;
+  const at::Tensor& out;
+};
+
+template <typename Keys>
+void ForwardUnit(const Shared& s, const Unit& unit, Keys* visible, const ForwardTensors& x,
+                 const LseView& lse, Scratch* t) {
+  const ka::Table& kernels = ka::Kernels();
+  const Document& queries = unit.rows.queries;
+  const Document& own = unit.rows.keys;
+  const int64_t keys = BlockKeys(own.length);
+  const int64_t padded = RoundUp(own.length, keys);
+  t->Reserve(padded, s.width, /*backward=*/false);
+  CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
+  CopyRows(HeadOf(x.v, unit.kv_head), own.first_row, own.length, padded, s.width, t->v.data());
+  kernels.transpose({padded, s.width, t->v.data(), t->v_transposed.data()});
+  ForTiles(s, unit, visible, [&](int64_t h, int64_t a) {
+    const int64_t count = std::min<int64_t>(kQueries, queries.length - a);
+    const int64_t row = queries.first_row + a;
+    CopyRows(HeadOf(x.q, h), row, count, kQueries, s.width, t->q.data());
+    kernels.pack_transposed({s.width, t->q.data(), t->q_columns.data()});
+    ForwardTile(s, kernels, *visible, keys, padded, a, t);
+    for (int64_t i = 0; i < count; ++i) {
+      lse.at(row + i, h) = t->maximum[i] / static_cast<float>(kLog2E) + std::log(t->sum[i]);
+    }
+    // Not `sum > 0`: a NaN must spread.
+    for (float& sum : t->sum) sum = sum == 0 ? 0.0f : 1.0f / sum;
+    const HeadRows to = HeadOf(x.out, h);
+    kernels.transpose_out(
+        {s.width, count, t->accumulated.data(), t->sum, to.data + row * to.stride, to.stride});
+  });
+}
+
+// Adds one query tile to dK, dV of the unit and leaves dQ^T in `accumulated`.
+template <typename Keys>
+void BackwardTile(const Shared& s, const ka::Table& kernels, const Keys& visible, int64_t keys,
+                  int64_t padded, int64_t a, Scratch* t) {
+  bool first = true;
+  visible.ForBlocks(a, [&](int64_t k0, const ka::TileMask& mask) {
+    const int64_t at = k0 * s.width;
+    Product(keys, kQueries, s.width, t->k.data() + at, s.width, t->q_columns.data(),
+            t->scores.data(), kQueries, false);
+    Product(keys, kQueries, s.width, t->v.data() + at, s.width, t->g_columns.data(),
+            t->d_probability.data(), kQueries, false);
+    kernels.backward_tile({keys, s.scale, s.scale_log2, mask, t->scores.data(),
+                           t->d_probability.data(), t->lse, t->delta, t->probability.data(),
+                           t->d_scores.data(), t->d_scores_pairs.data()});
+    AddWide(keys, s.width, t->probability.data(), t->g_pairs.data(), t->dv.data() + at);
+    AddWide(keys, s.width, t->d_scores.data(), t->q_pairs.data(), t->dk.data() + at);
+    Product(s.width, kQueries, keys, t->k_transposed.data() + k0, padded, t->d_scores_pairs.data(),
+            t->accumulated.data(), kQueries, !first);
+    first = false;
+  });
+  if (first) std::fill(t->accumulated.begin(), t->accumulated.end(), 0.0f);
+}
+
+// Rows of a head of a result, from fp32 rows.
+void StoreRows(const std::vector<float>& from, const at::Tensor& result, int64_t head,
+               const Document& rows, int64_t width) {
+  const pw::Table& kernels = pw::Kernels(pw::Element::kBFloat16);
+  for (int64_t i = 0; i < rows.length; ++i) {
+    const float* row = from.data() + i * width;
+    if (result.scalar_type() == at::kFloat) {
+      const auto to = HeadOf<float>(result, head);
+      std::copy_n(row, width, to.data + (rows.first_row + i) * to.stride);
+    } else {
+      const HeadRows to = HeadOf(result, head);
+      kernels.convert({row, to.data + (rows.first_row + i) * to.stride}, {0, width});
+    }
+  }
+}
+
+// The same from columns: `count` of the 64 of accumulated[width, 64].
+void StoreColumns(const std::vector<float>& accumulated, const at::Tensor& result, int64_t head,
+                  int64_t first_row, int64_t count, int64_t width) {
+  if (result.scalar_type() == at::kFloat) {
+    const auto to = HeadOf<float>(result, head);
+    for (int64_t q = 0; q < count; ++q) {
+      float* row = to.data + (first_row + q) * to.stride;
+      for (int64_t d = 0; d < width; ++d) {
+        row[d] = accumulated[static_cast<size_t>(d * kQueries + q)];
+      }
+    }
+    return;
+  }
+  float ones[kQueries];
+  std::fill_n(ones, kQueries, 1.0f);
+  const HeadRows to = HeadOf(result, head);
+  ka::Kernels().transpose_out(
+      {width, count, accumulated.data(), ones, to.data + first_row * to.stride, to.stride});
+}
+
+struct BackwardTensors {
+  const at::Tensor& q;
+  const at::Tensor& k;
+  const at::Tensor& v;
+  const at::Tensor& out;
+  const at::Tensor& dout;
+  const at::Tensor& dq;
+  const at::Tensor& dk;
+  const at::Tensor& dv;
+};
+
+// The operands of a tile of queries for the products, its lse and delta.
+void LoadTile(const Shared& s, const BackwardTensors& x, const LseView& lse, int64_t h, int64_t row,
+              int64_t count, Scratch* t) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const ka::Table& kernels = ka::Kernels();
+  const HeadRows g = HeadOf(x.dout, h);
+  const HeadRows o = HeadOf(x.out, h);
+  CopyRows(HeadOf(x.q, h), row, count, kQueries, s.width, t->q.data());
+  CopyRows(g, row, count, kQueries, s.width, t->g.data());
+  kernels.pack_transposed({s.width, t->q.data(), t->q_columns.data()});
+  kernels.pack_transposed({s.width, t->g.data(), t->g_columns.data()});
+  kernels.pack_pairs({kQueries, s.width, t->q.data(), t->q_pairs.data()});
+  kernels.pack_pairs({kQueries, s.width, t->g.data(), t->g_pairs.data()});
+  std::fill_n(t->delta, kQueries, 0.0f);
+  // Queries that are absent or see nothing: P = 2^(s - inf) = 0. In base 2, as the tiles want it.
+  std::fill_n(t->lse, kQueries, kInfinity);
+  for (int64_t i = 0; i < count; ++i) {
+    const float natural = lse.at(row + i, h);
+    if (natural != -kInfinity) t->lse[i] = natural * static_cast<float>(kLog2E);
+  }
+  kernels.row_dots({count, s.width, g.data + row * g.stride, g.stride, o.data + row * o.stride,
+                    o.stride, t->delta});
+}
+
+template <typename Keys>
+void BackwardUnit(const Shared& s, const Unit& unit, Keys* visible, const BackwardTensors& x,
+                  const LseView& lse, Scratch* t) {
+  const ka::Table& kernels = ka::Kernels();
+  const Document& queries = unit.rows.queries;
+  const Document& own = unit.rows.keys;
+  const int64_t keys = BlockKeys(own.length);
+  const int64_t padded = RoundUp(own.length, keys);
+  t->Reserve(padded, s.width, /*backward=*/true);
+  CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
+  CopyRows(HeadOf(x.v, unit.kv_head), own.first_row, own.length, padded, s.width, t->v.data());
+  kernels.transpose({padded, s.width, t->k.data(), t->k_transposed.data()});
+  ForTiles(s, unit, visible, [&](int64_t h, int64_t a) {
+    const int64_t count = std::min<int64_t>(kQueries, queries.length - a);
+    const int64_t row = queries.first_row + a;
+    LoadTile(s, x, lse, h, row, count, t);
+    BackwardTile(s, kernels, *visible, keys, padded, a, t);
+    StoreColumns(t->accumulated, x.dq, h, row, count, s.width);
+  });
+  StoreRows(t->dk, x.dk, unit.kv_head, own, s.width);
+  StoreRows(t->dv, x.dv, unit.kv_head, own, s.width);
+}
+
+// One (document, key head) per unit, longest first; bins balance them over threads. A unit's result
+// does not depend on its bin.
+std::vector<std::vector<Unit>> Bins(const std::vector<MaskedFlash::Rows>& documents,
+                                    int64_t kv_heads) {
+  std::vector<Unit> units;
+  for (const MaskedFlash::Rows& rows : documents) {
+    for (int64_t j = 0; j < kv_heads; ++j) units.push_back({rows, j});
+  }
+  const auto cost = [](const Unit& unit) {
+    return unit.rows.queries.length * (unit.rows.keys.length + 4.0 * kKeys);
+  };
+  std::stable_sort(units.begin(), units.end(),
+                   [&](const Unit& a, const Unit& b) { return cost(a) > cost(b); });
+  const size_t count = static_cast<size_t>(std::max(1, at::get_num_threads()));
+  std::vector<std::vector<Unit>> bins(count);
+  std::vector<double> load(count, 0.0);
+  for (const Unit& unit : units) {
+    const size_t lightest =
+        static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
+    load[lightest] += cost(unit);
+    bins[lightest].push_back(unit);
+  }
+  return bins;
+}
+
+// Calls body(unit, scratch) on LibTorch's threads.
+template <typename Body>
+void ForUnits(const std::vector<MaskedFlash::Rows>& documents, int64_t kv_heads, const Body& body) {
+  const ka::Table& kernels = ka::Kernels();
+  const auto bins = Bins(documents, kv_heads);
+  at::parallel_for(0, static_cast<int64_t>(bins.size()), 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch;
+    kernels.begin();
+    for (int64_t bin = begin; bin < end; ++bin) {
+      for (const Unit& unit : bins[static_cast<size_t>(bin)]) body(unit, &scratch);
+    }
+    kernels.end();
+  });
+}
+
+std::vector<MaskedFlash::Rows> OwnKeys(const std::vector<Document>& documents) {
+  std::vector<MaskedFlash::Rows> rows;
+  for (const Document& document : documents) rows.push_back({document, document});
+  return rows;
 }
 
 }  // namespace
@@ -191,162 +483,67 @@ void Flash::Begin(const std::vector<Document>& documents, int64_t rows) {
   rows_ = rows;
 }
 
-std::vector<std::vector<Flash::Unit>> Flash::Bins(int64_t kv_heads) const {
-  std::vector<Unit> units;
-  for (const Document& document : documents_) {
-    for (int64_t j = 0; j < kv_heads; ++j) units.push_back({document, j});
-  }
-  std::stable_sort(units.begin(), units.end(), [](const Unit& a, const Unit& b) {
-    return a.document.length > b.document.length;
-  });
-  const size_t count = static_cast<size_t>(std::max(1, at::get_num_threads()));
-  std::vector<std::vector<Unit>> bins(count);
-  std::vector<double> load(count, 0.0);
-  for (const Unit& unit : units) {
-    const size_t lightest =
-        static_cast<size_t>(std::min_element(load.begin(), load.end()) - load.begin());
-    const double length = unit.document.length;
-    load[lightest] += length * (length + 4.0 * kKeys);
-    bins[lightest].push_back(unit);
-  }
-  return bins;
-}
-
 void Flash::Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                     const at::Tensor& out, Saved* saved) const {
-  const Shared s = SharedOf(scale_, window_, q, k, rows_);
-  const ka::Table& kernels = ka::Kernels();
+  const Shared s = SharedOf(scale_, q, k);
   const at::Tensor lse = at::empty({q.size(1), rows_}, at::kFloat);
-  float* lse_data = lse.data_ptr<float>();
-  const auto bins = Bins(k.size(1));
-  const auto run = [&](const Unit& unit, Scratch* t) {
-    const int64_t first_row = unit.document.first_row;
-    const int64_t length = unit.document.length;
-    const int64_t padded = RoundUp(length, BlockKeys(length));
-    t->Reserve(padded, s.width, /*backward=*/false);
-    CopyRows(HeadOf(k, unit.kv_head), first_row, length, padded, s.width, t->k.data());
-    CopyRows(HeadOf(v, unit.kv_head), first_row, length, padded, s.width, t->v.data());
-    kernels.transpose({padded, s.width, t->v.data(), t->v_transposed.data()});
-    for (int64_t h = unit.kv_head * s.group; h < (unit.kv_head + 1) * s.group; ++h) {
-      for (int64_t a = 0; a < length; a += kQueries) {
-        const int64_t queries = std::min(kQueries, length - a);
-        CopyRows(HeadOf(q, h), first_row + a, queries, kQueries, s.width, t->q.data());
-        kernels.pack_transposed({s.width, t->q.data(), t->q_columns.data()});
-        ForwardTile(s, kernels, length, padded, a, t);
-        for (int64_t i = 0; i < queries; ++i) {
-          lse_data[h * s.rows + first_row + a + i] =
-              t->maximum[i] / static_cast<float>(kLog2E) + std::log(t->sum[i]);
-        }
-        for (float& sum : t->sum) sum = 1.0f / sum;
-        const HeadRows to = HeadOf(out, h);
-        kernels.transpose_out({s.width, queries, t->accumulated.data(), t->sum,
-                               to.data + (first_row + a) * to.stride, to.stride});
-      }
-    }
-  };
-  at::parallel_for(0, static_cast<int64_t>(bins.size()), 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    kernels.begin();
-    for (int64_t bin = begin; bin < end; ++bin) {
-      for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
-    }
-    kernels.end();
+  const LseView view{lse.data_ptr<float>(), 1, rows_};
+  ForUnits(OwnKeys(documents_), k.size(1), [&](const Unit& unit, Scratch* t) {
+    WindowKeys keys{window_, unit.rows.keys.length};
+    ForwardUnit(s, unit, &keys, {q, k, v, out}, view, t);
   });
   if (saved != nullptr) saved->tensors.push_back(lse);
 }
-
-namespace {
-
-// Adds one query tile to dK, dV of the unit and leaves dQ^T in `accumulated`.
-void BackwardTile(const Shared& s, const ka::Table& kernels, int64_t length, int64_t padded,
-                  int64_t a, Scratch* t) {
-  const int64_t keys = BlockKeys(length);
-  bool first = true;
-  ForKeyBlocks(s, length, a, [&](int64_t k0, const ka::TileMask& mask) {
-    const int64_t at = k0 * s.width;
-    Product(keys, kQueries, s.width, t->k.data() + at, s.width, t->q_columns.data(),
-            t->scores.data(), kQueries, false);
-    Product(keys, kQueries, s.width, t->v.data() + at, s.width, t->g_columns.data(),
-            t->d_probability.data(), kQueries, false);
-    kernels.backward_tile({keys, s.scale, s.scale_log2, mask, t->scores.data(),
-                           t->d_probability.data(), t->lse, t->delta, t->probability.data(),
-                           t->d_scores.data(), t->d_scores_pairs.data()});
-    AddWide(keys, s.width, t->probability.data(), t->g_pairs.data(), t->dv.data() + at);
-    AddWide(keys, s.width, t->d_scores.data(), t->q_pairs.data(), t->dk.data() + at);
-    Product(s.width, kQueries, keys, t->k_transposed.data() + k0, padded, t->d_scores_pairs.data(),
-            t->accumulated.data(), kQueries, !first);
-    first = false;
-  });
-}
-
-void StoreRows(const std::vector<float>& from, const HeadRows& to, int64_t first, int64_t count,
-               int64_t width) {
-  const pw::Table& kernels = pw::Kernels(pw::Element::kBFloat16);
-  for (int64_t i = 0; i < count; ++i) {
-    kernels.convert({from.data() + i * width, to.data + (first + i) * to.stride}, {0, width});
-  }
-}
-
-}  // namespace
 
 void Flash::Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& out, const Saved& saved, const at::Tensor& dout,
                      const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) const {
   HEDDLE_CHECK(saved.tensors.size() == 1);
-  const Shared s = SharedOf(scale_, window_, q, k, rows_);
-  const ka::Table& kernels = ka::Kernels();
-  const float* lse = saved.tensors.front().data_ptr<float>();
-  const auto bins = Bins(k.size(1));
-  static constexpr float kOnes[kQueries] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                            1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  const auto load_tile = [&](int64_t h, int64_t row, int64_t queries, Scratch* t) {
-    const HeadRows g = HeadOf(dout, h);
-    const HeadRows o = HeadOf(out, h);
-    CopyRows(HeadOf(q, h), row, queries, kQueries, s.width, t->q.data());
-    CopyRows(g, row, queries, kQueries, s.width, t->g.data());
-    kernels.pack_transposed({s.width, t->q.data(), t->q_columns.data()});
-    kernels.pack_transposed({s.width, t->g.data(), t->g_columns.data()});
-    kernels.pack_pairs({kQueries, s.width, t->q.data(), t->q_pairs.data()});
-    kernels.pack_pairs({kQueries, s.width, t->g.data(), t->g_pairs.data()});
-    std::fill_n(t->delta, kQueries, 0.0f);
-    // Absent queries: P = 2^(s - inf) = 0. In base 2, as the tiles want it.
-    std::fill_n(t->lse, kQueries, std::numeric_limits<float>::infinity());
-    for (int64_t i = 0; i < queries; ++i) {
-      t->lse[i] = lse[h * s.rows + row + i] * static_cast<float>(kLog2E);
+  const Shared s = SharedOf(scale_, q, k);
+  const LseView view{saved.tensors.front().data_ptr<float>(), 1, rows_};
+  ForUnits(OwnKeys(documents_), k.size(1), [&](const Unit& unit, Scratch* t) {
+    WindowKeys keys{window_, unit.rows.keys.length};
+    BackwardUnit(s, unit, &keys, {q, k, v, out, dout, dq, dk, dv}, view, t);
+  });
+}
+
+MaskedFlash::MaskedFlash(double scale, const KeySets* sets, std::vector<Rows> documents)
+    : scale_(scale), sets_(sets), documents_(std::move(documents)) {}
+
+int64_t MaskedFlash::TilePairs(const KeySets& sets, const Rows& document) {
+  const int64_t block = BlockKeys(document.keys.length);
+  std::vector<bool> met(static_cast<size_t>(RoundUp(document.keys.length, block) / block));
+  int64_t blocks = 0;
+  for (int64_t g = 0; g < sets.set_heads; ++g) {
+    for (int64_t a = 0; a < document.queries.length; a += kQueries) {
+      std::fill(met.begin(), met.end(), false);
+      ForSpans(sets, g, document, a, [&](int64_t first, int64_t end, int64_t /*column*/) {
+        for (int64_t b = first / block; b * block < end; ++b) met[static_cast<size_t>(b)] = true;
+      });
+      blocks += std::count(met.begin(), met.end(), true);
     }
-    kernels.row_dots({queries, s.width, g.data + row * g.stride, g.stride, o.data + row * o.stride,
-                      o.stride, t->delta});
-  };
-  const auto run = [&](const Unit& unit, Scratch* t) {
-    const int64_t first_row = unit.document.first_row;
-    const int64_t length = unit.document.length;
-    const int64_t padded = RoundUp(length, BlockKeys(length));
-    t->Reserve(padded, s.width, /*backward=*/true);
-    CopyRows(HeadOf(k, unit.kv_head), first_row, length, padded, s.width, t->k.data());
-    CopyRows(HeadOf(v, unit.kv_head), first_row, length, padded, s.width, t->v.data());
-    kernels.transpose({padded, s.width, t->k.data(), t->k_transposed.data()});
-    for (int64_t h = unit.kv_head * s.group; h < (unit.kv_head + 1) * s.group; ++h) {
-      for (int64_t a = 0; a < length; a += kQueries) {
-        const int64_t queries = std::min(kQueries, length - a);
-        load_tile(h, first_row + a, queries, t);
-        BackwardTile(s, kernels, length, padded, a, t);
-        const HeadRows to = HeadOf(dq, h);
-        kernels.transpose_out({s.width, queries, t->accumulated.data(), kOnes,
-                               to.data + (first_row + a) * to.stride, to.stride});
-      }
-    }
-    StoreRows(t->dk, HeadOf(dk, unit.kv_head), first_row, length, s.width);
-    StoreRows(t->dv, HeadOf(dv, unit.kv_head), first_row, length, s.width);
-  };
-  at::parallel_for(0, static_cast<int64_t>(bins.size()), 1, [&](int64_t begin, int64_t end) {
-    Scratch scratch;
-    kernels.begin();
-    for (int64_t bin = begin; bin < end; ++bin) {
-      for (const Unit& unit : bins[static_cast<size_t>(bin)]) run(unit, &scratch);
-    }
-    kernels.end();
+  }
+  return blocks * block * kQueries;
+}
+
+void MaskedFlash::Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& out, const at::Tensor& lse) const {
+  const Shared s = SharedOf(scale_, q, k);
+  const LseView view{lse.data_ptr<float>(), q.size(1), 1};
+  ForUnits(documents_, k.size(1), [&](const Unit& unit, Scratch* t) {
+    SetKeys keys(*sets_, unit);
+    ForwardUnit(s, unit, &keys, {q, k, v, out}, view, t);
+  });
+}
+
+void MaskedFlash::Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dout,
+                           const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) const {
+  const Shared s = SharedOf(scale_, q, k);
+  const LseView view{lse.data_ptr<float>(), q.size(1), 1};
+  ForUnits(documents_, k.size(1), [&](const Unit& unit, Scratch* t) {
+    SetKeys keys(*sets_, unit);
+    BackwardUnit(s, unit, &keys, {q, k, v, out, dout, dq, dk, dv}, view, t);
   });
 }
 

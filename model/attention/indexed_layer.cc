@@ -5,6 +5,7 @@
 
 #include "base/status/status.h"
 #include "heddle/v1/config.pb.h"
+#include "model/attention/set_attention.h"
 #include "model/attention/sparse_attention.h"
 #include "model/layers/layers.h"
 
@@ -61,7 +62,8 @@ IndexedLayer::Branch IndexedLayer::Attention(const layers::PassContext& context,
   Branch branch;
   branch.o = context.kept->Take({n, heads.query, heads.dim}, qkv_.scalar_type());
   branch.lse = context.kept->Take({n, heads.query}, layers::StatisticsType(qkv_.scalar_type()));
-  SparseAttention(scale_, sets, views.q, views.k, v_, branch.o, branch.lse);
+  SetAttention(scale_, sets, SameRows(*context.documents), views.q, views.k, v_, branch.o,
+               branch.lse);
   return branch;
 }
 
@@ -117,8 +119,8 @@ void IndexedLayer::AttentionBackward(const layers::PassContext& context, const K
                                      const Branch& branch, const at::Tensor& d_o,
                                      const HeadViews& d_heads) {
   const HeadViews heads = SplitHeads(projection_.heads(), qkv_);
-  SparseAttentionBackward(scale_, sets, SameRows(*context.documents), heads.q, heads.k, v_,
-                          branch.o, branch.lse, d_o, d_heads.q, d_heads.k, d_heads.v);
+  SetAttentionBackward(scale_, sets, SameRows(*context.documents), heads.q, heads.k, v_, branch.o,
+                       branch.lse, d_o, d_heads.q, d_heads.k, d_heads.v);
 }
 
 void IndexedLayer::Backward(const layers::PassContext& context, const at::Tensor& h,

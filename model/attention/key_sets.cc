@@ -34,9 +34,12 @@ kernels::sparse_attention::KeySets KeySets::view() const {
   return {set_heads, offsets.data(), first.data(), end.data(), width};
 }
 
-int64_t KeySets::pairs() const {
+int64_t KeySets::pairs() const { return pairs(0, static_cast<int64_t>(end.size())); }
+
+int64_t KeySets::pairs(int64_t begin_row, int64_t end_row) const {
   int64_t sum = 0;
-  for (size_t at = 0; at + 1 < offsets.size(); ++at) {
+  for (auto at = static_cast<size_t>(begin_row * set_heads);
+       at < static_cast<size_t>(end_row * set_heads); ++at) {
     const int64_t limit = end[at / static_cast<size_t>(set_heads)];
     for (int64_t i = offsets[at]; i < offsets[at + 1]; ++i) {
       const int64_t key = first[static_cast<size_t>(i)];
@@ -44,6 +47,20 @@ int64_t KeySets::pairs() const {
     }
   }
   return sum;
+}
+
+KeyDocuments RowsOf(std::span<const int32_t> query_rows, std::span<const int32_t> key_rows) {
+  HEDDLE_CHECK(query_rows.size() == key_rows.size());
+  KeyDocuments documents;
+  for (size_t b = 0; b + 1 < query_rows.size(); ++b) {
+    documents.rows.push_back({{query_rows[b], query_rows[b + 1] - query_rows[b]},
+                              {key_rows[b], key_rows[b + 1] - key_rows[b]}});
+  }
+  return documents;
+}
+
+KeyDocuments SameRows(const layers::Documents& documents) {
+  return RowsOf(documents.cu_seqlens, documents.cu_seqlens);
 }
 
 KeySets CausalSets(const layers::Documents& documents) {

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "kernels/sparse_attention/params.h"
+#include "model/attention/document_groups.h"
 #include "model/layers/sublayer.h"
 
 namespace heddle::attention {
@@ -21,7 +23,21 @@ struct KeySets {
   kernels::sparse_attention::KeySets view() const;
   // Pairs (row, key) over all set heads: what the cost formulas count (X4).
   int64_t pairs() const;
+  // Of rows [begin, end) alone.
+  int64_t pairs(int64_t begin, int64_t end) const;
 };
+
+// Where queries and keys of documents lie: queries see keys of their own document only.
+struct KeyDocuments {
+  struct Rows {
+    Document queries;
+    Document keys;
+  };
+  std::vector<Rows> rows;  // ascending
+};
+KeyDocuments SameRows(const layers::Documents& documents);
+// Document b has queries [query_rows[b], query_rows[b+1]) and keys [key_rows[b], key_rows[b+1]).
+KeyDocuments RowsOf(std::span<const int32_t> query_rows, std::span<const int32_t> key_rows);
 
 // Every key from the document's start to the row itself.
 KeySets CausalSets(const layers::Documents& documents);

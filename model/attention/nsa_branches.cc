@@ -10,6 +10,7 @@
 #include "base/status/status.h"
 #include "heddle/v1/config.pb.h"
 #include "model/attention/conversion.h"
+#include "model/attention/set_attention.h"
 #include "model/attention/sparse_attention.h"
 #include "model/layers/rope.h"
 
@@ -215,6 +216,23 @@ void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry, const 
                       const NsaKeys& keys, const NsaAttended& attended) {
   SparseAttention(shape.selection.scale, geometry.compressed, q, keys.kc, keys.vc, attended.out[0],
                   attended.lse[0]);
+}
+
+void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry,
+                      const KeyDocuments& documents, const at::Tensor& q, const NsaKeys& keys,
+                      const NsaAttended& attended) {
+  SetAttention(shape.selection.scale, geometry.compressed, documents, q, keys.kc, keys.vc,
+               attended.out[0], attended.lse[0]);
+}
+
+void AttendTokens(const NsaShape& shape, const NsaGeometry& geometry, const KeySets& selected,
+                  const KeyDocuments& documents, const at::Tensor& q, const NsaKeys& keys,
+                  const NsaAttended& attended) {
+  HEDDLE_CHECK(selected.end == geometry.window.end, "a selection of other documents");
+  SetAttention(shape.selection.scale, selected, documents, q, keys.k, keys.v, attended.out[1],
+               attended.lse[1]);
+  SetAttention(shape.selection.scale, geometry.window, documents, q, keys.window_k, keys.window_v,
+               attended.out[2], attended.lse[2]);
 }
 
 void AttendTokens(const NsaShape& shape, const NsaGeometry& geometry, const KeySets& selected,

@@ -108,12 +108,12 @@ void ScaleByGate(const at::Tensor& logits, int64_t branch, const at::Tensor& dou
   const Shape shape = CheckShape(logits, dout);
   const T* gate_logits = logits.const_data_ptr<T>();
   const T* gradient = dout.const_data_ptr<T>();
-  S* to = dbranch.data_ptr<S>();
+  T* to = dbranch.data_ptr<T>();
   at::parallel_for(0, shape.pairs, kPairsPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; ++pair) {
       const S gate = Sigmoid(static_cast<S>(gate_logits[pair * kNsaBranches + branch]));
       for (int64_t i = pair * shape.dim; i < (pair + 1) * shape.dim; ++i) {
-        to[i] = gate * static_cast<S>(gradient[i]);
+        to[i] = static_cast<T>(gate * static_cast<S>(gradient[i]));
       }
     }
   });
@@ -149,7 +149,7 @@ void GateGradients(const at::Tensor& logits, const BranchOutputs& branches, cons
 void BranchGradient(const at::Tensor& logits, int64_t branch, const at::Tensor& dout,
                     const at::Tensor& dbranch) {
   HEDDLE_CHECK(dbranch.is_contiguous() && dbranch.numel() == dout.numel());
-  HEDDLE_CHECK(dbranch.scalar_type() == layers::StatisticsType(dout.scalar_type()));
+  HEDDLE_CHECK(dbranch.scalar_type() == dout.scalar_type());
   switch (logits.scalar_type()) {
     case at::kDouble:
       return ScaleByGate<double, double>(logits, branch, dout, dbranch);

@@ -22,7 +22,7 @@ void CombineBranches(const at::Tensor& logits_NG, const BranchOutputs& branches,
 void GateGradients(const at::Tensor& logits_NG, const BranchOutputs& branches,
                    const at::Tensor& dout_NC, const at::Tensor& dlogits_NG);
 
-// dbranch [N, H, D] S = gate of the branch times dout.
+// dbranch [N, H, D] T = gate of the branch times dout.
 void BranchGradient(const at::Tensor& logits_NG, int64_t branch, const at::Tensor& dout_NC,
                     const at::Tensor& dbranch_NHD);
 

@@ -4,7 +4,7 @@
 
 #include "base/status/status.h"
 #include "model/attention/conversion.h"
-#include "model/attention/sparse_attention.h"
+#include "model/attention/set_attention.h"
 #include "model/layers/layers.h"
 
 namespace heddle::attention {
@@ -146,12 +146,11 @@ class NsaLayer : public layers::Sublayer {
   const NsaShape& shape() const { return weights_.shape(); }
   int64_t rows() const { return geometry_.queries.count(); }
 
-  void BranchBackward(int64_t branch, const at::Tensor& d_o, const at::Tensor& wide_q,
-                      const BranchGradients& gradients, BufferPool* scratch) const;
-  RowGradients AttentionBackward(const at::Tensor& d_o, BufferPool* scratch) const;
-  void TokensBackward(const at::Tensor& d_o, const at::Tensor& wide_q, const RowGradients& rows,
+  void BranchBackward(int64_t branch, const at::Tensor& d_o, const BranchGradients& gradients,
                       BufferPool* scratch) const;
-  void CompressedBackward(const at::Tensor& d_o, const at::Tensor& wide_q, const RowGradients& rows,
+  RowGradients AttentionBackward(const at::Tensor& d_o, BufferPool* scratch) const;
+  void TokensBackward(const at::Tensor& d_o, const RowGradients& rows, BufferPool* scratch) const;
+  void CompressedBackward(const at::Tensor& d_o, const RowGradients& rows,
                           BufferPool* scratch) const;
   void ProjectionBackward(const at::Tensor& h, const RowGradients& rows, const at::Tensor& dlogits,
                           BufferPool* scratch, const at::Tensor& dh) const;
@@ -174,7 +173,7 @@ void NsaLayer::Begin(const layers::Documents& documents) {
   windows_ = WindowsOf(shape().compression, documents);
   geometry_ = GeometryOf(shape(), QueriesOf(documents, windows_));
   token_documents_ = SameRows(documents);
-  window_documents_ = {token_documents_.query_rows, windows_.documents};
+  window_documents_ = RowsOf(documents.cu_seqlens, windows_.documents);
   selected_ = SelectedBlocks();
 }
 
@@ -187,7 +186,7 @@ void NsaLayer::Forward(const layers::PassContext& context, const at::Tensor& h,
   weights_.CompressRows(windows_, rows_.raw_k, rows_.raw_v, kept, context.scratch, &keys_.kc,
                         &keys_.vc);
   attended_ = TakeAttended(shape(), h.size(0), h.scalar_type(), kept);
-  AttendCompressed(shape(), geometry_, rows_.q, keys_, attended_);
+  AttendCompressed(shape(), geometry_, window_documents_, rows_.q, keys_, attended_);
   if (context.pass != layers::Pass::kRecompute) {
     selected_ = SelectBlocks(shape(), geometry_.queries, rows_.q, keys_.kc, attended_.lse[0],
                              context.scratch);
@@ -195,7 +194,7 @@ void NsaLayer::Forward(const layers::PassContext& context, const at::Tensor& h,
       context.counts->nan_rows += selected_.nan_rows;
     }
   }
-  AttendTokens(shape(), geometry_, selected_.sets, rows_.q, keys_, attended_);
+  AttendTokens(shape(), geometry_, selected_.sets, token_documents_, rows_.q, keys_, attended_);
   o_ = kept->Take({h.size(0), weights_.weights().o_DC.size(1)}, h.scalar_type());
   CombineBranches(rows_.gate_logits, attended_.out, o_);
   if (context.cache_rows != nullptr) {
@@ -240,54 +239,49 @@ NsaLayer::RowGradients NsaLayer::AttentionBackward(const at::Tensor& d_o,
     at::Tensor raw_kv = out.qkv_NC.narrow(1, heads.query * heads.dim, 2 * heads.kv * heads.dim);
     raw_kv.zero_();
   }
-  const size_t mark = scratch->Mark();
-  const at::Tensor wide_q = Converted(rows_.q, statistics, scratch);
-  TokensBackward(d_o, wide_q, out, scratch);
-  CompressedBackward(d_o, wide_q, out, scratch);
-  scratch->Release(mark);
+  TokensBackward(d_o, out, scratch);
+  CompressedBackward(d_o, out, scratch);
   return out;
 }
 
-// Runs in S throughout, so that the terms of a row are rounded once, after they are added.
-void NsaLayer::BranchBackward(int64_t branch, const at::Tensor& d_o, const at::Tensor& wide_q,
+// The gradients are of S, so that the terms of a row are rounded once, after they are added.
+void NsaLayer::BranchBackward(int64_t branch, const at::Tensor& d_o,
                               const BranchGradients& gradients, BufferPool* scratch) const {
   const size_t b = static_cast<size_t>(branch);
   const KeySets* const sets[] = {&geometry_.compressed, &selected_.sets, &geometry_.window};
   const at::Tensor keys[] = {keys_.kc, keys_.k, keys_.window_k};
   const at::Tensor values[] = {keys_.vc, keys_.v, keys_.window_v};
-  const at::ScalarType statistics = wide_q.scalar_type();
   const size_t mark = scratch->Mark();
   const at::Tensor dbranch =
-      TakeHeads(rows(), shape().heads.query, shape().heads.dim, statistics, scratch);
+      TakeHeads(rows(), shape().heads.query, shape().heads.dim, d_o.scalar_type(), scratch);
   BranchGradient(rows_.gate_logits, branch, d_o, dbranch);
-  SparseAttentionBackward(
-      shape().selection.scale, *sets[b], branch == 0 ? window_documents_ : token_documents_, wide_q,
-      Converted(keys[b], statistics, scratch), Converted(values[b], statistics, scratch),
-      Converted(attended_.out[b], statistics, scratch), attended_.lse[b], dbranch, gradients.q,
-      gradients.k, gradients.v);
+  SetAttentionBackward(shape().selection.scale, *sets[b],
+                       branch == 0 ? window_documents_ : token_documents_, rows_.q, keys[b],
+                       values[b], attended_.out[b], attended_.lse[b], dbranch, gradients.q,
+                       gradients.k, gradients.v);
   scratch->Release(mark);
 }
 
 // Window, then selection: dq, and dk and dv of their keys, rotated back. Overwrites q's part of
 // `out`, and k's and v's if shared.
-void NsaLayer::TokensBackward(const at::Tensor& d_o, const at::Tensor& wide_q,
-                              const RowGradients& out, BufferPool* scratch) const {
+void NsaLayer::TokensBackward(const at::Tensor& d_o, const RowGradients& out,
+                              BufferPool* scratch) const {
   const model::Heads& heads = shape().heads;
-  const at::ScalarType statistics = wide_q.scalar_type();
+  const at::ScalarType statistics = layers::StatisticsType(d_o.scalar_type());
   const HeadViews sums = SplitHeads(heads, out.qkv_NC);
   const size_t mark = scratch->Mark();
   const at::Tensor dq = TakeHeads(rows(), heads.query, heads.dim, statistics, scratch);
   if (shape().separate) {
-    BranchBackward(2, d_o, wide_q, {sums.q, out.window_k, out.window_v}, scratch);
-    BranchBackward(1, d_o, wide_q, {dq, out.k, out.v}, scratch);
+    BranchBackward(2, d_o, {sums.q, out.window_k, out.window_v}, scratch);
+    BranchBackward(1, d_o, {dq, out.k, out.v}, scratch);
     for (const at::Tensor* keys : {&out.k, &out.window_k}) {
       weights_.Rotate(geometry_.queries.position, heads.kv, /*inverse=*/true, Flat(*keys));
     }
   } else {
     const at::Tensor dk = TakeHeads(rows(), heads.kv, heads.dim, statistics, scratch);
     const at::Tensor dv = TakeHeads(rows(), heads.kv, heads.dim, statistics, scratch);
-    BranchBackward(2, d_o, wide_q, {sums.q, sums.k, sums.v}, scratch);
-    BranchBackward(1, d_o, wide_q, {dq, dk, dv}, scratch);
+    BranchBackward(2, d_o, {sums.q, sums.k, sums.v}, scratch);
+    BranchBackward(1, d_o, {dq, dk, dv}, scratch);
     AddInPlace(sums.k, dk);
     AddInPlace(sums.v, dv);
   }
@@ -296,10 +290,10 @@ void NsaLayer::TokensBackward(const at::Tensor& d_o, const at::Tensor& wide_q,
 }
 
 // Adds dq, rotates the joined rows back, then adds the gradient of the raw keys and values.
-void NsaLayer::CompressedBackward(const at::Tensor& d_o, const at::Tensor& wide_q,
-                                  const RowGradients& out, BufferPool* scratch) const {
+void NsaLayer::CompressedBackward(const at::Tensor& d_o, const RowGradients& out,
+                                  BufferPool* scratch) const {
   const model::Heads& heads = shape().heads;
-  const at::ScalarType statistics = wide_q.scalar_type();
+  const at::ScalarType statistics = layers::StatisticsType(d_o.scalar_type());
   const HeadViews sums = SplitHeads(heads, out.qkv_NC);
   const NsaParameters& w = weights_.weights();
   const NsaParameters& dw = weights_.gradients();
@@ -307,7 +301,7 @@ void NsaLayer::CompressedBackward(const at::Tensor& d_o, const at::Tensor& wide_
   const at::Tensor dq = TakeHeads(rows(), heads.query, heads.dim, statistics, scratch);
   const at::Tensor dkc = TakeHeads(windows_.count(), heads.kv, heads.dim, statistics, scratch);
   const at::Tensor dvc = TakeHeads(windows_.count(), heads.kv, heads.dim, statistics, scratch);
-  BranchBackward(0, d_o, wide_q, {dq, dkc, dvc}, scratch);
+  BranchBackward(0, d_o, {dq, dkc, dvc}, scratch);
   AddInPlace(sums.q, dq);
   weights_.Rotate(geometry_.queries.position, heads.query + (shape().separate ? 0 : heads.kv),
                   /*inverse=*/true, out.qkv_NC);

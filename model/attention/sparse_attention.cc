@@ -62,6 +62,15 @@ void CheckLike(const at::Tensor& t, const at::Tensor& like, const char* name) {
   HEDDLE_CHECK(t.sizes() == like.sizes(), name, " has another shape");
 }
 
+// A result: of the inputs' type, or of the kernel's.
+void CheckResult(const at::Tensor& t, const at::Tensor& like, const char* name) {
+  CheckRows(t, t, name);
+  HEDDLE_CHECK(t.sizes() == like.sizes(), name, " has another shape");
+  HEDDLE_CHECK(t.scalar_type() == like.scalar_type() ||
+                   t.scalar_type() == layers::StatisticsType(like.scalar_type()),
+               name, " has another type");
+}
+
 at::ScalarType StatisticsType(const at::Tensor& q) {
   return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -105,13 +114,15 @@ void CheckInputs(const KeySets& sets, const at::Tensor& q, const at::Tensor& k, 
 }
 
 void CheckDocuments(const KeyDocuments& documents, int64_t rows, int64_t keys) {
-  const auto covers = [](const std::vector<int32_t>& bounds, int64_t count) {
-    return !bounds.empty() && bounds.front() == 0 && bounds.back() == count &&
-           std::is_sorted(bounds.begin(), bounds.end());
-  };
-  HEDDLE_CHECK(documents.query_rows.size() == documents.key_rows.size());
-  HEDDLE_CHECK(covers(documents.query_rows, rows), "documents do not cover the query rows");
-  HEDDLE_CHECK(covers(documents.key_rows, keys), "documents do not cover the key rows");
+  int64_t row = 0;
+  int64_t key = 0;
+  for (const KeyDocuments::Rows& document : documents.rows) {
+    HEDDLE_CHECK(document.queries.first_row >= row && document.queries.length >= 0);
+    HEDDLE_CHECK(document.keys.first_row >= key && document.keys.length >= 0);
+    row = document.queries.first_row + document.queries.length;
+    key = document.keys.first_row + document.keys.length;
+  }
+  HEDDLE_CHECK(row <= rows && key <= keys, "documents beyond the rows");
 }
 
 // ---- Conversions -------------------------------------------------------------------------------
@@ -173,24 +184,32 @@ int64_t PieceOf(int64_t count, int64_t low, int64_t high) {
   return std::clamp(count / (kPiecesPerThread * at::get_num_threads()), low, high);
 }
 
-// Calls body(rows) for blocks of [0, rows) on LibTorch's threads.
+// Calls body(rows) for blocks of [0, rows), or of the rows of `only`, on LibTorch's threads.
 template <typename Body>
-void ForRowBlocks(int64_t rows, const Body& body) {
+void ForRowBlocks(int64_t rows, const KeyDocuments* only, const Body& body) {
   const int64_t step = PieceOf(rows, 1, kRowsPerBlockMax);
-  ForEach((rows + step - 1) / step, [&](int64_t i) {
-    body(ks::Rows{i * step, std::min(rows, (i + 1) * step)});
-  });
+  std::vector<ks::Rows> blocks;
+  const auto add = [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin += step) blocks.push_back({begin, std::min(end, begin + step)});
+  };
+  if (only == nullptr) add(0, rows);
+  for (size_t b = 0; only != nullptr && b < only->rows.size(); ++b) {
+    const Document& queries = only->rows[b].queries;
+    add(queries.first_row, queries.first_row + queries.length);
+  }
+  ForEach(static_cast<int64_t>(blocks.size()),
+          [&](int64_t i) { body(blocks[static_cast<size_t>(i)]); });
 }
 
-std::vector<ks::KeyTask> TasksOf(const KeyDocuments& documents, int64_t kv_heads) {
+std::vector<ks::KeyTask> TasksOf(const KeyDocuments& documents, int64_t all_keys,
+                                 int64_t kv_heads) {
   std::vector<ks::KeyTask> tasks;
-  const int64_t step =
-      PieceOf(documents.key_rows.back() * kv_heads, kKeysPerTaskMin, kKeysPerTaskMax);
-  for (size_t b = 0; b + 1 < documents.key_rows.size(); ++b) {
-    const ks::Rows rows{documents.query_rows[b], documents.query_rows[b + 1]};
-    const int64_t last = documents.key_rows[b + 1];
+  const int64_t step = PieceOf(all_keys * kv_heads, kKeysPerTaskMin, kKeysPerTaskMax);
+  for (const auto& [queries, keys] : documents.rows) {
+    const ks::Rows rows{queries.first_row, queries.first_row + queries.length};
+    const int64_t last = keys.first_row + keys.length;
     // First keys first: under a causal mask they have the most rows.
-    for (int64_t key = documents.key_rows[b]; key < last; key += step) {
+    for (int64_t key = keys.first_row; key < last; key += step) {
       for (int64_t j = 0; j < kv_heads; ++j) {
         tasks.push_back({j, {key, std::min(last, key + step)}, rows});
       }
@@ -201,7 +220,8 @@ std::vector<ks::KeyTask> TasksOf(const KeyDocuments& documents, int64_t kv_heads
 
 template <typename S>
 void Forward(double scale, const KeySets& sets, const at::Tensor& q, const at::Tensor& k,
-             const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse) {
+             const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse,
+             const KeyDocuments* only) {
   const at::ScalarType type = StatisticsType(q);
   const at::Tensor wide_q = Operand(q, type);
   const at::Tensor wide_k = Operand(k, type);
@@ -209,7 +229,7 @@ void Forward(double scale, const KeySets& sets, const at::Tensor& q, const at::T
   const Result result(out, type);
   const ks::Forward<S> forward{ProblemOf<S>(scale, sets, wide_q, wide_k, wide_v), result.data<S>(),
                                lse.data_ptr<S>()};
-  ForRowBlocks(q.size(0), [&](ks::Rows rows) { Kernels<S>().forward(forward, rows); });
+  ForRowBlocks(q.size(0), only, [&](ks::Rows rows) { Kernels<S>().forward(forward, rows); });
   result.Finish();
 }
 
@@ -247,9 +267,10 @@ void Backward(double scale, const KeySets& sets, const KeyDocuments& documents,
                                  dk.data<S>(),
                                  dv.data<S>()};
   const ks::Table<S>& kernels = Kernels<S>();
-  ForRowBlocks(q.size(0), [&](ks::Rows rows) { kernels.backward_queries(backward, rows); });
+  ForRowBlocks(q.size(0), &documents,
+               [&](ks::Rows rows) { kernels.backward_queries(backward, rows); });
   dq.Finish();
-  const std::vector<ks::KeyTask> tasks = TasksOf(documents, t.k.size(1));
+  const std::vector<ks::KeyTask> tasks = TasksOf(documents, t.k.size(0), t.k.size(1));
   ForEach(static_cast<int64_t>(tasks.size()),
           [&](int64_t i) { kernels.backward_keys(backward, tasks[static_cast<size_t>(i)]); });
   dk.Finish();
@@ -258,18 +279,15 @@ void Backward(double scale, const KeySets& sets, const KeyDocuments& documents,
 
 }  // namespace
 
-KeyDocuments SameRows(const layers::Documents& documents) {
-  const std::vector<int32_t> rows(documents.cu_seqlens.begin(), documents.cu_seqlens.end());
-  return {rows, rows};
-}
-
 void SparseAttention(double scale, const KeySets& sets, const at::Tensor& q, const at::Tensor& k,
-                     const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse) {
+                     const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse,
+                     const KeyDocuments* only) {
   CheckInputs(sets, q, k, v, out, lse);
+  if (only != nullptr) CheckDocuments(*only, q.size(0), k.size(0));
   if (q.scalar_type() == at::kDouble) {
-    Forward<double>(scale, sets, q, k, v, out, lse);
+    Forward<double>(scale, sets, q, k, v, out, lse, only);
   } else {
-    Forward<float>(scale, sets, q, k, v, out, lse);
+    Forward<float>(scale, sets, q, k, v, out, lse, only);
   }
 }
 
@@ -279,9 +297,9 @@ void SparseAttentionBackward(double scale, const KeySets& sets, const KeyDocumen
                              const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
   CheckInputs(sets, q, k, v, out, lse);
   CheckLike(dout, out, "dout");
-  CheckLike(dq, q, "dq");
-  CheckLike(dk, k, "dk");
-  CheckLike(dv, v, "dv");
+  CheckResult(dq, q, "dq");
+  CheckResult(dk, k, "dk");
+  CheckResult(dv, v, "dv");
   CheckDocuments(documents, q.size(0), k.size(0));
   const BackwardTensors tensors{q, k, v, out, lse, dout, dq, dk, dv};
   if (q.scalar_type() == at::kDouble) {

@@ -12,21 +12,14 @@
 
 namespace heddle::attention {
 
-// Where keys of a document lie, to cut the pass over keys into tasks: rows of queries
-// [query_rows[b], query_rows[b+1]) see keys in [key_rows[b], key_rows[b+1]) only.
-struct KeyDocuments {
-  std::vector<int32_t> query_rows;  // [B + 1]
-  std::vector<int32_t> key_rows;    // [B + 1]
-};
-KeyDocuments SameRows(const layers::Documents& documents);
-
 // out [N, H, Dv] T and lse [N, H] S are overwritten. First dimensions of q, k, v, out may be
-// strided.
+// strided. With `only`, rows of other documents mean nothing afterwards.
 void SparseAttention(double scale, const KeySets& sets, const at::Tensor& q_NHD,
                      const at::Tensor& k_MJD, const at::Tensor& v_MJE, const at::Tensor& out_NHE,
-                     const at::Tensor& lse_NH);
+                     const at::Tensor& lse_NH, const KeyDocuments* only = nullptr);
 
-// dq, dk, dv [.., T] are overwritten; they may be strided in the first dimension.
+// dq, dk, dv [.., T or S] are overwritten; they may be strided in the first dimension. Rows outside
+// `documents` mean nothing afterwards.
 void SparseAttentionBackward(double scale, const KeySets& sets, const KeyDocuments& documents,
                              const at::Tensor& q_NHD, const at::Tensor& k_MJD,
                              const at::Tensor& v_MJE, const at::Tensor& out_NHE,
