@@ -11,9 +11,11 @@ const Table& Kernels() {
   return SelectedIsa() == Isa::kAvx2 ? kAvx2 : kGeneric;
 }
 
+// Measured with avx512_bf16: equal at 5.5 with groups of 4 query heads, at 4.2 with 16. With amx
+// products of tiles take about a quarter of that time.
 double GatheredPairCost() {
-  if (SelectedIsa() >= Isa::kAmx) return 24;
-  return HasAvx512Bf16() ? 8 : 0;
+  if (SelectedIsa() >= Isa::kAmx) return 18;
+  return HasAvx512Bf16() ? 4.5 : 0;
 }
 
 int AvailableTables(NamedTable out[5]) {

@@ -133,8 +133,8 @@ struct Table {
 
 const Table& Kernels();
 
-// What one pair of a gathered row (kernels/sparse_attention) costs in pairs of dense tiles here, by
-// bench_attention with `gather` and `tiles`; 0 where tiles never pay. Of the instruction set alone.
+// What one pair of a gathered row (kernels/sparse_attention) costs in pairs of dense tiles here; 0
+// where tiles never pay. Of the instruction set alone.
 double GatheredPairCost();
 
 struct NamedTable {
