@@ -17,6 +17,9 @@ using heddle::v1::CheckpointReply;
 
 constexpr int64_t kRetryMs = 200;
 constexpr int64_t kPermitPollMs = 50;
+// A sealed rank that hears of no commit asks by its seal, less and less often.
+constexpr int64_t kAskAgainNs = 2'000'000'000;
+constexpr int64_t kAskAgainNsMax = 60'000'000'000;
 
 double Seconds(int64_t nanoseconds) { return static_cast<double>(nanoseconds) * 1e-9; }
 
@@ -175,9 +178,11 @@ Status Checkpointer::SaveOnce() {
       return Cancelled("dropped by all ranks");
     }
   }
+  ASSIGN_OR_RETURN(const heddle::v1::SealShard seal, Write(step));
   sealed_last_ = false;
-  RETURN_IF_ERROR(WriteAndSeal(step));
-  return sealed_last_ ? OkStatus() : AwaitCommit(step);
+  RETURN_IF_ERROR(Seal(seal));
+  SetPhase(SavePhase::kSealed);
+  return sealed_last_ ? OkStatus() : AwaitCommit(seal);
 }
 
 Status Checkpointer::CheckVerdict(const CheckpointReply& reply) {
@@ -213,7 +218,7 @@ Status Checkpointer::AskAdmission(uint64_t step) {
   }
 }
 
-Status Checkpointer::WriteAndSeal(uint64_t step) {
+StatusOr<heddle::v1::SealShard> Checkpointer::Write(uint64_t step) {
   const int64_t begin = clock_->NowSteady();
   checkpoint::ShardWriterOptions writer;
   writer.root = options_.root;
@@ -250,6 +255,10 @@ Status Checkpointer::WriteAndSeal(uint64_t step) {
     }
     *seal.mutable_train_state() = state_;
   }
+  return seal;
+}
+
+Status Checkpointer::Seal(const heddle::v1::SealShard& seal) {
   while (true) {
     const StatusOr<CheckpointReply> reply = control_->Seal(seal);
     if (reply.ok()) {
@@ -258,7 +267,6 @@ Status Checkpointer::WriteAndSeal(uint64_t step) {
         sealed_last_ = true;
       }
       if (reply->verdict() != heddle::v1::CHECKPOINT_VERDICT_UNAVAILABLE) {
-        SetPhase(SavePhase::kSealed);
         return OkStatus();
       }
     } else if (reply.status().code() != StatusCode::kDeadlineExceeded) {
@@ -270,9 +278,13 @@ Status Checkpointer::WriteAndSeal(uint64_t step) {
   }
 }
 
-Status Checkpointer::AwaitCommit(uint64_t step) {
+// The news of a commit goes out once: a coordinator that dies with it, or a stream that breaks,
+// takes it along. A seal may be repeated and is answered by what became of it.
+Status Checkpointer::AwaitCommit(const heddle::v1::SealShard& seal) {
+  int64_t pause_ns = kAskAgainNs;
+  int64_t ask_at_ns = clock_->NowSteady() + pause_ns;
   while (!Dropped()) {
-    const StatusOr<CheckpointReply> reply = control_->AwaitCommit(step);
+    const StatusOr<CheckpointReply> reply = control_->AwaitCommit(seal.step());
     if (reply.ok()) {
       RETURN_IF_ERROR(CheckVerdict(*reply));
       if (reply->verdict() == heddle::v1::CHECKPOINT_VERDICT_COMMITTED) {
@@ -281,6 +293,15 @@ Status Checkpointer::AwaitCommit(uint64_t step) {
     } else if (reply.status().code() != StatusCode::kDeadlineExceeded) {
       return reply.status();
     }
+    if (clock_->NowSteady() < ask_at_ns) {
+      continue;
+    }
+    RETURN_IF_ERROR(Seal(seal));
+    if (sealed_last_) {
+      return OkStatus();
+    }
+    pause_ns = std::min(2 * pause_ns, kAskAgainNsMax);
+    ask_at_ns = clock_->NowSteady() + pause_ns;
   }
   return Cancelled("dropped by all ranks");
 }

@@ -80,8 +80,10 @@ class Checkpointer {
   void Run();
   Status SaveOnce();
   Status AskAdmission(uint64_t step);
-  Status WriteAndSeal(uint64_t step);
-  Status AwaitCommit(uint64_t step);
+  StatusOr<heddle::v1::SealShard> Write(uint64_t step);
+  // Sets sealed_last_.
+  Status Seal(const heddle::v1::SealShard& seal);
+  Status AwaitCommit(const heddle::v1::SealShard& seal);
   Status CheckVerdict(const heddle::v1::CheckpointReply& reply);
   // Waits for `length` or until the save is dropped; false when dropped.
   bool Sleep(int64_t milliseconds);
@@ -100,7 +102,7 @@ class Checkpointer {
   bool fenced_ = false;
   bool handed_over_ = false;  // a staged save that the thread has not taken yet
   bool thread_in_save_ = false;
-  bool sealed_last_ = false;  // of the thread: its seal completed the checkpoint
+  bool sealed_last_ = false;  // of the thread: its seal was answered by COMMITTED
   heddle::v1::TrainState state_;
   CheckpointerStats stats_;
   checkpoint::Snapshot snapshot_;  // of the thread while it is in a save, else of the step loop

@@ -35,7 +35,9 @@ class InstantControl : public RankControl {
   }
   StatusOr<CheckpointReply> Seal(heddle::v1::SealShard seal) override {
     ++seals;
-    return Reply(seal.step(), heddle::v1::CHECKPOINT_VERDICT_COMMITTED);
+    return Reply(seal.step(), seals > seals_before_commit
+                                  ? heddle::v1::CHECKPOINT_VERDICT_COMMITTED
+                                  : heddle::v1::CHECKPOINT_VERDICT_OK);
   }
   StatusOr<CheckpointReply> AwaitCommit(uint64_t) override { return DeadlineExceeded("not yet"); }
   std::optional<heddle::v1::StopRank> StopRequest() override { return std::nullopt; }
@@ -45,6 +47,7 @@ class InstantControl : public RankControl {
   void Exit(const heddle::v1::RankExit&) override {}
 
   std::atomic<int> seals = 0;
+  int seals_before_commit = 0;  // so many seals find another rank's missing
 
  private:
   static CheckpointReply Reply(uint64_t step, heddle::v1::CheckpointVerdict verdict) {
@@ -138,6 +141,19 @@ TEST_F(CheckpointerTest, AFailureOfAnotherRankDropsTheSaveWhenEverItComes) {
   EXPECT_EQ(checkpointer.stats().deferred, 100u);
   EXPECT_EQ(checkpointer.stats().committed, 0u);
   EXPECT_EQ(control_.seals, 0);
+}
+
+// The coordinator died after it committed, before it told the ranks whose seals were not the last.
+TEST_F(CheckpointerTest, ACommitWhoseNewsIsLostIsAskedFor) {
+  control_.seals_before_commit = 1;
+  Checkpointer checkpointer(&control_, &clock_, OptionsOf(1));
+  Agreement approved;
+  approved[Slot::kSaveApproved] = 1;
+  ASSERT_OK(Stage(&checkpointer, 1));
+  checkpointer.Apply(approved);
+  ASSERT_TRUE(WaitUntilIdle(checkpointer)) << "no later save would ever start";
+  EXPECT_EQ(checkpointer.stats().last_committed_step, 1u);
+  EXPECT_EQ(control_.seals, 2);
 }
 
 TEST_F(CheckpointerTest, ValuesThatAreNotFiniteFailTheSaveNotTheStep) {
