@@ -102,7 +102,7 @@ class RankLink::Impl {
   StatusOr<v1::CheckpointReply> AskCheckpoint(FrameType type, Request request,
                                               milliseconds timeout) {
     const SteadyTime deadline = std::chrono::steady_clock::now() + timeout;
-    if (request.request() == 0) request.set_request(NextNumber());
+    if (request.request() == 0) request.set_request(NumberFor(type, request.step()));
     const uint64_t number = request.request();
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -121,6 +121,7 @@ class RankLink::Impl {
     }
     std::lock_guard<std::mutex> lock(mutex_);
     checkpoint_waits_.erase(number);
+    if (result.ok()) unanswered_.erase(type);
     return result;
   }
 
@@ -189,6 +190,15 @@ class RankLink::Impl {
   uint64_t NextNumber() {
     std::lock_guard<std::mutex> lock(mutex_);
     return next_number_++;
+  }
+
+  // The same as before for a question that no answer came to: whoever keeps it keeps it once,
+  // however long the coordinator is away.
+  uint64_t NumberFor(FrameType type, uint64_t step) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto [known, fresh] = unanswered_.try_emplace(type);
+    if (fresh || known->second.first != step) known->second = {step, next_number_++};
+    return known->second.second;
   }
 
   // REQUIRES: mutex_ held, a progress frame is queued.
@@ -398,6 +408,7 @@ class RankLink::Impl {
   std::optional<v1::RankSpec> spec_;
   std::optional<v1::StartRank> start_;
   std::map<uint64_t, std::optional<v1::CheckpointReply>> checkpoint_waits_;
+  std::map<FrameType, std::pair<uint64_t, uint64_t>> unanswered_;  // step, number
   std::map<uint64_t, std::optional<v1::RendezvousReply>> rendezvous_waits_;
   std::map<uint64_t, v1::CheckpointReply> decided_;
   std::optional<v1::CheckpointReply> fenced_;

@@ -163,6 +163,33 @@ TEST(RankLink, AsksAgainWithTheSameNumberWhenUnavailable) {
   EXPECT_EQ(reply->verdict(), v1::CHECKPOINT_VERDICT_REFUSED);
 }
 
+// A coordinator that is away for long leaves one question, not one for each time it was asked.
+TEST(RankLink, AsksAgainWithTheSameNumberUntilThereIsAnAnswer) {
+  Pair pair;
+  const auto ask = [&pair](uint64_t step) {
+    v1::SealShard seal;
+    seal.set_step(step);
+    EXPECT_STATUS(pair.link->SealShard(seal, milliseconds(20)), StatusCode::kDeadlineExceeded, "");
+    const std::optional<Frame> frame = pair.Receive();
+    EXPECT_TRUE(frame.has_value() && seal.ParseFromString(frame->payload));
+    return seal.request();
+  };
+  const uint64_t first = ask(1);
+  EXPECT_EQ(ask(1), first);
+  const uint64_t second = ask(2);
+  EXPECT_NE(second, first);
+  EXPECT_EQ(ask(2), second);
+  auto asked = std::async(std::launch::async, [&pair] {
+    v1::SealShard seal;
+    seal.set_step(2);
+    return pair.link->SealShard(seal, milliseconds(5'000));
+  });
+  ASSERT_TRUE(pair.Receive().has_value());
+  pair.Give(FrameType::kCheckpointReply, Reply(second, 2, v1::CHECKPOINT_VERDICT_OK));
+  ASSERT_OK(asked.get());
+  EXPECT_NE(ask(2), second) << "answered: this asks for what became of it since";
+}
+
 TEST(RankLink, CommitIsNewsForEveryRank) {
   Pair pair;
   auto waiting = std::async(std::launch::async,
