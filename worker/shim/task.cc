@@ -32,6 +32,7 @@ constexpr int64_t kMsNs = 1'000'000;
 constexpr int64_t kTermToKillNs = 10'000 * kMsNs;
 constexpr int64_t kPeerFailedNs = 250 * kMsNs;
 constexpr int64_t kKillAgainNs = 50 * kMsNs;
+constexpr int64_t kFinishAgainNs = 1'000 * kMsNs;
 constexpr int64_t kLeaveNs = 2'000 * kMsNs;
 // Above this the shim stops reading ranks until the daemon acknowledges something.
 constexpr size_t kKeptBytesMax = size_t{64} << 20;
@@ -155,7 +156,7 @@ void Task::Run() {
     if (!AnyLive() && !finished_) {
       if (!no_children_ && kill_again_at_ns_ == 0) KillTree();  // what ranks left behind
       Reap();
-      if (no_children_) Finish();
+      if (no_children_ && finish_again_at_ns_ == 0) Finish();
     }
     WriteDaemon();
     if (finished_ && (daemon_fd_ < 0 || (outbox_.Drained() && to_daemon_.empty()))) break;
@@ -225,6 +226,7 @@ int64_t Task::NextDeadlineNs() const {
   int64_t next = Earlier(term_at_ns_, kill_at_ns_);
   next = Earlier(next, peer_failed_at_ns_);
   next = Earlier(next, kill_again_at_ns_);
+  next = Earlier(next, finish_again_at_ns_);
   next = Earlier(next, leave_at_ns_);
   if (AnyLive() && kill_again_at_ns_ == 0) next = Earlier(next, contact_->deadline_ns());
   return next;
@@ -262,6 +264,7 @@ void Task::HandleDeadlines() {
     kill_again_at_ns_ = 0;
     if (!no_children_) KillTree();
   }
+  if (due(finish_again_at_ns_)) finish_again_at_ns_ = 0;
   if (AnyLive() && kill_again_at_ns_ == 0 && contact_->deadline_ns() <= now) {
     Kill(KillReason::kOrphan);
   }
@@ -553,10 +556,20 @@ void Task::Finish() {
   }
   const std::string bytes =
       control::EncodeFrame(FrameType::kTaskState, launch_.fence, 0, TaskState()) + outbox_.Replay();
-  if (!control::WriteFileDurably("exit", bytes)) Note(std::string("exit: ") + strerror(errno));
+  term_at_ns_ = kill_at_ns_ = kill_again_at_ns_ = peer_failed_at_ns_ = 0;
+  if (!control::WriteFileDurably("exit", bytes)) {
+    const int error = errno;
+    if (!finish_failed_) Note(std::string("exit: ") + strerror(error));
+    finish_failed_ = true;
+    // A full disk: what the ranks said would end with this process. Without its folder (ENOENT)
+    // the task has been forgotten.
+    if (error != ENOENT) {
+      finish_again_at_ns_ = BootTimeNs() + kFinishAgainNs;
+      return;
+    }
+  }
   if (!cgroup_.Remove()) Note("the cgroup is not empty");
   finished_ = true;
-  term_at_ns_ = kill_at_ns_ = kill_again_at_ns_ = peer_failed_at_ns_ = 0;
   leave_at_ns_ = BootTimeNs() + kLeaveNs;
 }
 

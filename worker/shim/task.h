@@ -84,6 +84,7 @@ class Task {
   std::string TaskState() const;
   void Send(control::FrameType type, uint32_t rank, std::string_view payload);
 
+  // Once no child is left. finished_, or tried again at finish_again_at_ns_.
   void Finish();
 
   const control::LaunchFile launch_;
@@ -107,10 +108,12 @@ class Task {
   control::KillReason kill_at_reason_ = control::KillReason::kNone;
   int64_t peer_failed_at_ns_ = 0;
   int64_t kill_again_at_ns_ = 0;
+  int64_t finish_again_at_ns_ = 0;
   int64_t leave_at_ns_ = 0;
   int64_t armed_ns_ = -1;
   control::KillReason kill_reason_ = control::KillReason::kNone;
   bool no_children_ = false;
+  bool finish_failed_ = false;
   bool finished_ = false;
 };
 

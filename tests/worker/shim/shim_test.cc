@@ -1,5 +1,6 @@
 // heddle-shim as a process: real ranks, real signals, a daemon's end played by the test.
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -80,6 +81,32 @@ TEST_F(Shim, ExitFileSaysTheSameAsTheFrames) {
   ASSERT_TRUE(control::Unpack(frames.back().payload, &pod));
   EXPECT_EQ(pod.code, 9);
   EXPECT_TRUE(WaitUntil([&] { return daemon.shim_pid() < 0; })) << "the shim leaves";
+}
+
+// As on a full disk: no daemon is there, and the folder takes no file.
+TEST_F(Shim, WaitsUntilTheExitFileIsWritten) {
+  FakeDaemonEnd daemon(task_dir());
+  std::filesystem::create_directories(task_dir() + "/exit.tmp");
+  ASSERT_EQ(daemon.Start(daemon.Launch({FakeDaemonEnd::Shell(0, "exit 9")}, false)), "ready");
+  poll(nullptr, 0, 1'500);
+  EXPECT_GT(daemon.shim_pid(), 0) << "it left, and nobody knows how the rank ended";
+  ASSERT_TRUE(daemon.Connect());
+  EXPECT_EQ(daemon.WaitForExit(0).code, 9);
+  std::filesystem::remove(task_dir() + "/exit.tmp");
+  ASSERT_TRUE(WaitUntil([&] { return !daemon.ExitFile().empty(); }));
+  EXPECT_EQ(daemon.ExitFile().back().header.type, FrameType::kRankExited);
+  EXPECT_TRUE(WaitUntil([&] { return daemon.shim_pid() < 0; })) << "the shim leaves";
+}
+
+TEST_F(Shim, LeavesWithItsFolder) {
+  FakeDaemonEnd daemon(task_dir());
+  std::filesystem::create_directories(task_dir() + "/exit.tmp");
+  ASSERT_EQ(daemon.Start(daemon.Launch({FakeDaemonEnd::Shell(0, "exit 9")}, false)), "ready");
+  const int shim = daemon.shim_pid();
+  ASSERT_GT(shim, 0);
+  poll(nullptr, 0, 500);  // it has failed to write the file, and will try again
+  std::filesystem::remove_all(task_dir());
+  EXPECT_TRUE(WaitUntil([&] { return !test::IsAlive(shim); }));
 }
 
 TEST_F(Shim, ReportsExitsAtOnce) {
