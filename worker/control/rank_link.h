@@ -61,8 +61,8 @@ class RankLink {
 
   // Requests. `request` (or `n` when 0) is filled in here; a repeat after UNAVAILABLE is sent with
   // the same number until `timeout`: DEADLINE_EXCEEDED; so is the next call for the same step.
-  // UNAVAILABLE: the link is lost. Calls of several threads may overlap. Verdicts FENCED and REFUSED
-  // are replies, not errors.
+  // UNAVAILABLE: the link is lost. Calls of several threads may overlap. Verdicts FENCED and
+  // REFUSED are replies, not errors.
   StatusOr<v1::CheckpointReply> OpenCheckpoint(v1::OpenCheckpoint open,
                                                std::chrono::milliseconds timeout);
   // Returns with OK (counted, more ranks to come), COMMITTED (this was the last), FENCED, REFUSED.

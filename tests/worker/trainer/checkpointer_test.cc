@@ -35,9 +35,8 @@ class InstantControl : public RankControl {
   }
   StatusOr<CheckpointReply> Seal(heddle::v1::SealShard seal) override {
     ++seals;
-    return Reply(seal.step(), seals > seals_before_commit
-                                  ? heddle::v1::CHECKPOINT_VERDICT_COMMITTED
-                                  : heddle::v1::CHECKPOINT_VERDICT_OK);
+    return Reply(seal.step(), seals > seals_before_commit ? heddle::v1::CHECKPOINT_VERDICT_COMMITTED
+                                                          : heddle::v1::CHECKPOINT_VERDICT_OK);
   }
   StatusOr<CheckpointReply> AwaitCommit(uint64_t) override { return DeadlineExceeded("not yet"); }
   std::optional<heddle::v1::StopRank> StopRequest() override { return std::nullopt; }
