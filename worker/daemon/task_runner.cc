@@ -48,6 +48,7 @@ TaskRunner::TaskRunner(TaskHost* host, TaskFolder folder)
       watch_(&folder_),
       command_(IsCommand(folder_.assignment())),
       timer_(host->io()),
+      kill_timer_(host->io()),
       cpus_(static_cast<size_t>(folder_.assignment().ranks_size())) {
   seq_ = folder_.LoadSeq();
 }
@@ -480,6 +481,7 @@ void TaskRunner::OnStop(const v1::StopTask& stop) {
                 {"grace_ms", stop.stop().grace_ms()}, {"kill_now", stop.kill_now()});
     stop_ = stop;
     ApplyStop();
+    if (stop.kill_now()) KillShimLater();
   }
   if (state_ != v1::TASK_STATE_STOPPING) {
     MoveTo(v1::TASK_STATE_STOPPING);
@@ -497,9 +499,17 @@ void TaskRunner::OnKill(const std::string& reason) {
     return MoveTo(v1::TASK_STATE_GONE);
   }
   ApplyStop();
-  // A shim that does not act (stopped, stuck) ends its ranks by ending itself.
-  timer_.expires_after(kKillDeadline);
-  timer_.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
+  KillShimLater();
+}
+
+// A shim that does not act (stopped, stuck) ends its ranks by ending itself. Counted from the first
+// order: the coordinator repeats it until the task has ended.
+void TaskRunner::KillShimLater() {
+  if (kill_due_) return;
+  kill_due_ = true;
+  kill_timer_.expires_after(kKillDeadline);
+  kill_timer_.async_wait([self = shared_from_this()](const boost::system::error_code& error) {
+    self->kill_due_ = false;
     if (error || self->ended() || !self->folder_.ShimIsAlive()) return;
     HEDDLE_WARN("the shim does not kill its ranks: killed", {"task", ToText(self->key())});
     kill(self->folder_.Shim()->pid, SIGKILL);
@@ -601,6 +611,7 @@ void TaskRunner::Resend() {
 
 void TaskRunner::Detach() {
   timer_.cancel();
+  kill_timer_.cancel();
   if (shim_ != nullptr) shim_->Close();
 }
 
@@ -626,6 +637,7 @@ void TaskRunner::MoveTo(v1::TaskState state) {
 void TaskRunner::OnEnded() {
   settled_ = true;
   timer_.cancel();
+  kill_timer_.cancel();
   host_->cpus().Release(folder_.path());
   host_->gpus().Release(folder_.path());
   host_->LogsMayHaveGrown(key());

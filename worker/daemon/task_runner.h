@@ -125,6 +125,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void Deliver(control::FrameType type, uint32_t rank,
                const google::protobuf::MessageLite& message);
   void ApplyStop();
+  void KillShimLater();
 
   // State.
   void Settle();
@@ -145,7 +146,8 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   RankWatch watch_;
   const bool command_;
   std::shared_ptr<ShimConnection> shim_;
-  boost::asio::steady_timer timer_;
+  boost::asio::steady_timer timer_;       // of the next look at the shim
+  boost::asio::steady_timer kill_timer_;  // of its own end, which no look may put off
   std::vector<std::vector<uint32_t>> cpus_;
 
   v1::TaskState state_ = v1::TASK_STATE_ASSIGNED;
@@ -157,6 +159,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   bool syncing_ = false;
   bool report_wanted_ = false;
   bool report_due_ = false;
+  bool kill_due_ = false;
   uint64_t replay_left_ = 0;
   int attach_attempts_ = 0;
   std::string detail_;

@@ -598,6 +598,24 @@ TEST_F(Daemon, UnansweredSealIsSentAgainAfterReconnecting) {
   ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
 }
 
+// The coordinator repeats its order until the task has ended.
+TEST_F(Daemon, StoppedShimIsKilledHoweverOftenTheOrderIsRepeated) {
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  RunTask(Train(10, "steps=100000 deaf ignore_term"));
+  ASSERT_EQ(kill(ShimPid(10), SIGSTOP), 0);
+  v1::CoordMsg message;
+  message.mutable_kill_fenced()->set_fence(10);
+  message.mutable_kill_fenced()->set_task(0);
+  const auto ended = [&] { return coordinator_.Report(10)->state() == v1::TASK_STATE_EXITED; };
+  for (int i = 0; i < 10 && !ended(); ++i) {
+    ASSERT_TRUE(coordinator_.Send(message));
+    coordinator_.WaitFor(ended, milliseconds(2'500));
+  }
+  EXPECT_TRUE(ended());
+  EXPECT_TRUE(RankPids().empty());
+}
+
 TEST_F(Daemon, LowerFenceIsRefused) {
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(1));
