@@ -102,7 +102,10 @@ std::shared_ptr<ShimConnection> TaskRunner::MakeConnection() {
 
 void TaskRunner::OnShimStarted(const Status& status) {
   // ALREADY_EXISTS: the shim of a daemon that died between start and attach.
-  if (!status.ok() && status.code() != StatusCode::kAlreadyExists) return FailLaunch(status);
+  if (!status.ok() && status.code() != StatusCode::kAlreadyExists) {
+    shim_.reset();
+    return FailLaunch(status);
+  }
   Attach();
 }
 
@@ -110,8 +113,8 @@ void TaskRunner::FailLaunch(const Status& status) {
   if (ended()) return ReportSoon();
   HEDDLE_WARN("task not started", {"task", ToText(key())}, {"why", Message(status)});
   detail_ = Message(status);
-  // Ranks that run already end by order; their exits make the report.
-  if (shim_ != nullptr && shim_->connected()) return OnKill(detail_);
+  // Ranks that run already, or will once the shim is up, end by order; their exits make the report.
+  if (shim_ != nullptr) return OnKill(detail_);
   for (const uint32_t rank : folder_.assignment().ranks()) {
     if (exits_.contains(rank)) continue;
     v1::RankOutcome& outcome = exits_[rank];

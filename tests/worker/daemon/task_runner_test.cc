@@ -118,6 +118,19 @@ class Runner : public ::testing::Test {
   std::shared_ptr<TaskRunner> runner_;
 };
 
+TEST_F(Runner, LaunchThatFailsWhileTheShimStartsLeavesNoRank) {
+  const std::string slow = dir_.path() + "/slow-shim";
+  std::ofstream(slow) << "#!/bin/sh\nsleep 0.5\nexec " << Program("heddle-shim") << " \"$@\"\n";
+  chmod(slow.c_str(), 0700);
+  host_.mutable_options().shim = slow;
+  host_.disk = DataLoss("the folder was not synced");
+  Make("steps=100000")->Launch();
+  ASSERT_TRUE(host_.RunUntil([&] { return runner_->ended(); }, milliseconds(10'000)));
+  EXPECT_TRUE(RankPids().empty());
+  host_.RunUntil([] { return false; }, milliseconds(1'500));
+  EXPECT_TRUE(RankPids().empty()) << "reported as ended, then the shim came up";
+}
+
 TEST_F(Runner, OrderToKillDoesNotStopTheLookForALostShim) {
   std::shared_ptr<TaskRunner> runner = Make("");
   const pid_t child = fork();
