@@ -263,9 +263,9 @@ void TaskRunner::OnRankFrame(const Frame& frame, uint64_t number) {
       if (!Parse(frame, &damage)) return Acknowledge(number);
       damage.set_job(folder_.assignment().job());
       damage.set_fence(key().fence);
-      damages_.emplace_back(number, damage);
       v1::WorkerMsg message;
       *message.mutable_damage() = damage;
+      damages_.push_back({host_->last_heartbeat(), number, std::move(damage)});
       host_->Send(std::move(message));
       return;
     }
@@ -580,8 +580,10 @@ void TaskRunner::OnReportAck(uint64_t seq) { acked_seq_ = std::max(acked_seq_, s
 
 void TaskRunner::OnHeartbeatReply(uint64_t n) {
   while (!points_.empty() && points_.front().heartbeat < n) points_.pop_front();
-  for (const auto& [number, damage] : damages_) Acknowledge(number);
-  damages_.clear();
+  while (!damages_.empty() && damages_.front().heartbeat < n) {
+    Acknowledge(damages_.front().number);
+    damages_.pop_front();
+  }
 }
 
 void TaskRunner::PublishPermit(int64_t deadline_ns) {
@@ -599,9 +601,10 @@ void TaskRunner::RefreshContact(int64_t contact_ns, int64_t max_orphan_ns) {
 void TaskRunner::Resend() {
   if (seq_ > acked_seq_) ReportSoon();
   for (const auto& [question_key, question] : questions_) host_->Send(question.message);
-  for (const auto& [number, damage] : damages_) {
+  for (SentDamage& sent : damages_) {
+    sent.heartbeat = host_->last_heartbeat();
     v1::WorkerMsg message;
-    *message.mutable_damage() = damage;
+    *message.mutable_damage() = sent.report;
     host_->Send(std::move(message));
   }
   for (SentPoints& sent : points_) {

@@ -105,6 +105,11 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
     uint64_t heartbeat = 0;  // newest one sent before
     v1::RankPoints points;
   };
+  struct SentDamage {
+    uint64_t heartbeat = 0;
+    uint64_t number = 0;  // to acknowledge to the shim
+    v1::DamageReport report;
+  };
 
   // Shim.
   std::shared_ptr<ShimConnection> MakeConnection();
@@ -176,7 +181,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
 
   std::map<QuestionKey, Question> questions_;
   std::deque<SentPoints> points_;
-  std::deque<std::pair<uint64_t, v1::DamageReport>> damages_;
+  std::deque<SentDamage> damages_;
 };
 
 }  // namespace heddle::worker

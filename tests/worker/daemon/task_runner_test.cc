@@ -151,5 +151,26 @@ TEST_F(Runner, OrderToKillDoesNotStopTheLookForALostShim) {
   waitpid(child, nullptr, 0);
 }
 
+TEST_F(Runner, DamageIsKeptUntilALaterHeartbeatIsAnswered) {
+  std::shared_ptr<TaskRunner> runner = Make("");
+  v1::DamageReport damage;
+  damage.set_checkpoint_step(7);
+  control::RankExitedPod exited;
+  exited.code = 0;
+  std::ofstream(path_ + "/exit", std::ios::binary)
+      << control::EncodeFrame(control::FrameType::kDamage, 10, 0, damage.SerializeAsString())
+      << control::EncodeFrame(control::FrameType::kRankExited, 10, 0, control::AsBytes(exited));
+  host_.heartbeat = 3;
+  runner->Adopt(/*same_instance=*/true);
+  ASSERT_TRUE(runner->ended());
+  EXPECT_EQ(host_.Damages(), 1u);
+  runner->OnHeartbeatReply(3);  // it was sent before the damage was
+  runner->Resend();
+  EXPECT_EQ(host_.Damages(), 2u) << "nobody may have heard of it";
+  runner->OnHeartbeatReply(4);
+  runner->Resend();
+  EXPECT_EQ(host_.Damages(), 2u);
+}
+
 }  // namespace
 }  // namespace heddle::worker
