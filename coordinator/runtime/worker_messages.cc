@@ -100,6 +100,7 @@ void Coordinator::OnHeartbeat(const v1::WorkerMsg& message) {
   const std::string worker = message.worker_id();
   v1::HeartbeatReply reply;
   reply.set_n(message.heartbeat().n());
+  if (poisoned_ || stopping_) reply.set_nothing_kept(true);
   for (const v1::Permit& permit : state::PermitsFor(state_, worker, options_.policy)) {
     *reply.add_permits() = permit;
   }

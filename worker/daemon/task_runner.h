@@ -75,7 +75,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void OnReportAck(uint64_t seq);
   // Looks at every rank on the disk thread, then sends a StackReport.
   void OnCollectStacks();
-  // What was sent before heartbeat `n` has arrived.
+  // What was sent before heartbeat `n` has arrived and is kept.
   void OnHeartbeatReply(uint64_t n);
   void PublishPermit(int64_t deadline_ns);
   void RefreshContact(int64_t contact_ns, int64_t max_orphan_ns);

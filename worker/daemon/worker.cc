@@ -190,7 +190,7 @@ void Worker::OnHeartbeatReply(const v1::HeartbeatReply& reply) {
   if (sent_at_ns == 0) return;  // of another stream
   for (const auto& [key, runner] : tasks_) {
     runner->RefreshContact(sent_at_ns, max_orphan_ns_);
-    runner->OnHeartbeatReply(reply.n());
+    if (!reply.nothing_kept()) runner->OnHeartbeatReply(reply.n());
   }
   for (const v1::Permit& permit : reply.permits()) {
     const int64_t ttl_ns = permit.ttl_ms() > 0 ? permit.ttl_ms() * 1'000'000 : permit_ttl_ns_;
