@@ -576,7 +576,14 @@ void TaskRunner::OnRendezvousReply(const v1::RankRendezvousReply& reply) {
   Acknowledge(number);
 }
 
-void TaskRunner::OnReportAck(uint64_t seq) { acked_seq_ = std::max(acked_seq_, seq); }
+void TaskRunner::OnReportAck(uint64_t seq) {
+  acked_seq_ = std::max(acked_seq_, seq);
+  if (seq <= seq_) return;
+  // It has heard higher numbers than our folder kept (its disk was full): what comes under lower
+  // ones is no news to it.
+  seq_ = seq;
+  ReportSoon();
+}
 
 void TaskRunner::OnHeartbeatReply(uint64_t n) {
   while (!points_.empty() && points_.front().heartbeat < n) points_.pop_front();

@@ -34,6 +34,8 @@ class FakeCoordinator {
   std::string checkpoint_root = "/checkpoints";
   bool answer_heartbeats = true;
   bool acknowledge_reports = true;
+  // A worker that lost its count of reports is no fault: old numbers are no news.
+  bool numbers_may_fall = false;
   // Fences that get a permit with each heartbeat.
   std::vector<uint64_t> permitted;
   // Verdict per listed task; default ADOPT, FORGET for EXITED and GONE.
@@ -66,6 +68,9 @@ class FakeCoordinator {
  private:
   class Service;
   class Session;
+
+  // REQUIRES: mutex_ is held.
+  void Take(const v1::TaskReport& report);
 
   const std::string socket_path_;
   std::unique_ptr<Service> service_;

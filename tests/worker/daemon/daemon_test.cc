@@ -598,6 +598,26 @@ TEST_F(Daemon, UnansweredSealIsSentAgainAfterReconnecting) {
   ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
 }
 
+// The state folder was full: no number was kept. What comes under old numbers is not heard.
+TEST_F(Daemon, LostCountOfReportsGoesOnFromTheCoordinators) {
+  coordinator_.numbers_may_fall = true;
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  RunTask(Train(10, "steps=100000"));
+  for (int i = 0; i < 10; ++i) {
+    coordinator_.Assign(Train(10, ""));
+    poll(nullptr, 0, 20);
+  }
+  const uint64_t told = coordinator_.Report(10)->seq();
+  ASSERT_GT(told, 8u);
+  EndDaemon(SIGKILL);
+  ASSERT_EQ(unlink((FolderOf(10) + "/seq").c_str()), 0);
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(2));
+  EXPECT_LT(coordinator_.registrations().back().tasks(0).seq(), told);
+  EXPECT_TRUE(WaitUntil([&] { return coordinator_.Report(10)->seq() > told; }));
+}
+
 // The coordinator repeats its order until the task has ended.
 TEST_F(Daemon, StoppedShimIsKilledHoweverOftenTheOrderIsRepeated) {
   StartDaemon();
