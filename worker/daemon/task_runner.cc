@@ -606,7 +606,8 @@ void TaskRunner::RefreshContact(int64_t contact_ns, int64_t max_orphan_ns) {
 }
 
 void TaskRunner::Resend() {
-  if (seq_ > acked_seq_) ReportSoon();
+  // The report is posted: an end goes last.
+  if (seq_ > acked_seq_ || report_wanted_) ReportSoon();
   for (const auto& [question_key, question] : questions_) host_->Send(question.message);
   for (SentDamage& sent : damages_) {
     sent.heartbeat = host_->last_heartbeat();
@@ -642,6 +643,7 @@ void TaskRunner::MoveTo(v1::TaskState state) {
   if (state_ == v1::TASK_STATE_STOPPING && state < v1::TASK_STATE_STOPPING) return ReportSoon();
   HEDDLE_INFO("task state", {"task", ToText(key())}, {"job", JobId{folder_.assignment().job()}},
               {"state", v1::TaskState_Name(state)});
+  if (state >= v1::TASK_STATE_EXITED) state_before_end_ = state_;
   state_ = state;
   if (ended()) OnEnded();
   ReportSoon();
@@ -683,9 +685,23 @@ void TaskRunner::CountReport() {
 }
 
 v1::TaskReport TaskRunner::NewestReport() {
+  if (ended() && WordsWait()) {  // the end follows them on the stream
+    v1::TaskReport report = Report();
+    report.set_state(state_before_end_);
+    report.clear_exits();
+    report_wanted_ = true;
+    return report;
+  }
   // A task found ended at the start of the daemon, say: under its old number that was no news.
   if (report_wanted_ && settled_ && !syncing_) CountReport();
   return Report();
+}
+
+bool TaskRunner::WordsWait() const {
+  if (!points_.empty() || !damages_.empty()) return true;
+  return std::any_of(questions_.begin(), questions_.end(), [](const auto& entry) {
+    return std::get<control::FrameType>(entry.first) == FrameType::kSeal;
+  });
 }
 
 v1::TaskReport TaskRunner::Report() const {

@@ -87,7 +87,8 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   TaskKey key() const { return folder_.key(); }
   const TaskFolder& folder() const { return folder_; }
   // For a registration: a change that no report told yet gets its number now, or it would arrive
-  // under the number of an older report and be taken for that one.
+  // under the number of an older report and be taken for that one. An end is not told while other
+  // words of the task wait: who hears of it may close the attempt and have the task forgotten.
   v1::TaskReport NewestReport();
   v1::Heartbeat::TaskBeat Beat();
   v1::TaskState state() const { return state_; }
@@ -140,6 +141,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   void OnEnded();
   void ReportSoon();
   void CountReport();
+  bool WordsWait() const;
   v1::TaskReport Report() const;
   std::optional<size_t> LocalIndex(uint32_t rank) const;
   v1::RankOutcome OutcomeOf(const control::RankExitedPod& exited) const;
@@ -156,6 +158,7 @@ class TaskRunner : public std::enable_shared_from_this<TaskRunner> {
   std::vector<std::vector<uint32_t>> cpus_;
 
   v1::TaskState state_ = v1::TASK_STATE_ASSIGNED;
+  v1::TaskState state_before_end_ = v1::TASK_STATE_ASSIGNED;
   uint64_t seq_ = 0;
   uint64_t acked_seq_ = 0;
   bool acknowledged_ = false;  // the folder is on disk

@@ -443,6 +443,17 @@ TEST_F(Daemon, NoStepIsLostOverAKillOfTheDaemon) {
   EXPECT_TRUE(WaitUntil([&] { return Steps().size() == 300u; })) << Steps().size() << " of 300";
 }
 
+TEST_F(Daemon, NoStepIsLostWhenATaskEndsWithoutACoordinator) {
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  RunTask(Train(10, "steps=60 step_ms=10"));
+  coordinator_.Stop();
+  ASSERT_TRUE(WaitUntil([&] { return ProcessesWith(FolderOf(10)).empty(); }));
+  coordinator_.Start();
+  ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
+  EXPECT_TRUE(WaitUntil([&] { return Steps().size() == 60u; })) << Steps().size() << " of 60";
+}
+
 TEST_F(Daemon, ExitsWhileTheDaemonWasAwayAreReported) {
   StartDaemon();
   ASSERT_TRUE(coordinator_.WaitForSessions(1));
@@ -596,6 +607,49 @@ TEST_F(Daemon, UnansweredSealIsSentAgainAfterReconnecting) {
   StartDaemon();
   EXPECT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) >= 3; }));
   ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
+}
+
+// The attempt must not end before it: what was saved would be thrown away.
+TEST_F(Daemon, UnansweredSealComesBeforeTheEndOfItsTask) {
+  coordinator_.on_message = [this](const v1::WorkerMsg& message) {
+    if (!message.has_open_checkpoint()) return;
+    v1::CoordMsg answer;
+    answer.mutable_checkpoint()->set_fence(10);
+    answer.mutable_checkpoint()->mutable_reply()->set_step(1);
+    answer.mutable_checkpoint()->mutable_reply()->set_request(
+        message.open_checkpoint().open().request());
+    coordinator_.Send(answer);
+  };
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  RunTask(Train(10, "steps=3 save=1"));
+  const auto seals = [](const v1::WorkerMsg& message) { return message.has_seal_shard(); };
+  ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) == 1; }));
+  for (const bool with_daemon : {true, false}) {
+    const size_t before = coordinator_.messages().size();
+    const size_t sessions = coordinator_.sessions();
+    coordinator_.Stop();
+    if (with_daemon) {
+      kill(RankPids().front(), SIGKILL);
+    } else {
+      EndDaemon(SIGKILL);
+    }
+    ASSERT_TRUE(WaitUntil([&] { return ProcessesWith(FolderOf(10)).empty(); }));
+    coordinator_.verdict = [](const v1::TaskReport&) { return v1::TASK_VERDICT_ADOPT; };
+    coordinator_.Start();
+    if (!with_daemon) StartDaemon();
+    ASSERT_TRUE(coordinator_.WaitForSessions(sessions + 1));
+    EXPECT_LT(coordinator_.registrations().back().tasks(0).state(), v1::TASK_STATE_EXITED);
+    ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
+    const std::vector<v1::WorkerMsg> messages = coordinator_.messages();
+    const auto first = messages.begin() + static_cast<ptrdiff_t>(before);
+    const auto seal = std::find_if(first, messages.end(), seals);
+    const auto end = std::find_if(first, messages.end(), [](const v1::WorkerMsg& message) {
+      return message.report().state() == v1::TASK_STATE_EXITED;
+    });
+    EXPECT_NE(seal, messages.end());
+    EXPECT_LT(seal - first, end - first);
+  }
 }
 
 // The state folder was full: no number was kept. What comes under old numbers is not heard.
