@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,6 +21,9 @@ namespace heddle::worker {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kEndLooksMax = 200;
+constexpr int kEndLookMs = 10;
 
 // Of a file that could not be made or mapped; errno says why.
 Status MapFailed(const std::string& path) {
@@ -53,6 +57,20 @@ Status SyncPath(const std::string& path) {
   Status status = ok ? OkStatus() : FromErrno("sync", path);
   close(fd);
   return status;
+}
+
+std::optional<control::ShimIdentity> ReadShim(const std::string& path) {
+  std::string text;
+  control::ShimIdentity identity;
+  if (!control::ReadWholeFile(path + "/shim", &text) ||
+      !control::DecodeShimIdentity(text, &identity)) {
+    return std::nullopt;
+  }
+  return identity;
+}
+
+bool IsAlive(const control::ShimIdentity& shim) {
+  return shim.start_ticks != 0 && control::ProcessStartTicks(shim.pid) == shim.start_ticks;
 }
 
 bool HasVariable(const std::string& environment, const std::string& variable) {
@@ -146,20 +164,20 @@ Status TaskFolder::Sync(const std::string& path) {
   return SyncPath(path.substr(0, path.rfind('/')));
 }
 
-std::optional<control::ShimIdentity> TaskFolder::Shim() const {
-  std::string text;
-  control::ShimIdentity identity;
-  if (!control::ReadWholeFile(path_ + "/shim", &text) ||
-      !control::DecodeShimIdentity(text, &identity)) {
-    return std::nullopt;
-  }
-  return identity;
-}
+std::optional<control::ShimIdentity> TaskFolder::Shim() const { return ReadShim(path_); }
 
 bool TaskFolder::ShimIsAlive() const {
   const std::optional<control::ShimIdentity> shim = Shim();
-  return shim.has_value() && shim->start_ticks != 0 &&
-         control::ProcessStartTicks(shim->pid) == shim->start_ticks;
+  return shim.has_value() && IsAlive(*shim);
+}
+
+void TaskFolder::EndProcesses(const std::string& path) {
+  const std::optional<control::ShimIdentity> shim = ReadShim(path);
+  if (!shim.has_value()) return;
+  if (IsAlive(*shim)) kill(shim->pid, SIGKILL);
+  for (int i = 0; i < kEndLooksMax && KillLeftovers(path, shim->cgroup) > 0; ++i) {
+    poll(nullptr, 0, kEndLookMs);
+  }
 }
 
 std::vector<control::Frame> TaskFolder::ExitFrames() const {

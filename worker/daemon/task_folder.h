@@ -59,6 +59,9 @@ class TaskFolder {
   // Who the shim is; nothing if none was started.
   std::optional<control::ShimIdentity> Shim() const;
   bool ShimIsAlive() const;
+  // Kills what still runs of a folder that cannot be opened: nobody else would, and its task will
+  // count as gone. Looks again until nothing is found, at most 2 s.
+  static void EndProcesses(const std::string& path);
   // The frames of the `exit` file, empty if there is none.
   std::vector<control::Frame> ExitFrames() const;
 

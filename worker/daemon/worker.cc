@@ -62,6 +62,7 @@ void Worker::AdoptTasks() {
     if (!folder.ok()) {
       // Never whole, so never acknowledged and never started.
       HEDDLE_WARN("task folder removed", {"task", path}, {"why", Message(folder.status())});
+      TaskFolder::EndProcesses(path);
       TaskFolder::Remove(path);
       continue;
     }

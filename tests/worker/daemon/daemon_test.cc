@@ -672,6 +672,18 @@ TEST_F(Daemon, LostCountOfReportsGoesOnFromTheCoordinators) {
   EXPECT_TRUE(WaitUntil([&] { return coordinator_.Report(10)->seq() > told; }));
 }
 
+TEST_F(Daemon, DamagedFolderOfALivingTaskEndsItsProcesses) {
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  RunTask(Train(10, "steps=100000 ignore_term child"));
+  EndDaemon(SIGKILL);
+  std::ofstream(FolderOf(10) + "/spec", std::ios::trunc) << "x";
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(2));
+  EXPECT_EQ(coordinator_.registrations().back().tasks_size(), 0);
+  EXPECT_TRUE(ProcessesWith(FolderOf(10)).empty()) << "the coordinator takes the task for gone";
+}
+
 // The coordinator repeats its order until the task has ended.
 TEST_F(Daemon, StoppedShimIsKilledHoweverOftenTheOrderIsRepeated) {
   StartDaemon();
