@@ -60,7 +60,7 @@ void Worker::AdoptTasks() {
   for (const std::string& path : TaskFolder::List(state_->tasks_dir())) {
     StatusOr<TaskFolder> folder = TaskFolder::Open(path);
     if (!folder.ok()) {
-      // Never whole, so never acknowledged and never started.
+      // Never whole, so never acknowledged and never started; or damaged since.
       HEDDLE_WARN("task folder removed", {"task", path}, {"why", Message(folder.status())});
       TaskFolder::EndProcesses(path);
       TaskFolder::Remove(path);
@@ -266,6 +266,8 @@ void Worker::OnAssign(const v1::TaskAssignment& assignment) {
     if (folder.status().code() != StatusCode::kAlreadyExists) {
       TaskFolder::Remove(Str(state_->tasks_dir(), "/", ToText(key)));
     }
+    // For good: the coordinator may have sent it twice and be done with it after the first word.
+    highest = key.fence + 1;
     return Refuse(assignment, Message(folder.status()));
   }
   TaskHost* const host = this;

@@ -714,6 +714,24 @@ TEST_F(Daemon, LowerFenceIsRefused) {
   EXPECT_EQ(RankPids().size(), 1u);
 }
 
+// Sent again before the first refusal was heard, then heard: the task is over.
+TEST_F(Daemon, RefusedAssignmentStaysRefused) {
+  StartDaemon();
+  ASSERT_TRUE(coordinator_.WaitForSessions(1));
+  std::ofstream(FolderOf(10)) << "in the way";
+  coordinator_.Assign(Train(10, "steps=100000"));
+  ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
+  EXPECT_FALSE(coordinator_.Report(10)->acknowledged());
+  std::filesystem::remove(FolderOf(10));
+  coordinator_.Assign(Train(10, "steps=100000"));
+  const auto refusals = [](const v1::WorkerMsg& message) {
+    return message.report().state() == v1::TASK_STATE_EXITED;
+  };
+  EXPECT_TRUE(coordinator_.WaitFor([&] { return CountMessages(refusals) == 2; }));
+  EXPECT_TRUE(RankPids().empty());
+  RunTask(Train(11, "steps=100000"));
+}
+
 TEST_F(Daemon, LowerTermIsRefused) {
   coordinator_.term = 5;
   StartDaemon();
