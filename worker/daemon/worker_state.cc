@@ -9,10 +9,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <map>
 
 #include "base/ids/ids.h"
+#include "base/status/errno_of.h"
 #include "worker/control/rank_page.h"
 #include "worker/control/task_files.h"
 
@@ -68,6 +71,26 @@ StatusOr<std::string> NewWorkerId() {
 Status WriteDurably(const std::string& path, const std::string& text) {
   if (!control::WriteFileDurably(path, text)) return FromErrno("write", path);
   return OkStatus();
+}
+
+// In its place, which needs no room on the disk; for a text of the length of the former one, short
+// enough to lie in one sector.
+Status OverwriteDurably(const std::string& path, const std::string& text) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return FromErrno("open", path);
+  struct stat info = {};
+  const bool fits = fstat(fd, &info) == 0 && static_cast<size_t>(info.st_size) == text.size();
+  const bool written =
+      fits && pwrite(fd, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+      fsync(fd) == 0;
+  Status status = written ? OkStatus() : FromErrno("write", path, fits ? errno : ENOSPC);
+  close(fd);
+  return status;
+}
+
+bool IsDiskFull(const Status& status) {
+  const int error = ErrnoOf(status);
+  return error == ENOSPC || error == EDQUOT;
 }
 
 }  // namespace
@@ -135,8 +158,15 @@ Status WorkerState::Accept(const std::string& cluster_id, uint64_t term) {
                        " was seen"));
   }
   if (term == highest_term_ && cluster_id == cluster_id_) return OkStatus();
-  RETURN_IF_ERROR(
-      WriteDurably(dir_ + "/coordinator", Str("cluster ", cluster_id, "\nterm ", term, "\n")));
+  // Of one length for all terms: a worker whose disk is full must not lose a coordinator that
+  // starts anew, and with it every task.
+  char number[32];
+  snprintf(number, sizeof(number), "%020llu", static_cast<unsigned long long>(term));
+  const std::string path = dir_ + "/coordinator";
+  const std::string text = Str("cluster ", cluster_id, "\nterm ", number, "\n");
+  Status written = WriteDurably(path, text);
+  if (IsDiskFull(written)) written = OverwriteDurably(path, text);
+  RETURN_IF_ERROR(written);
   cluster_id_ = cluster_id;
   highest_term_ = term;
   return OkStatus();

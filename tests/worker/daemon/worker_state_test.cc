@@ -1,6 +1,7 @@
 #include "worker/daemon/worker_state.h"
 
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 
 #include <filesystem>
 #include <fstream>
@@ -60,6 +61,32 @@ TEST(WorkerState, RefusesALowerTermAlsoAfterARestart) {
   EXPECT_STATUS((*state)->Accept("cluster", 6), StatusCode::kAborted, "STALE_TERM");
   EXPECT_STATUS((*state)->Accept("other", 9), StatusCode::kFailedPrecondition, "cluster");
   EXPECT_EQ((*state)->highest_term(), 7u);
+}
+
+TEST(WorkerState, FullDiskTakesANewTerm) {
+  const test::TempDir dir;
+  const std::string disk = dir.path() + "/disk";
+  std::filesystem::create_directory(disk);
+  if (mount("heddle-test", disk.c_str(), "tmpfs", 0, "size=256k") != 0) {
+    GTEST_SKIP() << "no mounts here";
+  }
+  {
+    auto state = WorkerState::Open(disk);
+    ASSERT_OK(state);
+    ASSERT_OK((*state)->Accept("cluster", 9));
+    std::ofstream filler(disk + "/filler", std::ios::binary);
+    filler << std::string(1 << 20, 'x');
+    filler.close();
+    ASSERT_OK((*state)->Accept("cluster", 10));
+    EXPECT_STATUS((*state)->Accept("cluster", 9), StatusCode::kAborted, "STALE_TERM");
+  }
+  {
+    auto state = WorkerState::Open(disk);
+    ASSERT_OK(state);
+    EXPECT_EQ((*state)->highest_term(), 10u);
+    EXPECT_EQ((*state)->cluster_id(), "cluster");
+  }
+  EXPECT_EQ(umount(disk.c_str()), 0);
 }
 
 TEST(WorkerState, OneDaemonPerFolder) {
