@@ -62,8 +62,9 @@ bool BookingFile::Write() {
   for (const Booking& one : bookings_) {
     text += Str(one.pid, " ", one.start_ticks, " ", one.part, " ", one.task_dir, "\n");
   }
-  return ftruncate(fd_, 0) == 0 &&
-         pwrite(fd_, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size());
+  // Cut last: whoever ends in between, or has no room, leaves what was booked before.
+  return pwrite(fd_, text.data(), text.size(), 0) == static_cast<ssize_t>(text.size()) &&
+         ftruncate(fd_, static_cast<off_t>(text.size())) == 0;
 }
 
 std::string BookingFile::DefaultPath(const std::string& kind) {

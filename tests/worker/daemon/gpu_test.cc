@@ -2,6 +2,7 @@
 // and /dev.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include "tests/support/status_matchers.h"
 #include "tests/support/worker/temp_dir.h"
 #include "worker/control/task_files.h"
+#include "worker/daemon/booking_file.h"
 #include "worker/daemon/capacity.h"
 #include "worker/daemon/gpu_devices.h"
 #include "worker/daemon/gpu_table.h"
@@ -192,6 +194,32 @@ TEST(GpuTable, ARestartedDaemonRemembersWhatItsTasksHold) {
   kill(shim, SIGKILL);
   waitpid(shim, &status, 0);
   EXPECT_OK(again.Take(machine.Task("one more"), 1, {0}).status());
+}
+
+// All daemons of a user share the file: one without room must not take from the others.
+TEST(BookingFile, KeepsWhatWasBookedWhenItCannotBeWritten) {
+  const test::TempDir dir;
+  const std::string path = dir.path() + "/bookings";
+  {
+    BookingFile file(path);
+    file.Add("GPU-a", dir.path());
+    ASSERT_TRUE(file.Write());
+  }
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
+  signal(SIGXFSZ, SIG_IGN);
+  {
+    BookingFile file(path);
+    file.Add("GPU-b", dir.path());
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+    EXPECT_FALSE(file.Write());
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+  }
+  signal(SIGXFSZ, SIG_DFL);
+  BookingFile file(path);
+  ASSERT_EQ(file.bookings().size(), 1u);
+  EXPECT_EQ(file.bookings().front().part, "GPU-a");
 }
 
 }  // namespace
