@@ -101,19 +101,16 @@ bool Rendezvous::Ready(const Space& space, const v1::RendezvousRequest& request)
                      [&](const std::string& key) { return space.values.contains(key); });
 }
 
-void Rendezvous::Set(Fence fence, Space& space, const std::string& key, const std::string& value) {
+void Rendezvous::Set(Fence fence, Space& space, const std::string& key, const std::string& value,
+                     store::Batch* batch) {
   std::string& slot = space.values[key];
   space.bytes += key.size() + value.size() - slot.size();
   slot = value;
-  store::Batch batch;
-  batch.Put(Family::kRendezvous, StoredKey(fence.value, key), value);
-  if (const Status kept = log_->AppendVolatile(std::move(batch)); !kept.ok()) {
-    HEDDLE_WARN("rendezvous key is kept in memory only", {"fence", fence}, {"error", kept});
-  }
+  batch->Put(Family::kRendezvous, StoredKey(fence.value, key), value);
 }
 
 v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
-                                       const v1::RendezvousRequest& request) {
+                                       const v1::RendezvousRequest& request, store::Batch* batch) {
   v1::RendezvousReply reply;
   reply.set_n(request.n());
   reply.set_code(0);
@@ -121,7 +118,7 @@ v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
   switch (request.verb()) {
     case v1::RENDEZVOUS_VERB_SET:
       for (int i = 0; i < std::min(request.keys_size(), request.values_size()); ++i) {
-        Set(fence, space, key(i), request.values(i));
+        Set(fence, space, key(i), request.values(i), batch);
       }
       break;
     case v1::RENDEZVOUS_VERB_GET:
@@ -135,7 +132,7 @@ v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
       const auto found = space.values.find(key(0));
       const int64_t sum =
           (found == space.values.end() ? 0 : Number(found->second)) + request.amount();
-      Set(fence, space, key(0), Str(sum));
+      Set(fence, space, key(0), Str(sum), batch);
       reply.set_number(sum);
       break;
     }
@@ -144,7 +141,7 @@ v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
       const auto found = space.values.find(key(0));
       const bool absent = found == space.values.end();
       if (absent ? request.values(0).empty() : found->second == request.values(0)) {
-        Set(fence, space, key(0), request.values(1));
+        Set(fence, space, key(0), request.values(1), batch);
       }
       const auto now = space.values.find(key(0));
       reply.add_values(now == space.values.end() ? request.values(0) : now->second);
@@ -154,17 +151,14 @@ v1::RendezvousReply Rendezvous::Answer(Fence fence, Space& space,
       reply.set_number(std::all_of(request.keys().begin(), request.keys().end(),
                                    [&](const std::string& k) { return space.values.contains(k); }));
       break;
-    case v1::RENDEZVOUS_VERB_DELETE: {
+    case v1::RENDEZVOUS_VERB_DELETE:
       reply.set_number(static_cast<int64_t>(space.values.erase(key(0))));
-      store::Batch batch;
-      batch.Delete(Family::kRendezvous, StoredKey(fence.value, key(0)));
-      (void)log_->AppendVolatile(std::move(batch));  // in memory it is gone in any case
+      batch->Delete(Family::kRendezvous, StoredKey(fence.value, key(0)));
       break;
-    }
     case v1::RENDEZVOUS_VERB_APPEND: {
       const auto found = space.values.find(key(0));
       Set(fence, space, key(0),
-          (found == space.values.end() ? "" : found->second) + request.values(0));
+          (found == space.values.end() ? "" : found->second) + request.values(0), batch);
       break;
     }
     case v1::RENDEZVOUS_VERB_COUNT:
@@ -215,17 +209,19 @@ void Rendezvous::Handle(Fence fence, uint32_t rank, const v1::RendezvousRequest&
                              .reply = std::move(reply)});
     return;
   }
-  const v1::RendezvousReply answer = Answer(fence, space, request);
+  store::Batch batch;
+  const v1::RendezvousReply answer = Answer(fence, space, request, &batch);
   if (ChangesStore(request.verb())) {
     Remember(space, rank, answer);
-    // The answer may leave only when a coordinator killed now would still know it: else a repeated
-    // ADD counts twice and the gang waits for a rank that does not exist.
-    store::Batch batch;
+    // The answer may leave only when a coordinator killed now would still know it, and it stands in
+    // the batch of what it is the answer to: else a repeated ADD counts twice and the gang waits
+    // for a rank that does not exist.
     batch.Put(Family::kRendezvous, AnswerKey(fence.value, rank, answer.n()),
               answer.SerializeAsString());
     const Status queued = log_->AppendVolatile(
         std::move(batch), [reply, answer](const StatusOr<store::CommitSeq>&) { reply(answer); });
     if (!queued.ok()) {
+      HEDDLE_WARN("rendezvous key is kept in memory only", {"fence", fence}, {"error", queued});
       reply(answer);  // in memory only; a crash now ends in RENDEZVOUS_TIMEOUT and a new attempt
     }
   } else {
@@ -243,8 +239,9 @@ void Rendezvous::Wake(Fence fence, Space& space) {
     ready.push_back(std::move(waiter));
     return true;
   });
+  store::Batch unchanged;  // waits only read
   for (const Waiter& waiter : ready) {
-    waiter.reply(Answer(fence, space, waiter.request));
+    waiter.reply(Answer(fence, space, waiter.request, &unchanged));
   }
 }
 

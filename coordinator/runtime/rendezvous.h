@@ -53,8 +53,11 @@ class Rendezvous {
   };
 
   bool Ready(const Space& space, const v1::RendezvousRequest& request) const;
-  v1::RendezvousReply Answer(Fence fence, Space& space, const v1::RendezvousRequest& request);
-  void Set(Fence fence, Space& space, const std::string& key, const std::string& value);
+  // What it changes goes into `batch` too.
+  v1::RendezvousReply Answer(Fence fence, Space& space, const v1::RendezvousRequest& request,
+                             store::Batch* batch);
+  void Set(Fence fence, Space& space, const std::string& key, const std::string& value,
+           store::Batch* batch);
   void Wake(Fence fence, Space& space);
   static void Remember(Space& space, uint32_t rank, const v1::RendezvousReply& answer);
 
