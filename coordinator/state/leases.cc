@@ -20,6 +20,7 @@ void LeaseTable::Recovered(const std::string& worker, uint64_t session, int64_t 
   entry.heard_ms = now_ms;
   entry.permit_sent_ms = now_ms;
   entry.suspect = true;
+  entry.silent_ms = now_ms;
   entries_[worker] = entry;
   silences_.push_back(now_ms);
   JudgeMass(now_ms);
@@ -84,7 +85,9 @@ void LeaseTable::JudgeMass(int64_t now_ms) {
     live += entry.lost || entry.suspect ? 0 : 1;
     silent += !entry.lost && entry.suspect && !entry.by_closing ? 1 : 0;
   }
-  if (silences_.size() >= 2 && silences_.size() * 5 > known && mass_start_ms_ < 0) {
+  // With nobody left to hear from, it does not matter how far apart they fell silent.
+  const bool many = silences_.size() >= 2 && silences_.size() * 5 > known;
+  if ((many || (live == 0 && silent >= 2)) && mass_start_ms_ < 0) {
     mass_start_ms_ = now_ms;
   }
   if (mass_start_ms_ < 0) {
@@ -99,7 +102,14 @@ void LeaseTable::JudgeMass(int64_t now_ms) {
     hold = mass_start_ms_ + options_.mass_hold_ms;
   } else {
     mass_start_ms_ = -1;
+    // Who is silent still counts with the next one that falls silent.
     silences_.clear();
+    for (const auto& [id, entry] : entries_) {
+      if (!entry.lost && entry.suspect && !entry.by_closing) {
+        silences_.push_back(entry.silent_ms);
+      }
+    }
+    std::sort(silences_.begin(), silences_.end());
   }
   mass_hold_until_ms_ = std::max(hold, mass_return_ms_);
 }
@@ -138,6 +148,7 @@ std::vector<Event> LeaseTable::Poll(int64_t now_ms) {
     if (!entry.suspect && !entry.lost && SuspectMs(entry) <= now_ms) {
       const bool closed = entry.closed_ms >= 0;
       entry.suspect = true;
+      entry.silent_ms = now_ms;
       entry.by_closing = closed;
       if (!closed) {
         silences_.push_back(now_ms);

@@ -66,6 +66,7 @@ class LeaseTable {
     int64_t closed_ms = -1;  // stream closed since; -1 open
     int64_t permit_sent_ms = 0;
     bool suspect = false;
+    int64_t silent_ms = 0;    // when it became SUSPECT
     bool by_closing = false;  // SUSPECT by a closed stream: no silence in the sense of L9
     bool lost = false;
     bool heard_again = false;

@@ -49,6 +49,32 @@ TEST(LeaseTable, ClosedStreamIsSuspectAfter2SecondsUnlessItComesBack) {
   EXPECT_EQ(RunUntil(table, now, 8'000), "");
 }
 
+// The network went away a moment after a start, when one of two workers was back.
+TEST(LeaseTable, SilenceOfAllIsMassSilenceAlsoWhenOneWasBackForAMoment) {
+  LeaseTable table({}, 0);
+  int64_t now = 0;
+  table.Recovered("a", 1, 0);
+  table.Recovered("b", 1, 0);
+  table.Registered("a", 2, 300);
+  EXPECT_EQ(RunUntil(table, now, 600'000), "6300 WorkerSuspect");
+  EXPECT_TRUE(table.mass_silence());
+}
+
+// The first is silent since the start; the second came back and fell silent much later, for the
+// same broken network.
+TEST(LeaseTable, NobodyIsLostWhileAllAreSilentHoweverFarApart) {
+  LeaseTable table({}, 0);
+  int64_t now = 0;
+  table.Recovered("a", 1, 0);
+  table.Recovered("b", 1, 0);
+  EXPECT_EQ(RunUntil(table, now, 20'000), "");
+  table.Registered("a", 2, 20'000);
+  EXPECT_EQ(RunUntil(table, now, 600'000), "26000 WorkerSuspect");
+  table.Registered("a", 3, 600'000);
+  table.Heard("a", 3, 604'000);
+  EXPECT_EQ(RunUntil(table, now, 609'000), "");
+}
+
 TEST(LeaseTable, HeardAgainIsTold) {
   LeaseTable table({}, -100'000);
   int64_t now = 0;
