@@ -120,6 +120,10 @@ void AbortCheckpoints(Decision& d, AttemptId attempt, const char* why);
 void AbortCheckpoint(Decision& d, const CheckpointKey& key, const char* why);
 // Restore candidates for a job's next attempt, best first.
 std::vector<CheckpointKey> RestoreFor(const Decision& d, const heddle::v1::JobRecord& job);
+// Tasks booked on a worker that are not final yet, this decision included.
+std::vector<TaskKey> BookedOn(const Decision& d, const std::string& worker);
+// DRAINING becomes DRAINED with the end of the node's last task.
+void CheckDrained(Decision& d, const std::string& worker);
 // A task becomes GONE: its worker cannot have it (T6, A14). Steps its attempt.
 void MarkGone(Decision& d, AttemptId attempt, uint32_t task, const char* why);
 // Features of a config that no code stands behind yet, or that make no sense here.

@@ -36,8 +36,35 @@ void RaiseFence(Decision& d, JobId id, Fence owned) {
   d.Edit(id).set_current_fence(fresh.value);
 }
 
+std::vector<TaskKey> BookedOn(const Decision& d, const std::string& worker) {
+  std::vector<TaskKey> keys;
+  const auto it = d.state().nodes().find(worker);
+  if (it == d.state().nodes().end()) {
+    return keys;
+  }
+  for (const TaskKey& key : it->second.booked) {
+    const v1::TaskRecord* task =
+        d.task({JobId{std::get<0>(key)}, std::get<1>(key)}, std::get<2>(key));
+    if (task != nullptr && !IsFinal(task->state())) {
+      keys.push_back(key);
+    }
+  }
+  return keys;
+}
+
+void CheckDrained(Decision& d, const std::string& worker) {
+  const v1::WorkerRecord* record = d.worker(worker);
+  if (record == nullptr || record->admin() != v1::WORKER_ADMIN_DRAINING ||
+      !BookedOn(d, worker).empty()) {
+    return;
+  }
+  d.Edit(worker).set_admin(v1::WORKER_ADMIN_DRAINED);
+  d.NoteWorker(worker, "NODE_DRAINED", record->admin_reason());
+}
+
 void MarkGone(Decision& d, AttemptId id, uint32_t index, const char* why) {
   v1::TaskRecord& task = d.Edit(id, index);
+  const std::string worker = task.worker();
   task.set_state(v1::TASK_STATE_GONE);
   task.set_gone_reason(why);
   task.clear_orphan_ms();
@@ -46,6 +73,7 @@ void MarkGone(Decision& d, AttemptId id, uint32_t index, const char* why) {
   AttemptStep step;
   step.attempt = id;
   StepAttempt(d, step);
+  CheckDrained(d, worker);
 }
 
 Status Admit(const v1::RunConfig& config) {

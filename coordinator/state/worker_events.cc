@@ -11,34 +11,7 @@ namespace v1 = heddle::v1;
 
 namespace {
 
-// Tasks booked on a worker that are not final yet, this decision included.
-std::vector<TaskKey> BookedOn(const Decision& d, const std::string& worker) {
-  std::vector<TaskKey> keys;
-  const auto it = d.state().nodes().find(worker);
-  if (it == d.state().nodes().end()) {
-    return keys;
-  }
-  for (const TaskKey& key : it->second.booked) {
-    const v1::TaskRecord* task =
-        d.task({JobId{std::get<0>(key)}, std::get<1>(key)}, std::get<2>(key));
-    if (task != nullptr && !IsFinal(task->state())) {
-      keys.push_back(key);
-    }
-  }
-  return keys;
-}
-
 AttemptId AttemptOfKey(const TaskKey& key) { return {JobId{std::get<0>(key)}, std::get<1>(key)}; }
-
-void CheckDrained(Decision& d, const std::string& worker) {
-  const v1::WorkerRecord* record = d.worker(worker);
-  if (record == nullptr || record->admin() != v1::WORKER_ADMIN_DRAINING ||
-      !BookedOn(d, worker).empty()) {
-    return;
-  }
-  d.Edit(worker).set_admin(v1::WORKER_ADMIN_DRAINED);
-  d.NoteWorker(worker, "NODE_DRAINED", record->admin_reason());
-}
 
 // A report with news. An end is the last word about a task, whatever its number: numbers are not
 // synced with each report, so that a machine that lost power counts anew from an older one.

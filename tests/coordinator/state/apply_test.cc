@@ -215,6 +215,21 @@ TEST(Apply, WorkerOfATaskThatDoesNotEndRegistersAnewOnceAMinute) {
   EXPECT_EQ(c.AttemptState(job), "ENDED");
 }
 
+TEST(Apply, NodeIsDrainedWhenItsLastTaskIsGone) {
+  Two c;
+  const JobId job = c.Running();
+  const uint64_t session = c.SessionOf("a");
+  c.Do(event::NodeAdministered{{"me", "", "", 0}, "a", v1::NODE_VERB_DRAIN, "why", {}});
+  c.Do(event::WorkerSuspect{"a", session, "no heartbeat"});
+  c.Do(event::WorkerLost{"a", session});
+  c.TellExit(job, 1, 0, 9);
+  ASSERT_EQ(c.AttemptState(job), "FENCING");
+  EXPECT_EQ(c.state.worker("a")->admin(), v1::WORKER_ADMIN_DRAINING);
+  c.Pass(c.policy.max_orphan_ms + c.policy.orphan_margin_ms + 1'000);
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+  EXPECT_EQ(c.state.worker("a")->admin(), v1::WORKER_ADMIN_DRAINED);
+}
+
 TEST(Apply, LateRegistrationOfBeforeARestartIsRefused) {
   Two c;
   v1::RegisterRequest request;
