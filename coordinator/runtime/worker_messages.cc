@@ -81,8 +81,11 @@ void Coordinator::OnWorkerMessage(const v1::WorkerMsg& message) {
     case v1::WorkerMsg::kStacks:
       return OnStacks(message);
     case v1::WorkerMsg::kLeave:
-      leases_->Remove(worker);
-      return Execute(state::event::WorkerLeft{worker, session, message.leave().reason()}, ignore);
+      // Only a node that is LEFT needs no lease: else nothing would ever find it lost.
+      return Execute(state::event::WorkerLeft{worker, session, message.leave().reason()},
+                     [this, worker](const state::Outcome& outcome) {
+                       if (outcome.status.ok()) leases_->Remove(worker);
+                     });
     case v1::WorkerMsg::BODY_NOT_SET:
       return;
   }
