@@ -59,6 +59,13 @@ void Coordinator::OnWorkerMessage(const v1::WorkerMsg& message) {
         .worker = worker, .session = session, .reason = "not the session of this coordinator"});
     return;
   }
+  if (record->state() == v1::WORKER_STATE_LOST || record->state() == v1::WORKER_STATE_LEFT) {
+    // Stopped for longer than its lease, say, and its stream held: it must hear of it, since
+    // answers to its heartbeats would keep tasks alive that are given up.
+    RunEffect(state::effect::SendStale{
+        .worker = worker, .session = session, .reason = "it was given up"});
+    return;
+  }
   leases_->Heard(worker, session, Now().ms);
   const auto ignore = [](const state::Outcome&) {};
   switch (message.body_case()) {

@@ -408,6 +408,8 @@ Status On(Decision& d, const event::WorkerLost& e) {
     worker.mutable_lost_ms()->erase(worker.mutable_lost_ms()->begin());
   }
   d.NoteWorker(e.worker, "NODE_LOST", "no word since its last permit ran out");
+  // Its stream may stand: a daemon that was stopped reads this when it goes on, and registers anew.
+  d.Do(effect::SendStale{e.worker, e.session, "it was given up"});
   GiveUp(d, e.worker, "lost: no word since its last permit ran out");
   return OkStatus();
 }

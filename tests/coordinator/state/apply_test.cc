@@ -215,6 +215,22 @@ TEST(Apply, WorkerOfATaskThatDoesNotEndRegistersAnewOnceAMinute) {
   EXPECT_EQ(c.AttemptState(job), "ENDED");
 }
 
+// Its daemon was stopped and goes on: answers to its heartbeats alone would keep its ranks alive.
+TEST(Apply, LostWorkerWhoseStreamHeldIsToldToRegisterAnew) {
+  Two c;
+  const JobId job = c.Running();
+  const uint64_t session = c.SessionOf("a");
+  c.Do(event::WorkerSuspect{"a", session, "no heartbeat"});
+  const Outcome lost = c.Do(event::WorkerLost{"a", session});
+  ASSERT_EQ(c.AttemptState(job), "FENCING");
+  int told = 0;
+  for (const Effect& effect : lost.effects) {
+    const auto* stale = std::get_if<effect::SendStale>(&effect);
+    told += stale != nullptr && stale->worker == "a" && stale->session == session ? 1 : 0;
+  }
+  EXPECT_EQ(told, 1);
+}
+
 TEST(Apply, NodeIsDrainedWhenItsLastTaskIsGone) {
   Two c;
   const JobId job = c.Running();
