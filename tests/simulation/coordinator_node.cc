@@ -187,9 +187,11 @@ void CoordinatorNode::Release(Batch batch) {
     world_.Violate("P8", Str("effect or reply of event ", batch.last_seq, " released, durable is ",
                              durable_.next_seq() - 1));
   }
+  releasing_seq_ = batch.last_seq;
   for (const Effect& effect : batch.outcome.effects) {
     RunEffect(effect);
   }
+  releasing_seq_ = UINT64_MAX;
   if (batch.reply != nullptr) {
     batch.reply(batch.outcome);
   }
@@ -218,7 +220,8 @@ void CoordinatorNode::RunEffect(const Effect& effect) {
 
 void CoordinatorNode::ToWorker(const std::string& worker, const Effect& effect) {
   const auto stream = streams_.find(worker);
-  if (stream == streams_.end()) {
+  // A stream opens after the answer to its registration, which goes out after what came before it.
+  if (stream == streams_.end() || releasing_seq_ < stream->second->from_seq) {
     return;
   }
   if (const auto* stale = std::get_if<state::effect::SendStale>(&effect);
@@ -273,6 +276,7 @@ void CoordinatorNode::OnRegister(const v1::RegisterRequest& request, Register re
   StreamPtr stream = std::make_shared<Stream>();
   stream->worker = worker;
   stream->session = request.session();
+  stream->from_seq = working_.next_seq() - 1;
   stream->on_break_up = [this, epoch = epoch_, worker, session = request.session()] {
     if (epoch == epoch_ && leases_ != nullptr) {
       leases_->StreamClosed(worker, session, Now().ms);
@@ -308,6 +312,13 @@ void CoordinatorNode::OnStream(const StreamPtr& stream) {
 void CoordinatorNode::OnHeartbeat(const StreamPtr& stream, const v1::Heartbeat& heartbeat) {
   const auto current = streams_.find(stream->worker);
   if (!up_ || current == streams_.end() || current->second != stream) {
+    return;
+  }
+  const v1::WorkerRecord* record = working_.worker(stream->worker);
+  if (record != nullptr &&
+      (record->state() == v1::WORKER_STATE_LOST || record->state() == v1::WORKER_STATE_LEFT)) {
+    ToWorker(stream->worker,
+             state::effect::SendStale{stream->worker, stream->session, "it was given up"});
     return;
   }
   leases_->Heard(stream->worker, stream->session, Now().ms);

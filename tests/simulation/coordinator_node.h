@@ -105,6 +105,7 @@ class CoordinatorNode {
   bool syncing_ = false;
   std::unique_ptr<state::LeaseTable> leases_;
   std::map<std::string, StreamPtr> streams_;
+  uint64_t releasing_seq_ = UINT64_MAX;                        // of the batch whose effects run
   std::map<std::string, std::vector<state::Effect>> waiting_;  // for a stream to open
   std::set<std::string> open_;
   int64_t armed_timer_ms_ = 0;

@@ -160,11 +160,9 @@ void Gang::Step() {
 void Gang::BeginSave() {
   save_ = Save::kOpening;
   save_step_ = step_;
-  const uint64_t epoch = ++save_epoch_;
+  told_.clear();
+  ++save_epoch_;
   ranks_[0]->AskOpen(assign_.fence(), 0, save_step_);
-  world_.After(60'000, [this, epoch] {
-    if (epoch == save_epoch_ && save_ != Save::kNone) EndSave(false);  // deferred
-  });
 }
 
 void Gang::Write(uint32_t rank) {
@@ -184,6 +182,23 @@ void Gang::Write(uint32_t rank) {
     seal.set_rank(rank);
     *seal.mutable_seal() = MakeSeal(save_step_, rank, assign_.world_size());
     worker->Seal(assign_.fence(), std::move(seal));
+    AskAgain(rank, 2'000);
+  });
+}
+
+// A sealed rank that hears of no commit repeats its seal.
+void Gang::AskAgain(uint32_t rank, int64_t in_ms) {
+  world_.After(in_ms, [this, rank, in_ms, epoch = save_epoch_] {
+    if (epoch != save_epoch_ || save_ != Save::kWriting || told_.contains(rank) || !Lives(rank)) {
+      return;
+    }
+    v1::RankSealShard seal;
+    seal.set_job(assign_.job());
+    seal.set_fence(assign_.fence());
+    seal.set_rank(rank);
+    *seal.mutable_seal() = MakeSeal(save_step_, rank, assign_.world_size());
+    ranks_[rank]->Seal(assign_.fence(), std::move(seal));
+    AskAgain(rank, std::min<int64_t>(2 * in_ms, 60'000));
   });
 }
 
@@ -206,7 +221,8 @@ void Gang::OnVerdict(uint32_t rank, const v1::CheckpointReply& reply) {
     return;
   }
   if (reply.verdict() == v1::CHECKPOINT_VERDICT_COMMITTED) {
-    EndSave(true);
+    told_.insert(rank);
+    if (told_.size() == ranks_.size()) EndSave(true);  // no rank is busy with it
   } else if (reply.verdict() == v1::CHECKPOINT_VERDICT_REFUSED) {
     EndSave(false);
   } else if (reply.verdict() == v1::CHECKPOINT_VERDICT_OK && save_ == Save::kOpening && rank == 0) {

@@ -44,6 +44,7 @@ class Gang {
   void Step();
   void BeginSave();
   void Write(uint32_t rank);
+  void AskAgain(uint32_t rank, int64_t in_ms);
   void EndSave(bool committed);
   void LeaveAll(int code);
   void Exit(uint32_t rank, int code, const char* category = "");
@@ -67,6 +68,7 @@ class Gang {
   Save save_ = Save::kNone;
   uint64_t save_step_ = 0;
   uint64_t save_epoch_ = 0;
+  std::set<uint32_t> told_;  // ranks that know their save to be committed
 };
 
 }  // namespace heddle::simulation

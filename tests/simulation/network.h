@@ -22,7 +22,8 @@ inline constexpr char kCoordinator[] = "coordinator";
 struct Stream {
   std::string worker;
   uint64_t session = 0;
-  int64_t up_ms = 0;  // last delivery, worker to coordinator
+  uint64_t from_seq = 0;  // event of its registration: what was decided before goes to none
+  int64_t up_ms = 0;      // last delivery, worker to coordinator
   int64_t down_ms = 0;
   bool broken = false;
   std::function<void()> on_break_up;    // at the coordinator

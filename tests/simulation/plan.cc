@@ -59,6 +59,7 @@ void DrawFaults(World& world, Plan& plan) {
   plan.partition_ms = Rate(world, 0.5, 5'000, 60'000);
   plan.isolate_ms = Rate(world, 0.2, 20'000, 90'000);
   plan.daemon_crash_ms = Rate(world, 0.5, 4'000, 60'000);
+  plan.daemon_pause_ms = Rate(world, 0.3, 5'000, 60'000);
   plan.reboot_ms = Rate(world, 0.3, 10'000, 90'000);
   plan.rank_death_ms = Rate(world, 0.6, 4'000, 60'000);
   plan.shim_death_ms = Rate(world, 0.3, 10'000, 90'000);

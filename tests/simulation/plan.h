@@ -62,6 +62,7 @@ struct Plan {
   int64_t isolate_ms = 0;    // coordinator cut off from everyone
   int64_t partition_ms = 0;  // one worker, either or both directions
   int64_t daemon_crash_ms = 0;
+  int64_t daemon_pause_ms = 0;
   int64_t reboot_ms = 0;
   int64_t rank_death_ms = 0;
   int64_t rank_freeze_ms = 0;  // a rank stops for good; only with a limit on hangs

@@ -159,6 +159,10 @@ void Simulation::PlanFaults() {
     worker.CrashDaemon();
     world_.After(world_.Between(50, 20'000), [&worker] { worker.StartDaemon(); });
   });
+  Repeat(plan_.daemon_pause_ms, [this] {
+    SomeWorker().PauseDaemon(world_.Chance(0.5) ? world_.Between(100, 60'000)
+                                                : world_.Between(24'000, 32'000));
+  });
   Repeat(plan_.reboot_ms, [this] {
     WorkerNode& worker = SomeWorker();
     worker.Reboot();

@@ -9,6 +9,14 @@ namespace heddle::simulation {
 
 namespace v1 = heddle::v1;
 
+namespace {
+
+constexpr size_t kUnansweredBeatsMax = 3;
+// After this much silence the transport's own questions have found the other end dead.
+constexpr int64_t kKeepaliveMs = 30'000;
+
+}  // namespace
+
 bool SimTask::RankLives(uint32_t rank) const {
   const bool here =
       std::find(assign.ranks().begin(), assign.ranks().end(), rank) != assign.ranks().end();
@@ -25,6 +33,7 @@ void WorkerNode::StartDaemon() {
     return;
   }
   daemon_up_ = true;
+  awake_ms_ = 0;
   ++daemon_epoch_;
   world_.Trace(Str(id_, " daemon starts"));
   RegisterSoon(world_.Between(0, 300));
@@ -40,7 +49,35 @@ void WorkerNode::CrashDaemon() {
   Disconnect();
   for (auto& [fence, task] : tasks_) {
     task->acked_seq = 0;  // it says everything again
+    // A full disk took no numbers: the next daemon counts on from an old one.
+    if (world_.Chance(0.1)) {
+      const uint64_t lost = static_cast<uint64_t>(world_.Between(1, 4));
+      task->report.set_seq(task->report.seq() - std::min(lost, task->report.seq()));
+    }
   }
+}
+
+void WorkerNode::PauseDaemon(int64_t length_ms) {
+  if (!daemon_up_ || awake_ms_ > world_.now_ms()) {
+    return;
+  }
+  world_.Trace(Str(id_, " daemon stands still"));
+  awake_ms_ = world_.now_ms() + length_ms;
+  world_.After(kKeepaliveMs, [this, stream = stream_, until = awake_ms_] {
+    if (stream != nullptr && stream == stream_ && awake_ms_ == until && until > world_.now_ms()) {
+      network_.Break(stream);
+    }
+  });
+}
+
+void WorkerNode::WhenAwake(std::function<void()> work) {
+  if (awake_ms_ <= world_.now_ms()) {
+    work();
+    return;
+  }
+  world_.At(awake_ms_, [this, epoch = daemon_epoch_, work = std::move(work)] {
+    if (epoch == daemon_epoch_ && daemon_up_) WhenAwake(work);
+  });
 }
 
 void WorkerNode::Reboot() {
@@ -131,7 +168,12 @@ bool WorkerNode::KillSomeShim() {
 
 void WorkerNode::RegisterSoon(int64_t delay_ms) {
   world_.After(delay_ms, [this, epoch = daemon_epoch_] {
-    if (epoch == daemon_epoch_ && daemon_up_ && stream_ == nullptr) RegisterNow();
+    if (epoch != daemon_epoch_ || !daemon_up_) {
+      return;
+    }
+    WhenAwake([this] {
+      if (stream_ == nullptr) RegisterNow();
+    });
   });
 }
 
@@ -152,10 +194,15 @@ void WorkerNode::RegisterNow() {
     coordinator_.OnRegister(request, [this, session = request.session(), sent, epoch](
                                          const state::Outcome& outcome, const StreamPtr& stream) {
       network_.Send(kCoordinator, id_, [this, session, sent, epoch, outcome, stream] {
-        if (epoch == daemon_epoch_ && daemon_up_ && session == session_ && stream_ == nullptr) {
-          heard_ms_ = sent;
-          OnRegistered(session, outcome, stream);
+        if (epoch != daemon_epoch_ || !daemon_up_) {
+          return;
         }
+        WhenAwake([this, session, sent, outcome, stream] {
+          if (session == session_ && stream_ == nullptr) {
+            heard_ms_ = sent;
+            OnRegistered(session, outcome, stream);
+          }
+        });
       });
     });
   });
@@ -181,7 +228,7 @@ void WorkerNode::OnRegistered(uint64_t session, const state::Outcome& outcome,
       continue;
     }
     if (decision.verdict() == v1::TASK_VERDICT_KILL_FENCED) {
-      OnKillFenced(decision.fence(), decision.task());
+      OnKillFenced(decision.fence());
     } else if (decision.verdict() == v1::TASK_VERDICT_FORGET &&
                state::IsFinal(it->second->report.state())) {
       tasks_.erase(it);
@@ -205,9 +252,14 @@ void WorkerNode::ToCoordinator(state::Event event) {
   if (stream_ == nullptr) {
     return;
   }
-  network_.SendOn(stream_, true, [this, stream = stream_, event = std::move(event)] {
-    coordinator_.OnStream(stream);
-    coordinator_.OnWorkerEvent(stream, event);
+  WhenAwake([this, stream = stream_, event = std::move(event)] {
+    if (stream != stream_) {
+      return;
+    }
+    network_.SendOn(stream, true, [this, stream, event] {
+      coordinator_.OnStream(stream);
+      coordinator_.OnWorkerEvent(stream, event);
+    });
   });
 }
 
@@ -215,7 +267,11 @@ void WorkerNode::Beat(uint64_t session) {
   if (stream_ == nullptr || session != session_) {
     return;
   }
-  if (world_.now_ms() - heard_ms_ > 10'000) {
+  if (awake_ms_ > world_.now_ms()) {
+    world_.At(awake_ms_, [this, session] { Beat(session); });
+    return;
+  }
+  if (beat_sent_ms_.size() >= kUnansweredBeatsMax) {
     Disconnect();
     return;
   }
@@ -243,8 +299,18 @@ void WorkerNode::Beat(uint64_t session) {
 
 void WorkerNode::OnHeartbeatReply(const StreamPtr& stream, uint64_t n,
                                   const std::vector<v1::Permit>& permits, int64_t granted_ms) {
+  if (stream != stream_ || !daemon_up_) {
+    return;
+  }
+  WhenAwake([this, stream, n, permits, granted_ms] {
+    if (stream == stream_) TakeHeartbeatReply(n, permits, granted_ms);
+  });
+}
+
+void WorkerNode::TakeHeartbeatReply(uint64_t n, const std::vector<v1::Permit>& permits,
+                                    int64_t granted_ms) {
   const auto sent = beat_sent_ms_.find(n);
-  if (stream != stream_ || sent == beat_sent_ms_.end()) {
+  if (sent == beat_sent_ms_.end()) {
     return;
   }
   heard_ms_ = std::max(heard_ms_, sent->second);
@@ -296,6 +362,12 @@ void WorkerNode::OnEffect(const StreamPtr& stream, const state::Effect& effect) 
   if (stream != stream_ || !daemon_up_) {
     return;  // an old session's
   }
+  WhenAwake([this, stream, effect] {
+    if (stream == stream_) TakeEffect(effect);
+  });
+}
+
+void WorkerNode::TakeEffect(const state::Effect& effect) {
   if (const auto* assign = std::get_if<state::effect::SendAssign>(&effect)) {
     OnAssign(assign->assign);
   } else if (const auto* start = std::get_if<state::effect::SendStart>(&effect)) {
@@ -303,7 +375,7 @@ void WorkerNode::OnEffect(const StreamPtr& stream, const state::Effect& effect) 
   } else if (const auto* stop = std::get_if<state::effect::SendStop>(&effect)) {
     OnStop(stop->stop);
   } else if (const auto* kill = std::get_if<state::effect::SendKillFenced>(&effect)) {
-    OnKillFenced(kill->kill.fence(), kill->kill.task());
+    OnKillFenced(kill->kill.fence());
   } else if (const auto* forget = std::get_if<state::effect::SendForget>(&effect)) {
     const auto it = tasks_.find(forget->forget.fence());
     if (it != tasks_.end() && state::IsFinal(it->second->report.state())) {
@@ -312,6 +384,10 @@ void WorkerNode::OnEffect(const StreamPtr& stream, const state::Effect& effect) 
   } else if (const auto* ack = std::get_if<state::effect::SendAck>(&effect)) {
     if (SimTask* one = task(ack->ack.fence()); one != nullptr) {
       one->acked_seq = std::max<uint64_t>(one->acked_seq, ack->ack.seq());
+      if (ack->ack.seq() > one->report.seq()) {
+        one->report.set_seq(ack->ack.seq());
+        Report(*one);
+      }
     }
   } else if (const auto* reply = std::get_if<state::effect::SendCheckpointReply>(&effect)) {
     OnCheckpointReply(reply->reply);
@@ -337,13 +413,14 @@ void WorkerNode::OnCollectStacks(const v1::CollectStacks& collect) {
   ToCoordinator(state::event::StacksReported{id_, session_, std::move(report)});
 }
 
-void WorkerNode::Refuse(uint64_t job, uint64_t fence, uint32_t index, const char* why) {
+// Said once: an Assign that comes again is refused again.
+void WorkerNode::Refuse(const v1::TaskAssignment& assign, const char* why) {
   v1::TaskReport report;
-  report.set_job(job);
-  report.set_fence(fence);
-  report.set_task(index);
+  report.set_job(assign.job());
+  report.set_fence(assign.fence());
+  report.set_task(assign.task());
   report.set_seq(1);
-  report.set_state(v1::TASK_STATE_GONE);
+  report.set_state(v1::TASK_STATE_EXITED);
   report.set_detail(why);
   ToCoordinator(state::event::TaskReported{id_, session_, report});
 }
@@ -355,12 +432,12 @@ void WorkerNode::OnAssign(const v1::TaskAssignment& assign) {
   }
   uint64_t& highest = highest_fence_[assign.job()];
   if (assign.fence() < highest) {
-    Refuse(assign.job(), assign.fence(), assign.task(), "a newer fence was seen");
+    Refuse(assign, "a newer fence was seen");
     return;
   }
   if (world_.Chance(plan_.refuse)) {
-    Refuse(assign.job(), assign.fence(), assign.task(), "no room on disk");
-    highest = assign.fence() + 1;
+    highest = assign.fence() + 1;  // for good
+    Refuse(assign, "no room on disk");
     return;
   }
   highest = assign.fence();
@@ -402,7 +479,6 @@ void WorkerNode::Spawn(uint64_t fence) {
 void WorkerNode::OnStart(const v1::StartTask& start) {
   SimTask* one = task(start.fence());
   if (one == nullptr) {
-    Refuse(start.job(), start.fence(), start.task(), "not here");
     return;
   }
   one->start_wanted = true;
@@ -443,10 +519,6 @@ void WorkerNode::TryStart(SimTask& task) {
 void WorkerNode::OnStop(const v1::StopTask& stop) {
   SimTask* one = task(stop.fence());
   if (one == nullptr) {
-    // Refused for good: an Assign that is still on its way must not start it.
-    uint64_t& highest = highest_fence_[stop.job()];
-    highest = std::max<uint64_t>(highest, stop.fence() + 1);
-    Refuse(stop.job(), stop.fence(), stop.task(), "not here");
     return;
   }
   if (!one->processes) {
@@ -471,10 +543,9 @@ void WorkerNode::OnStop(const v1::StopTask& stop) {
   });
 }
 
-void WorkerNode::OnKillFenced(uint64_t fence, uint32_t index) {
+void WorkerNode::OnKillFenced(uint64_t fence) {
   SimTask* one = task(fence);
   if (one == nullptr) {
-    Refuse(0, fence, index, "not here");
     return;
   }
   one->permit_until_ms = 0;

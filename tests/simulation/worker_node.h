@@ -66,6 +66,9 @@ class WorkerNode {
   void StartDaemon();
   void CrashDaemon();
   void Reboot();
+  // The daemon stands still, as if stopped: messages wait, shims and ranks go on. A transport that
+  // hears nothing for long gives the stream up.
+  void PauseDaemon(int64_t length_ms);
   // Kills a random rank, or the shim, of a random live task. False if there is none.
   bool KillSomeRank();
   // Stops a random rank of a random live task of kind `train`, for good.
@@ -88,6 +91,8 @@ class WorkerNode {
   void ReportDamage(uint64_t fence, const heddle::v1::CheckpointRecord& record);
 
  private:
+  // Runs `work` now, or when the daemon goes on if it stands still; never after its death.
+  void WhenAwake(std::function<void()> work);
   void RegisterSoon(int64_t delay_ms);
   void RegisterNow();
   void OnRegistered(uint64_t session, const state::Outcome& outcome, const StreamPtr& stream);
@@ -98,13 +103,16 @@ class WorkerNode {
   void Report(SimTask& task);
   void SendReport(const SimTask& task);
   void SetState(SimTask& task, heddle::v1::TaskState state);
+  void TakeEffect(const state::Effect& effect);
+  void TakeHeartbeatReply(uint64_t n, const std::vector<heddle::v1::Permit>& permits,
+                          int64_t granted_ms);
   void OnAssign(const heddle::v1::TaskAssignment& assign);
   void OnStart(const heddle::v1::StartTask& start);
   void OnStop(const heddle::v1::StopTask& stop);
   void OnCollectStacks(const heddle::v1::CollectStacks& collect);
-  void OnKillFenced(uint64_t fence, uint32_t task);
+  void OnKillFenced(uint64_t fence);
   void OnCheckpointReply(const heddle::v1::RankCheckpointReply& reply);
-  void Refuse(uint64_t job, uint64_t fence, uint32_t task, const char* why);
+  void Refuse(const heddle::v1::TaskAssignment& assign, const char* why);
   void Spawn(uint64_t fence);
   void TryStart(SimTask& task);
   void WatchOrphan(uint64_t fence);
@@ -126,7 +134,8 @@ class WorkerNode {
   uint64_t session_ = 0;  // of the newest registration
   bool daemon_up_ = false;
   uint64_t daemon_epoch_ = 0;
-  StreamPtr stream_;  // null: not registered
+  int64_t awake_ms_ = 0;  // it stands still until then
+  StreamPtr stream_;      // null: not registered
   uint64_t beat_ = 0;
   std::map<uint64_t, int64_t> beat_sent_ms_;
   int64_t heard_ms_ = 0;
