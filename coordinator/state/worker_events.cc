@@ -175,8 +175,15 @@ Status CheckRegistration(const v1::WorkerRecord* known, const v1::RegisterReques
   if (request.worker_id().empty() || request.instance().empty() || request.session() == 0) {
     return InvalidArgument("a registration needs worker_id, instance and session");
   }
-  // A registration of before the machine's restart, late in the network, would do the same.
-  if (known != nullptr &&
+  // A registration of before the machine's restart, late in the network, would do the same. It may
+  // be of an instance that was never heard of: taken for the follower, it would keep the true one
+  // out for good.
+  if (known != nullptr && request.boot() != 0 && request.boot() < known->boot()) {
+    return Aborted(Str("instance ", request.instance(), " is older than ", known->instance(),
+                       "; if this node is right, forget it first: heddle node forget"));
+  }
+  const bool newer = known != nullptr && request.boot() > known->boot();
+  if (known != nullptr && !newer &&
       std::find(known->former_instances().begin(), known->former_instances().end(),
                 request.instance()) != known->former_instances().end()) {
     return Aborted(Str("instance ", request.instance(), " was followed by ", known->instance(),
@@ -206,6 +213,7 @@ void RecordWorker(Decision& d, const v1::RegisterRequest& request) {
     }
   }
   worker.set_instance(request.instance());
+  worker.set_boot(request.boot());
   worker.set_session(request.session());
   worker.set_host(request.host());
   *worker.mutable_capacity() = request.capacity();

@@ -100,6 +100,7 @@ v1::RegisterRequest Worker::MakeRegister() {
   v1::RegisterRequest request;
   request.set_worker_id(state_->worker_id());
   request.set_instance(state_->instance());
+  request.set_boot(state_->boot());
   request.set_session(session_);
   request.set_highest_term(state_->highest_term());
   request.set_host(HostName());

@@ -15,6 +15,7 @@
 #include <map>
 
 #include "base/ids/ids.h"
+#include "base/log/log.h"
 #include "base/status/errno_of.h"
 #include "worker/control/rank_page.h"
 #include "worker/control/task_files.h"
@@ -88,6 +89,19 @@ Status OverwriteDurably(const std::string& path, const std::string& text) {
   return status;
 }
 
+// Of one length for all values, so that a file may be overwritten in its place.
+std::string Padded(uint64_t value) {
+  char text[32];
+  snprintf(text, sizeof(text), "%020llu", static_cast<unsigned long long>(value));
+  return text;
+}
+
+uint64_t Number(const std::string& text) {
+  uint64_t value = 0;
+  std::from_chars(text.data(), text.data() + text.size(), value);
+  return value;
+}
+
 bool IsDiskFull(const Status& status) {
   const int error = ErrnoOf(status);
   return error == ENOSPC || error == EDQUOT;
@@ -133,14 +147,30 @@ Status WorkerState::Load() {
     // A new folder, or a clone of another worker's: a clone must not speak for the original.
     ASSIGN_OR_RETURN(worker_id_, NewWorkerId());
     RETURN_IF_ERROR(WriteDurably(path, Str("id ", worker_id_, "\nbound_to ", bound_to, "\n")));
+    CountBoot();
     return OkStatus();
   }
   worker_id_ = pairs["id"];
   std::map<std::string, std::string> seen = ReadPairs(dir_ + "/coordinator");
   cluster_id_ = seen["cluster"];
-  const std::string& term = seen["term"];
-  std::from_chars(term.data(), term.data() + term.size(), highest_term_);
+  highest_term_ = Number(seen["term"]);
+  CountBoot();
   return OkStatus();
+}
+
+void WorkerState::CountBoot() {
+  const std::string path = dir_ + "/boot";
+  std::map<std::string, std::string> last = ReadPairs(path);
+  boot_ = Number(last["boot"]);
+  if (last["instance"] == instance_) return;
+  const std::string text = Str("boot ", Padded(boot_ + 1), "\ninstance ", instance_, "\n");
+  Status written = WriteDurably(path, text);
+  if (IsDiskFull(written)) written = OverwriteDurably(path, text);
+  if (written.ok()) {
+    ++boot_;
+  } else {
+    HEDDLE_WARN("the restart of this machine is not counted", {"why", Message(written)});
+  }
 }
 
 uint64_t WorkerState::NewSession() {
@@ -160,10 +190,8 @@ Status WorkerState::Accept(const std::string& cluster_id, uint64_t term) {
   if (term == highest_term_ && cluster_id == cluster_id_) return OkStatus();
   // Of one length for all terms: a worker whose disk is full must not lose a coordinator that
   // starts anew, and with it every task.
-  char number[32];
-  snprintf(number, sizeof(number), "%020llu", static_cast<unsigned long long>(term));
   const std::string path = dir_ + "/coordinator";
-  const std::string text = Str("cluster ", cluster_id, "\nterm ", number, "\n");
+  const std::string text = Str("cluster ", cluster_id, "\nterm ", Padded(term), "\n");
   Status written = WriteDurably(path, text);
   if (IsDiskFull(written)) written = OverwriteDurably(path, text);
   RETURN_IF_ERROR(written);

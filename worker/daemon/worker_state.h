@@ -23,6 +23,9 @@ class WorkerState {
   std::string tasks_dir() const { return dir_ + "/tasks"; }
   const std::string& worker_id() const { return worker_id_; }
   const std::string& instance() const { return instance_; }
+  // Rises with every new instance, so that the older of two is known; the same as before on a disk
+  // that does not take it.
+  uint64_t boot() const { return boot_; }
   const std::string& cluster_id() const { return cluster_id_; }
   uint64_t highest_term() const { return highest_term_; }
   // Rises with every call within an instance, also over restarts of the daemon.
@@ -35,11 +38,13 @@ class WorkerState {
  private:
   WorkerState() = default;
   Status Load();
+  void CountBoot();
 
   std::string dir_;
   int lock_fd_ = -1;
   std::string worker_id_;
   std::string instance_;
+  uint64_t boot_ = 0;
   std::string cluster_id_;
   uint64_t highest_term_ = 0;
   uint64_t last_session_ = 0;

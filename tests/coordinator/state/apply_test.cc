@@ -246,6 +246,24 @@ TEST(Apply, NodeIsDrainedWhenItsLastTaskIsGone) {
   EXPECT_EQ(c.state.worker("a")->admin(), v1::WORKER_ADMIN_DRAINED);
 }
 
+// Found by the simulation (seed 22691): nobody had heard of the instance in between.
+TEST(Apply, LateRegistrationOfAnInstanceNeverHeardOfKeepsNobodyOut) {
+  Two c;
+  const auto registers = [&c](const char* instance, uint64_t boot) {
+    v1::RegisterRequest request;
+    request.set_worker_id("a");
+    request.set_instance(instance);
+    request.set_boot(boot);
+    request.set_session(++c.session);
+    return c.Do(event::WorkerRegistered{request}).status.code();
+  };
+  EXPECT_EQ(registers("boot3", 3), StatusCode::kOk);
+  EXPECT_EQ(registers("boot2", 2), StatusCode::kAborted);
+  EXPECT_EQ(registers("boot3", 3), StatusCode::kOk);
+  EXPECT_EQ(registers("boot4", 4), StatusCode::kOk);
+  EXPECT_EQ(registers("boot3", 3), StatusCode::kAborted);
+}
+
 TEST(Apply, LateRegistrationOfBeforeARestartIsRefused) {
   Two c;
   v1::RegisterRequest request;

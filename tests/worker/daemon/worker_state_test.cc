@@ -98,6 +98,19 @@ TEST(WorkerState, OneDaemonPerFolder) {
   EXPECT_OK(WorkerState::Open(dir.path()));
 }
 
+TEST(WorkerState, CountsInstances) {
+  const test::TempDir dir;
+  for (int i = 0; i < 2; ++i) {
+    auto state = WorkerState::Open(dir.path());
+    ASSERT_OK(state);
+    EXPECT_EQ((*state)->boot(), 1u);
+  }
+  std::ofstream(dir.path() + "/boot") << "boot 00000000000000000041\ninstance before\n";
+  auto state = WorkerState::Open(dir.path());
+  ASSERT_OK(state);
+  EXPECT_EQ((*state)->boot(), 42u);
+}
+
 TEST(WorkerState, InstanceStaysWhileTheMachineRuns) {
   EXPECT_EQ(CurrentInstance(), CurrentInstance());
   EXPECT_FALSE(CurrentInstance().empty());
