@@ -87,7 +87,8 @@ void LeaseTable::JudgeMass(int64_t now_ms) {
   }
   // With nobody left to hear from, it does not matter how far apart they fell silent.
   const bool many = silences_.size() >= 2 && silences_.size() * 5 > known;
-  if ((many || (live == 0 && silent >= 2)) && mass_start_ms_ < 0) {
+  const bool all = options_.mass_window_ms >= 0 && live == 0 && silent >= 2;
+  if ((many || all) && mass_start_ms_ < 0) {
     mass_start_ms_ = now_ms;
   }
   if (mass_start_ms_ < 0) {

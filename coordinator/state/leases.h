@@ -21,7 +21,7 @@ struct LeaseOptions {
   int64_t permit_margin_ms = 5'000;     // L6: clock rate and writes in flight
   int64_t start_grace_ms = 35'000;      // L9: no LOST for ttl + 15 s after a start or a stall
   int64_t stall_ms = 1'000;             // L9: own loop late by more: all leases count anew
-  int64_t mass_window_ms = 10'000;      // L9
+  int64_t mass_window_ms = 10'000;      // L9; below 0: never
   int64_t mass_hold_ms = 60'000;        // > 20 % silent
   int64_t mass_hold_long_ms = 300'000;  // > 50 % silent
   int64_t mass_return_ms = 15'000;      // after each return of one, the others may follow

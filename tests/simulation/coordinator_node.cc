@@ -458,7 +458,7 @@ void CoordinatorNode::RunScheduler() {
     world_.After(delay, [this, epoch = epoch_, placed = std::move(placed)] {
       if (epoch == epoch_) {
         Post(placed, [this](const Outcome& outcome) {
-          if (outcome.status.code() == absl::StatusCode::kAborted) WakeScheduler();
+          if (!outcome.status.ok()) WakeScheduler();
         });
       }
     });

@@ -35,7 +35,7 @@ TEST(Simulation, SameSeedGivesTheSameTrace) {
 class Mutants : public testing::TestWithParam<MutantName> {};
 
 TEST_P(Mutants, AreFound) {
-  const Totals totals = RunSeeds(1, 2000, GetParam().mutant, true);
+  const Totals totals = RunSeeds(1, 5000, GetParam().mutant, true);
   EXPECT_EQ(totals.failed, 1u) << GetParam().name << " survived " << totals.seeds << " seeds";
   std::printf("%s: found by seed %llu: %s\n", GetParam().name,
               static_cast<unsigned long long>(totals.first_failed), totals.first_violation.c_str());

@@ -182,6 +182,7 @@ void WorkerNode::RegisterNow() {
   v1::RegisterRequest request;
   request.set_worker_id(id_);
   request.set_instance(Str("boot", instance_));
+  request.set_boot(instance_);
   request.set_session(session_);
   request.set_host(id_);
   request.mutable_capacity()->set_cpus(plan_.cpus);
