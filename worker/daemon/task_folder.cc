@@ -171,6 +171,13 @@ bool TaskFolder::ShimIsAlive() const {
   return shim.has_value() && IsAlive(*shim);
 }
 
+bool TaskFolder::ForbidShim() const {
+  // A shim begins by linking this name, which fails where it exists.
+  const int fd = open((path_ + "/shim").c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (fd >= 0) close(fd);
+  return fd >= 0 || errno != EEXIST;
+}
+
 void TaskFolder::EndProcesses(const std::string& path) {
   const std::optional<control::ShimIdentity> shim = ReadShim(path);
   if (!shim.has_value()) return;

@@ -59,6 +59,8 @@ class TaskFolder {
   // Who the shim is; nothing if none was started.
   std::optional<control::ShimIdentity> Shim() const;
   bool ShimIsAlive() const;
+  // Takes the place of a shim that has not begun: none will begin any more. False if one has.
+  bool ForbidShim() const;
   // Kills what still runs of a folder that cannot be opened: nobody else would, and its task will
   // count as gone. Looks again until nothing is found, at most 2 s.
   static void EndProcesses(const std::string& path);

@@ -498,8 +498,13 @@ void TaskRunner::OnKill(const std::string& reason) {
   HEDDLE_INFO("killing task", {"task", ToText(key())}, {"reason", reason});
   kill_ = reason;
   if (!launched_) {
-    detail_ = reason;
-    return MoveTo(v1::TASK_STATE_GONE);
+    if (folder_.ForbidShim()) {
+      detail_ = reason;
+      return MoveTo(v1::TASK_STATE_GONE);
+    }
+    // Started by a daemon that died, and late.
+    launched_ = true;
+    return Attach();
   }
   ApplyStop();
   KillShimLater();

@@ -131,6 +131,25 @@ TEST_F(Runner, LaunchThatFailsWhileTheShimStartsLeavesNoRank) {
   EXPECT_TRUE(RankPids().empty()) << "reported as ended, then the shim came up";
 }
 
+// The daemon died after it had started the shim; the next one is told at once to kill the task.
+TEST_F(Runner, ShimThatComesUpAfterItsTaskWasKilledStartsNothing) {
+  const std::string slow = dir_.path() + "/slow-shim";
+  std::ofstream(slow) << "#!/bin/sh\nsleep 0.5\nexec " << Program("heddle-shim") << " \"$@\"\n";
+  chmod(slow.c_str(), 0700);
+  host_.mutable_options().shim = slow;
+  Make("steps=100000")->Launch();
+  runner_->Detach();
+  StatusOr<TaskFolder> folder = TaskFolder::Open(path_);
+  ASSERT_TRUE(folder.ok());
+  TaskHost* const host = &host_;
+  runner_ = std::make_shared<TaskRunner>(host, *std::move(folder));
+  runner_->Adopt(/*same_instance=*/true);
+  runner_->OnKill("KILL_FENCED");
+  EXPECT_TRUE(runner_->ended());
+  host_.RunUntil([] { return false; }, milliseconds(1'500));
+  EXPECT_TRUE(RankPids().empty()) << "reported as gone, then the shim came up";
+}
+
 TEST_F(Runner, OrderToKillDoesNotStopTheLookForALostShim) {
   std::shared_ptr<TaskRunner> runner = Make("");
   const pid_t child = fork();
