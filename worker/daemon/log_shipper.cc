@@ -32,7 +32,6 @@ constexpr uint32_t kRanksAllShipped = 64;
 constexpr milliseconds kCollect{20};
 constexpr milliseconds kFirstBackoff{100};
 constexpr milliseconds kBackoffMax{2'000};
-constexpr milliseconds kFinishTimeout{30'000};
 
 struct RankLog {
   std::string path;
@@ -73,10 +72,12 @@ std::string ReadAt(const std::string& path, uint64_t offset) {
 
 class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
  public:
-  Impl(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel, std::string worker_id)
+  Impl(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel, std::string worker_id,
+       milliseconds finish_timeout)
       : io_(io),
         stub_(v1::WorkerLink::NewStub(std::move(channel))),
         worker_id_(std::move(worker_id)),
+        finish_timeout_(finish_timeout),
         inotify_(*io),
         collect_(*io),
         retry_(*io) {}
@@ -112,13 +113,7 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
     TaskLogs& task = found->second;
     task.finished = std::move(done);
     task.finish_timer = std::make_shared<boost::asio::steady_timer>(*io_);
-    task.finish_timer->expires_after(kFinishTimeout);
-    task.finish_timer->async_wait(
-        [self = shared_from_this(), key](const boost::system::error_code& error) {
-          if (error) return;
-          HEDDLE_WARN("log not sent to its end", {"task", ToText(key)});
-          self->Drop(key);
-        });
+    WatchFinish(key, task.finish_timer);
     PumpSoon();
   }
 
@@ -143,6 +138,17 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   }
 
  private:
+  void WatchFinish(const TaskKey& key, const std::shared_ptr<boost::asio::steady_timer>& timer) {
+    timer->expires_after(finish_timeout_);
+    timer->async_wait([self = shared_from_this(), key, timer,
+                       acks = acks_](const boost::system::error_code& error) {
+      if (error) return;
+      if (acks == self->acks_) return self->WatchFinish(key, timer);  // nobody is there
+      HEDDLE_WARN("log not sent to its end", {"task", ToText(key)});
+      self->Drop(key);
+    });
+  }
+
   static void AddRank(TaskLogs* task, const TaskFolder& folder, uint32_t rank) {
     RankLog& log = task->ranks[rank];
     log.path = folder.LogPath(rank);
@@ -242,6 +248,7 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
 
   void OnAck(const v1::LogAck& ack) {
     backoff_ = kFirstBackoff;
+    ++acks_;
     for (auto& [key, task] : tasks_) {
       if (key.fence != ack.fence()) continue;
       const auto log = task.ranks.find(ack.rank());
@@ -270,6 +277,8 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   boost::asio::io_context* const io_;
   const std::unique_ptr<v1::WorkerLink::Stub> stub_;
   const std::string worker_id_;
+  const milliseconds finish_timeout_;
+  uint64_t acks_ = 0;
   boost::asio::posix::stream_descriptor inotify_;
   char events_[4096];
   boost::asio::steady_timer collect_;
@@ -284,8 +293,8 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
 };
 
 LogShipper::LogShipper(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel,
-                       std::string worker_id)
-    : impl_(std::make_shared<Impl>(io, std::move(channel), std::move(worker_id))) {}
+                       std::string worker_id, milliseconds finish_timeout)
+    : impl_(std::make_shared<Impl>(io, std::move(channel), std::move(worker_id), finish_timeout)) {}
 LogShipper::~LogShipper() = default;
 void LogShipper::Watch(const TaskFolder& folder) { impl_->Watch(folder); }
 void LogShipper::Add(const TaskFolder& folder, uint32_t rank) { impl_->Add(folder, rank); }

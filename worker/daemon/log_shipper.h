@@ -3,6 +3,7 @@
 // says when there is more; nothing polls. State thread only.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,7 +23,8 @@ namespace heddle::worker {
 class LogShipper {
  public:
   LogShipper(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel,
-             std::string worker_id);
+             std::string worker_id,
+             std::chrono::milliseconds finish_timeout = std::chrono::milliseconds(30'000));
   ~LogShipper();
   LogShipper(const LogShipper&) = delete;
   LogShipper& operator=(const LogShipper&) = delete;
@@ -33,8 +35,8 @@ class LogShipper {
   void Add(const TaskFolder& folder, uint32_t rank);
   // Look at the task's files now.
   void Poke(const TaskKey& key);
-  // `done` when everything written so far has arrived, or after `timeout`; then the task is
-  // dropped.
+  // `done` when everything written so far has arrived, or after the time-out if a coordinator
+  // answers but does not take it; then the task is dropped. One that is away is waited for.
   void Finish(const TaskKey& key, std::function<void()> done);
   // The coordinator is there (again); `term` to say so.
   void Connect();

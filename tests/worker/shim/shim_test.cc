@@ -170,7 +170,8 @@ TEST_F(Shim, StartsATaskFolderOnlyOnce) {
       daemon.Launch({FakeDaemonEnd::Shell(0, "exec sleep 60")}, false);
   ASSERT_EQ(daemon.Start(launch), "ready");
   EXPECT_NE(daemon.Start(launch).find("started before"), std::string::npos);
-  EXPECT_TRUE(WaitUntil([this] { return !ProcessesWith("HEDDLE_TEST_DIR=" + task_dir()).empty(); }));
+  EXPECT_TRUE(
+      WaitUntil([this] { return !ProcessesWith("HEDDLE_TEST_DIR=" + task_dir()).empty(); }));
   EXPECT_EQ(ProcessesWith("HEDDLE_TEST_DIR=" + task_dir()).size(), 1u) << "double start";
   ASSERT_TRUE(daemon.Connect());
   daemon.StopTask(StopTaskMode::kKill, 0);
