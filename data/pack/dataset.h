@@ -1,5 +1,5 @@
-// A packed set opened for reading: memory-mapped shards whose blocks are checked before their first
-// use. Source: formats.md F25, training-runtime.md 15.1.
+// A packed set opened for reading: shards whose blocks are checked before their first use. Source:
+// formats.md F25, training-runtime.md 15.1.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@ struct OpenOptions {
 };
 
 // Thread-safe after Open. Documents are numbered 0..documents()-1 over all shards; each ends with
-// the eos id. Files must not change while open.
+// the eos id. Files must not change while open; one that is cut short all the same is DATA_LOSS.
 class Dataset {
  public:
-  // Maps the shards and checks manifest, headers, sizes, block tables and document tables; token
+  // Opens the shards and checks manifest, headers, sizes, block tables and document tables; token
   // blocks are checked on first use. NOT_FOUND: no data set at `dir`. DATA_LOSS: damaged, truncated
   // or missing shard, with file and block. FAILED_PRECONDITION: other tokenizer, other manifest,
   // newer version.

@@ -1,6 +1,7 @@
 #include "data/pack/dataset.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <filesystem>
 #include <string>
@@ -103,9 +104,56 @@ TEST(Dataset, NamesTheTruncatedFile) {
   WritePackedSet(root.path(), RandomDocuments(60, 1000, 1));
   const auto size = std::filesystem::file_size(root / "shard-00000.tok");
   std::filesystem::resize_file(root / "shard-00000.tok", size - 1);
-  EXPECT_STATUS(Dataset::Open(root.path()), StatusCode::kDataLoss, "shard-00000.tok: truncated");
+  EXPECT_STATUS(Dataset::Open(root.path()), StatusCode::kDataLoss,
+                Str("shard-00000.tok: truncated: ", size - 1, " bytes instead of ", size));
   std::filesystem::resize_file(root / "shard-00000.tok", 100);
-  EXPECT_STATUS(Dataset::Open(root.path()), StatusCode::kDataLoss, "less than a header");
+  EXPECT_STATUS(Dataset::Open(root.path()), StatusCode::kDataLoss,
+                Str("truncated: 100 bytes instead of ", size));
+}
+
+TEST(Dataset, AShardCutShortWhileInUseIsDamageNotACrash) {
+  const TempFolder root;
+  const auto documents = RandomDocuments(200, 1000, 1);
+  PackedSetOptions options;
+  options.shard_tokens_max = 10000;
+  WritePackedSet(root.path(), documents, options);
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Dataset> dataset, Dataset::Open(root.path()));
+  const auto size = std::filesystem::file_size(root / "shard-00001.tok");
+  std::filesystem::resize_file(root / "shard-00001.tok", 100);
+  Status seen;
+  for (int64_t d = 0; d < dataset->documents(); ++d) {
+    ASSERT_EQ(dataset->DocumentLength(d), static_cast<int64_t>(documents[d].size()));
+    std::vector<uint32_t> tokens(documents[d].size());
+    const Status read = dataset->ReadTokens(d, 0, tokens);
+    if (!read.ok()) {
+      seen = read;
+    } else {
+      EXPECT_EQ(tokens, documents[d]);
+    }
+  }
+  EXPECT_STATUS(seen, StatusCode::kDataLoss,
+                Str(root / "shard-00001.tok",
+                    ": shard 1 was cut short while in use: 100 bytes "
+                    "instead of ",
+                    size, "; copy the data set anew or prepare it again"));
+  EXPECT_STATUS(dataset->Verify(), StatusCode::kDataLoss, "cut short while in use");
+}
+
+TEST(Dataset, OpensMoreShardsThanTheUsualLimitOfOpenFiles) {
+  const TempFolder root;
+  const auto documents = RandomDocuments(100, 1000, 1);
+  PackedSetOptions options;
+  options.shard_tokens_max = 1;
+  WritePackedSet(root.path(), documents, options);
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 50;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  const StatusOr<std::unique_ptr<Dataset>> dataset = Dataset::Open(root.path());
+  setrlimit(RLIMIT_NOFILE, &before);
+  ASSERT_OK(dataset);
+  ExpectDocuments(**dataset, documents);
 }
 
 TEST(Dataset, NamesFileAndBlockOfAFlippedBitOnFirstUseOnly) {

@@ -128,6 +128,27 @@ TEST(Trainer, DamagedDataAreTheJobsFaultNotTheNodes) {
   ExpectBadData(flipped, 1);
 }
 
+TEST(Trainer, DataCutShortUnderARunningRankAreDamageNotACrash) {
+  for (const int64_t prefetchers : {0, 1}) {
+    const checkpoint::TempDir folder;
+    const std::string data = DamagedData(folder.path() + "/data", [](const std::string&) {});
+    Job job(SmallConfig(1, 1'000'000), 1);
+    job.config().mutable_data()->set_path(data);
+    job.config().mutable_data()->set_num_workers(prefetchers);
+    FakeAttempt attempt(job.Next());
+    ASSERT_TRUE(attempt.WaitForStep(2));
+    std::filesystem::resize_file(data + "/shard-00000.tok", 4096 + 64);
+    const auto ends = attempt.Wait();
+    ExpectAll(&attempt, ends, ExitCode::kDoNotRetry);
+    ASSERT_TRUE(ends[0].words.has_value());
+    EXPECT_EQ(ends[0].words->category(), "USER_DATA") << ends[0].words->detail();
+    EXPECT_NE(ends[0].words->detail().find("shard-00000.tok: shard 0 was cut short while in use: "
+                                           "4160 bytes instead of "),
+              std::string::npos)
+        << ends[0].words->detail();
+  }
+}
+
 TEST(Trainer, OtherDataAreRefusedUnlessAllowed) {
   Job job(SmallConfig(1, 6), 1);
   RunToEnd(&job);
