@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <sstream>
@@ -33,6 +34,23 @@ std::string Address(const LocalClusterOptions& options) {
 
 std::string WorkerState(const LocalClusterOptions& options, int64_t number) {
   return Str(options.state, "/worker-", number);
+}
+
+// State folders of workers that were ever part of this cluster.
+std::vector<std::string> WorkerStates(const LocalClusterOptions& options) {
+  std::vector<std::string> states;
+  DIR* folder = opendir(options.state.c_str());
+  for (dirent* entry = folder == nullptr ? nullptr : readdir(folder); entry != nullptr;
+       entry = readdir(folder)) {
+    const std::string name = entry->d_name;
+    if (name.rfind("worker-", 0) == 0 && name.find('.') == std::string::npos) {
+      states.push_back(Str(options.state, "/", name));
+    }
+  }
+  if (folder != nullptr) {
+    closedir(folder);
+  }
+  return states;
 }
 
 CommandContext ContextOf(const LocalClusterOptions& options) {
@@ -203,6 +221,35 @@ Status StartWorkers(const LocalClusterOptions& options) {
   return OkStatus();
 }
 
+// Of how many workers the running cluster is: what those that live were told to share with, also if
+// others died since. 0: none runs.
+int64_t WorkersOf(const LocalClusterOptions& options) {
+  int64_t workers = 0;
+  for (const std::string& state : WorkerStates(options)) {
+    for (const int pid : FindDaemons("heddle-worker", state)) {
+      const std::vector<std::string> argv = ReadArguments(Str(pid));
+      const auto share = std::find(argv.begin(), argv.end(), "--share");
+      if (share != argv.end() && share + 1 != argv.end()) {
+        workers = std::max<int64_t>(workers, std::atoll((share + 1)->c_str()));
+      }
+    }
+  }
+  return workers;
+}
+
+StatusOr<int64_t> WorkersToRun(const LocalClusterOptions& options) {
+  const int64_t running = WorkersOf(options);
+  if (running == 0) {
+    return options.workers == 0 ? kLocalWorkers : options.workers;
+  }
+  if (options.workers != 0 && options.workers != running) {
+    return FailedPrecondition(Str("the cluster in ", options.state, " is of ", running,
+                                  " workers, not ", options.workers,
+                                  ": for another number, heddle down first"));
+  }
+  return running;
+}
+
 int Connected(Client& client) {
   const StatusOr<v1::StatusReply> status = client.ClusterStatus();
   return status.ok() ? static_cast<int>(status->nodes().connected()) : 0;
@@ -226,19 +273,9 @@ Status ReopenNodes(Client& client) {
 
 std::vector<int> AllDaemons(const LocalClusterOptions& options) {
   std::vector<int> all = FindDaemons("heddle-coordinator", options.state);
-  DIR* folder = opendir(options.state.c_str());
-  for (dirent* entry = folder == nullptr ? nullptr : readdir(folder); entry != nullptr;
-       entry = readdir(folder)) {
-    const std::string name = entry->d_name;
-    if (name.rfind("worker-", 0) == 0 && name.find('.') == std::string::npos) {
-      const std::string state = Str(options.state, "/", name);
-      for (const int pid : FindDaemons("heddle-worker", state)) {
-        all.push_back(pid);
-      }
-    }
-  }
-  if (folder != nullptr) {
-    closedir(folder);
+  for (const std::string& state : WorkerStates(options)) {
+    const std::vector<int> workers = FindDaemons("heddle-worker", state);
+    all.insert(all.end(), workers.begin(), workers.end());
   }
   return all;
 }
@@ -312,8 +349,10 @@ std::vector<int> FindDaemons(const std::string& program, const std::string& stat
   return found;
 }
 
-StatusOr<std::string> StartLocalCluster(const LocalClusterOptions& options) {
+StatusOr<RunningCluster> StartLocalCluster(const LocalClusterOptions& wanted) {
+  LocalClusterOptions options = wanted;
   RETURN_IF_ERROR(MakeFolder(options.state));
+  ASSIGN_OR_RETURN(options.workers, WorkersToRun(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(ContextOf(options)));
   RETURN_IF_ERROR(StartCoordinator(options, *client));
   RETURN_IF_ERROR(StartWorkers(options));
@@ -322,7 +361,7 @@ StatusOr<std::string> StartLocalCluster(const LocalClusterOptions& options) {
       [&] { return Connected(*client) >= options.workers; },
       [&] { return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1; }));
   RETURN_IF_ERROR(ReopenNodes(*client));
-  return Address(options);
+  return RunningCluster{.coordinator = Address(options), .workers = options.workers};
 }
 
 Status StopLocalCluster(const LocalClusterOptions& options) {

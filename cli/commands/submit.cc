@@ -136,13 +136,13 @@ StatusOr<int> RunTemporary(SubmitState state, const CommandContext& context) {
       .state = folder, .program_dir = context.program_dir, .workers = 1};
   // Nobody would find this cluster later: it ends with the command, however that ends.
   const OnInterrupt stop([&] { (void)StopLocalCluster(options); });
-  StatusOr<std::string> address = StartLocalCluster(options);
+  const StatusOr<RunningCluster> cluster = StartLocalCluster(options);
   StatusOr<int> result = 0;
-  if (!address.ok()) {
-    result = address.status();
+  if (!cluster.ok()) {
+    result = cluster.status();
   } else {
     CommandContext temporary = context;
-    temporary.coordinator = *address;
+    temporary.coordinator = cluster->coordinator;
     result = Submit(state, temporary);
   }
   const Status stopped = StopLocalCluster(options);

@@ -1,5 +1,6 @@
 // up: a cluster on this machine. down: ends it through a checkpoint.
 #include <filesystem>
+#include <limits>
 
 #include "base/settings/json.h"
 #include "cli/commands/context.h"
@@ -10,15 +11,18 @@
 namespace heddle::cli {
 namespace {
 
+constexpr int64_t kNotGiven = std::numeric_limits<int64_t>::min();
+
 struct UpState {
-  int64_t workers = 2;
+  int64_t workers = kNotGiven;
   std::string state;
 };
 
 constexpr int64_t kWorkersMax = 64;
 
 StatusOr<int> Up(const UpState& state, const CommandContext& context) {
-  if (state.workers < 1 || state.workers > kWorkersMax) {
+  const bool given = state.workers != kNotGiven;
+  if (given && (state.workers < 1 || state.workers > kWorkersMax)) {
     return InvalidArgument(Str("--workers ", state.workers, ": must be 1 .. ", kWorkersMax));
   }
   const std::string folder =
@@ -33,15 +37,16 @@ StatusOr<int> Up(const UpState& state, const CommandContext& context) {
                                   ": end it with `heddle down`, or set another HEDDLE_HOME"));
   }
   const LocalClusterOptions options{
-      .state = folder, .program_dir = context.program_dir, .workers = state.workers};
-  ASSIGN_OR_RETURN(const std::string address, StartLocalCluster(options));
-  RETURN_IF_ERROR(WriteContext(context.home, {.coordinator = address, .state = folder}));
+      .state = folder, .program_dir = context.program_dir, .workers = given ? state.workers : 0};
+  ASSIGN_OR_RETURN(const RunningCluster cluster, StartLocalCluster(options));
+  RETURN_IF_ERROR(
+      WriteContext(context.home, {.coordinator = cluster.coordinator, .state = folder}));
   if (context.json()) {
-    PrintText(Str("{\"coordinator\":", settings::JsonQuote(address), ",\"state\":",
-                  settings::JsonQuote(folder), ",\"workers\":", state.workers, "}\n"));
+    PrintText(Str("{\"coordinator\":", settings::JsonQuote(cluster.coordinator), ",\"state\":",
+                  settings::JsonQuote(folder), ",\"workers\":", cluster.workers, "}\n"));
   } else {
-    PrintText(
-        Str("coordinator at ", address, ", ", state.workers, " workers, state in ", folder, "\n"));
+    PrintText(Str("coordinator at ", cluster.coordinator, ", ", cluster.workers,
+                  cluster.workers == 1 ? " worker" : " workers", ", state in ", folder, "\n"));
   }
   return 0;
 }
@@ -66,7 +71,8 @@ std::vector<Verb> ClusterVerbs() {
   return {MakeVerb<UpState>(
               {"up"}, "start or re-attach a local cluster",
               [](Verb* verb, UpState* state) {
-                verb->options = {{"--workers", "number of workers", &state->workers},
+                verb->options = {{"--workers", "number of workers (default 2, or those that run)",
+                                  &state->workers},
                                  {"--state", "folder (default ~/.heddle/local)", &state->state}};
                 verb->run = [state](const CommandContext& context) { return Up(*state, context); };
               }),

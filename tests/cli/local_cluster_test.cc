@@ -4,11 +4,15 @@
 
 #include <gtest/gtest.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <thread>
+#include <vector>
 
 #include "cli/commands/client.h"
 #include "cli/commands/verb.h"
@@ -75,17 +79,48 @@ TEST_F(LocalCluster, WorkersOfferWhatThisProcessWasGranted) {
   CPU_ZERO(&one);
   CPU_SET(first, &one);
   ASSERT_EQ(sched_setaffinity(0, sizeof(one), &one), 0);  // as `taskset -c N heddle up`
-  const StatusOr<std::string> address = StartLocalCluster(options_);
+  const StatusOr<RunningCluster> cluster = StartLocalCluster(options_);
   ASSERT_EQ(sched_setaffinity(0, sizeof(old), &old), 0);
-  ASSERT_OK(address);
+  ASSERT_OK(cluster);
+  EXPECT_EQ(cluster->workers, 1);
   CommandContext context;
-  context.coordinator = *address;
+  context.coordinator = cluster->coordinator;
   const StatusOr<std::unique_ptr<Client>> client = Client::Open(context);
   ASSERT_OK(client);
   const StatusOr<v1::NodeList> nodes = (*client)->Nodes();
   ASSERT_OK(nodes);
   ASSERT_EQ(nodes->nodes_size(), 1);
   EXPECT_EQ(nodes->nodes(0).cpus(), 1);
+}
+
+TEST_F(LocalCluster, AnotherNumberOfWorkersThanRunIsRefused) {
+  options_.workers = 2;
+  ASSERT_OK(StartLocalCluster(options_));
+  for (const int64_t other : {1, 3}) {
+    options_.workers = other;
+    EXPECT_STATUS(StartLocalCluster(options_), StatusCode::kFailedPrecondition,
+                  Str("is of 2 workers, not ", other, ": for another number, heddle down first"));
+    EXPECT_EQ(FindDaemons("heddle-worker", options_.state + "/worker-2").size(), 1u);
+    EXPECT_TRUE(FindDaemons("heddle-worker", options_.state + "/worker-3").empty());
+  }
+}
+
+TEST_F(LocalCluster, WithoutANumberTheWorkersThatBelongToItAreThere) {
+  options_.workers = 3;
+  ASSERT_OK(StartLocalCluster(options_));
+  const std::vector<int> third = FindDaemons("heddle-worker", options_.state + "/worker-3");
+  ASSERT_EQ(third.size(), 1u);
+  kill(third[0], SIGKILL);
+  while (kill(third[0], 0) == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  options_.workers = 0;
+  const StatusOr<RunningCluster> again = StartLocalCluster(options_);
+  ASSERT_OK(again);
+  EXPECT_EQ(again->workers, 3);
+  EXPECT_EQ(FindDaemons("heddle-worker", options_.state + "/worker-3").size(), 1u);
+  ASSERT_OK(StopLocalCluster(options_));
+  const StatusOr<RunningCluster> anew = StartLocalCluster(options_);
+  ASSERT_OK(anew);
+  EXPECT_EQ(anew->workers, kLocalWorkers) << "nothing ran";
 }
 
 TEST_F(LocalCluster, SaysThatTheSocketOfALivingCoordinatorIsGone) {
