@@ -1,8 +1,11 @@
 // heddle-model export and import: writes a model folder in Hugging Face's layout, with another
 // attention kind where asked.
 #include <cstdio>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "base/settings/settings.h"
 #include "data/tokenizer/tokenizer.h"
@@ -84,14 +87,46 @@ Status Convert(const ExportVerbOptions& options, ModelSource* source, hf::Conver
   return OkStatus();
 }
 
+// What keeps heddle from using the folder's own tokenizer, which other programs may still use.
+// Refused are only those that the caller named, or that a training run named.
+StatusOr<std::vector<std::string>> CheckTokenizer(const ExportVerbOptions& options,
+                                                  const ModelSource& source,
+                                                  hf::ExportOptions* write) {
+  std::vector<std::string> warnings;
+  if (source.tokenizer_path.empty()) return warnings;
+  write->tokenizer_path = source.tokenizer_path;
+  const bool named = !options.source.tokenizer.empty() || !source.tokenizer_sha256.empty();
+  const StatusOr<std::unique_ptr<tokenizer::Tokenizer>> tokenizer = OpenTokenizer(source);
+  if (!tokenizer.ok() && named) return tokenizer.status();
+  if (!tokenizer.ok()) {
+    warnings.push_back(Str(Message(tokenizer.status()),
+                           "; it is copied, but heddle cannot encode or decode with it: use --ids, "
+                           "or give --tokenizer FILE"));
+    return warnings;
+  }
+  // Only the tokenizer of the training run belongs to the weights (formats.md F5).
+  if (!source.tokenizer_sha256.empty()) write->eos = EosIds(source, tokenizer->get());
+  const int64_t ids = (*tokenizer)->vocab_size();
+  if (ids > source.config.vocab_size()) {
+    warnings.push_back(Str(source.tokenizer_path, ": has ", ids, " token ids, the model ",
+                           source.config.vocab_size(),
+                           ": text that needs the others cannot be given to it"));
+  }
+  return warnings;
+}
+
 void Report(const ExportVerbOptions& options, const ModelSource& source, size_t tensors,
-            bool tokenizer, const hf::Converted& converted) {
+            bool tokenizer, const std::vector<std::string>& warnings,
+            const hf::Converted& converted) {
+  for (const std::string& warning : warnings) {
+    std::fprintf(stderr, "heddle: %s\n", warning.c_str());
+  }
   const long long parameters = static_cast<long long>(source.store->plan().parameters);
   if (options.json) {
-    const nlohmann::json object = {{"dir", options.out},          {"parameters", parameters},
-                                   {"tensors", tensors},          {"tokenizer", tokenizer},
-                                   {"added", converted.added},    {"rescaled", converted.rescaled},
-                                   {"dropped", converted.dropped}};
+    const nlohmann::json object = {{"dir", options.out},           {"parameters", parameters},
+                                   {"tensors", tensors},           {"tokenizer", tokenizer},
+                                   {"added", converted.added},     {"rescaled", converted.rescaled},
+                                   {"dropped", converted.dropped}, {"warnings", warnings}};
     std::printf("%s\n", object.dump().c_str());
     return;
   }
@@ -116,18 +151,12 @@ Status RunExport(const ExportVerbOptions& options) {
   hf::ExportOptions write;
   write.allow_nonfinite = options.source.allow_nonfinite;
   write.eos = source.eos;
-  if (!source.tokenizer_path.empty()) {
-    // Only the tokenizer of the training run belongs to the weights (formats.md F5).
-    if (!source.tokenizer_sha256.empty()) {
-      ASSIGN_OR_RETURN(const auto tokenizer, OpenTokenizer(source));
-      write.eos = EosIds(source, tokenizer.get());
-    }
-    write.tokenizer_path = source.tokenizer_path;
-  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> warnings,
+                   CheckTokenizer(options, source, &write));
   const std::vector<hf::NamedWeight> weights = hf::WeightsOf(source.store.get());
   RETURN_IF_ERROR(hf::WriteModelDir(options.out, source.config, weights, write));
   Report(options, source, source.store->plan().tensors.size(), !write.tokenizer_path.empty(),
-         converted);
+         warnings, converted);
   return OkStatus();
 }
 

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/tensor_io/save.h"
+#include "data/tokenizer/bpe_trainer.h"
 #include "heddle/v1/checkpoints.pb.h"
 #include "model/hf/model_dir.h"
 #include "model/hf/safetensors.h"
@@ -38,14 +39,18 @@ class Tool : public testing::Test {
       : config_(TinyConfig(Kind::kHybrid, true)), built_(Build(config_, model::Precision::kFp32)) {
     std::string name = fs::temp_directory_path() / "heddle-tool-XXXXXX";
     path_ = mkdtemp(name.data());
-    std::vector<hf::NamedWeight> weights;
-    for (const model::TensorSpec& tensor : built_.store->plan().tensors) {
-      weights.push_back({tensor.name, tensor.shape, built_.store->master(tensor)});
-    }
-    EXPECT_TRUE(hf::WriteModelDir(path_ / "model", config_, weights, {}).ok());
+    WriteModel(built_);
     folder_.dir = path_ / "model";
   }
   ~Tool() override { fs::remove_all(path_); }
+
+  void WriteModel(const Built& built) {
+    std::vector<hf::NamedWeight> weights;
+    for (const model::TensorSpec& tensor : built.store->plan().tensors) {
+      weights.push_back({tensor.name, tensor.shape, built.store->master(tensor)});
+    }
+    EXPECT_TRUE(hf::WriteModelDir(path_ / "model", config_, weights, {}).ok());
+  }
 
   // A committed checkpoint of the model, written by `world` ranks, as the trainer writes it.
   SourceOptions WriteCheckpoint(uint32_t world) {
@@ -393,6 +398,65 @@ TEST_F(Tool, ImportsUnderAnotherAttentionWithTheSameTensors) {
   EXPECT_NE(Message(RunExport(options)).find("mlp.gate_proj"), std::string::npos);
   options.overrides = {"training.seed=3"};
   EXPECT_EQ(RunExport(options).code(), StatusCode::kInvalidArgument);
+}
+
+// A tokenizer of 257 ids, with `type` as the type of one of its parts.
+json TokenizerJson(const std::string& part, const std::string& type) {
+  tokenizer::BpeTrainerOptions options;
+  options.vocab_size = 257;
+  const auto trainer = *tokenizer::BpeTrainer::Create(options);
+  EXPECT_TRUE(trainer->Add("text").ok());
+  json object = json::parse(*trainer->Finish({}));
+  if (!part.empty()) object[part] = {{"type", type}};
+  return object;
+}
+
+TEST_F(Tool, ImportSaysThatATokenizerCannotBeUsed) {
+  config_.set_vocab_size(257);
+  WriteModel(Build(config_, model::Precision::kFp32));
+  ExportVerbOptions options;
+  options.source = folder_;
+  options.out = path_ / "imported";
+  options.json = true;
+  const std::string path = path_ / "model/tokenizer.json";
+  const auto warnings = [&](const json& tokenizer) {
+    std::ofstream(path) << tokenizer;
+    testing::internal::CaptureStderr();
+    const json report = Captured([&] { return RunExport(options); });
+    const std::string told = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(json::parse(std::ifstream(path_ / "imported/tokenizer.json")), tokenizer)
+        << "other programs may use it";
+    EXPECT_EQ(told.empty(), report["warnings"].empty());
+    for (const json& warning : report["warnings"]) {
+      EXPECT_NE(told.find(Str("heddle: ", warning.get<std::string>(), "\n")), std::string::npos);
+    }
+    return report["warnings"].dump();
+  };
+  EXPECT_EQ(warnings(TokenizerJson("", "")), "[]");
+  for (const auto& [part, type] : {std::pair{"model", "Unigram"},
+                                   {"decoder", "WordPiece"},
+                                   {"normalizer", "Precompiled"},
+                                   {"pre_tokenizer", "Punctuation"}}) {
+    const std::string text = warnings(TokenizerJson(part, type));
+    EXPECT_NE(text.find(path), std::string::npos) << text;
+    EXPECT_NE(text.find(type), std::string::npos) << text;
+    EXPECT_NE(text.find("--ids"), std::string::npos) << text;
+  }
+  json larger = TokenizerJson("", "");
+  larger["added_tokens"] = {{{"id", 300}, {"content", "<pad>"}, {"special", true}}};
+  EXPECT_NE(warnings(larger).find("has 301 token ids, the model 257"), std::string::npos);
+}
+
+TEST_F(Tool, ImportRefusesAGivenTokenizerThatCannotBeUsed) {
+  ExportVerbOptions options;
+  options.source = folder_;
+  options.source.tokenizer = path_ / "given.json";
+  options.out = path_ / "imported";
+  std::ofstream(options.source.tokenizer) << TokenizerJson("model", "Unigram");
+  const Status refused = RunExport(options);
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(Message(refused).find("given.json: model of type Unigram"), std::string::npos);
+  EXPECT_FALSE(fs::exists(options.out));
 }
 
 TEST_F(Tool, RefusesADamagedCheckpointAndWritesNothing) {
