@@ -34,6 +34,19 @@ std::string Attempts(const v1::Job& job) {
   return FormatTable({"ATTEMPT", "FENCE", "STATE", "OUTCOME", "STEP", "WORKERS", "CAUSE"}, rows);
 }
 
+// One line for each rank whose log is not whole.
+std::string LogLosses(const v1::Job& job) {
+  std::string text;
+  for (const v1::Attempt& attempt : job.attempts()) {
+    for (const v1::LogLoss& loss : attempt.log_losses()) {
+      text += Str("log of rank ", loss.rank(), ", attempt ", attempt.number(), ": at least ",
+                  loss.over_limit() + loss.lost(), " bytes are missing (", loss.over_limit(),
+                  " beyond the limit of a job's logs, ", loss.lost(), " lost on the worker)\n");
+    }
+  }
+  return text.empty() ? text : "\n" + text;
+}
+
 StatusOr<int> Describe(const JobArgument& argument, const CommandContext& context) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
   ASSIGN_OR_RETURN(const v1::Job job, client->Get(argument.job));
@@ -53,6 +66,7 @@ StatusOr<int> Describe(const JobArgument& argument, const CommandContext& contex
                          {"started", FormatTime(job.started_at())},
                          {"finished", FormatTime(job.finished_at())}}));
   PrintText("\n" + Attempts(job));
+  PrintText(LogLosses(job));
   std::vector<std::vector<std::string>> rows;
   for (const v1::Checkpoint& checkpoint : job.checkpoints()) {
     rows.push_back({checkpoint.id(), checkpoint.state(), Str(checkpoint.bytes()),

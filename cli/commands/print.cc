@@ -49,7 +49,7 @@ std::string LogText(const v1::LogLine& line, bool json, bool prefix) {
   if (json) {
     return Str("{\"attempt\":", line.attempt(), ",\"rank\":", line.rank(),
                ",\"offset\":", line.offset(), ",\"text\":", settings::JsonQuote(line.data()),
-               "}\n");
+               line.lost() > 0 ? Str(",\"lost\":", line.lost()) : "", "}\n");
   }
   std::string text = Printable(line.data(), /*lines=*/true);
   if (text.empty() || text.back() != '\n') {

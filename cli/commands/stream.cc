@@ -1,8 +1,10 @@
 #include "cli/commands/stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 namespace heddle::cli {
 
@@ -23,7 +25,12 @@ Status FollowStream(const std::function<Status(bool* alive)>& stream) {
 }
 
 bool ShownLines::Add(const v1::LogLine& line) {
-  uint64_t& next = next_[{line.attempt(), line.rank()}];
+  const Log log = {line.attempt(), line.rank()};
+  if (line.lost() > 0) {  // no place of its own in the log
+    uint64_t& told = lost_[log];
+    return std::exchange(told, std::max(told, line.lost())) < line.lost();
+  }
+  uint64_t& next = next_[log];
   if (line.offset() + line.data().size() <= next) {
     return false;
   }

@@ -21,10 +21,12 @@ class ShownLines {
  public:
   // Whether `line` is new; then it counts as shown.
   bool Add(const v1::LogLine& line);
-  bool empty() const { return next_.empty(); }
+  bool empty() const { return next_.empty() && lost_.empty(); }
 
  private:
-  std::map<std::pair<uint32_t, uint32_t>, uint64_t> next_;  // (attempt, rank) -> next offset
+  using Log = std::pair<uint32_t, uint32_t>;  // attempt, rank
+  std::map<Log, uint64_t> next_;              // offset
+  std::map<Log, uint64_t> lost_;              // bytes that were told to be missing
 };
 
 }  // namespace heddle::cli

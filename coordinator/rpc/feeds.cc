@@ -349,17 +349,27 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
     return sent;
   }
 
-  // Bytes beyond the limit of a job's logs are missing: a line at the cut tells how many, when it
-  // is reached and, if more were lost since, at the end.
+  // A line where bytes are missing tells how many, when it is reached and, if more were lost since,
+  // at the end.
   Sent SendLoss(const LogFile& file, bool at_end) {
     uint64_t& told = losses_[{file.attempt, file.rank}];
-    if (file.dropped == told || (told > 0 && !at_end)) {
+    if (file.missing() == told || (told > 0 && !at_end)) {
       return Sent::kNothing;
     }
-    told = file.dropped;
-    SendLine(file, file.bytes + file.dropped,
-             Str("... at least ", file.dropped, " bytes dropped: log limit\n"));
+    told = file.missing();
+    v1::LogLine line;
+    line.set_offset(file.bytes);
+    line.set_data(Str("... at least ", told, " bytes are missing: ", WhereLost(file), "\n"));
+    line.set_lost(told);
+    Push(file, std::move(line));
     return Sent::kSome;
+  }
+
+  static std::string WhereLost(const LogFile& file) {
+    const std::string limit = "beyond the limit of a job's logs";
+    const std::string worker = "lost on the worker (its log limit or a full disk)";
+    if (file.lost == 0) return limit;
+    return file.dropped == 0 ? worker : Str(file.dropped, " ", limit, ", ", file.lost, " ", worker);
   }
 
   Sent SendFile(const LogFile& file, bool unfinished_too) {
@@ -422,10 +432,14 @@ class LogFeed : public std::enable_shared_from_this<LogFeed> {
 
   void SendLine(const LogFile& file, uint64_t offset, std::string data) {
     v1::LogLine line;
-    line.set_attempt(file.attempt);
-    line.set_rank(file.rank);
     line.set_offset(offset);
     line.set_data(std::move(data));
+    Push(file, std::move(line));
+  }
+
+  void Push(const LogFile& file, v1::LogLine line) {
+    line.set_attempt(file.attempt);
+    line.set_rank(file.rank);
     const size_t bytes = line.data().size() + kLineOverhead;
     writer_->Push(std::move(line), bytes);
   }

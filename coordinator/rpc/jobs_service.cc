@@ -6,6 +6,7 @@
 #include "coordinator/rpc/core.h"
 #include "coordinator/rpc/doctor.h"
 #include "coordinator/rpc/feeds.h"
+#include "coordinator/rpc/log_files.h"
 #include "coordinator/rpc/plan.h"
 #include "coordinator/rpc/request.h"
 #include "coordinator/rpc/resume_fit.h"
@@ -67,6 +68,18 @@ StatusOr<v1::DependencyRecord> ParseAfter(const state::State& state, const std::
   return record;
 }
 
+void AddLogLosses(const std::vector<LogFile>& files, v1::Job* job) {
+  for (v1::Attempt& attempt : *job->mutable_attempts()) {
+    for (const LogFile& file : files) {
+      if (file.attempt != attempt.number()) continue;
+      v1::LogLoss* loss = attempt.add_log_losses();
+      loss->set_rank(file.rank);
+      loss->set_over_limit(file.dropped);
+      loss->set_lost(file.lost);
+    }
+  }
+}
+
 class JobsService final : public v1::Jobs::CallbackService {
  public:
   JobsService(Core* core, LogFiles* logs) : core_(core), logs_(logs) {}
@@ -115,11 +128,26 @@ class JobsService final : public v1::Jobs::CallbackService {
   }
 
   Reactor* Get(Context* context, const v1::JobRef* request, v1::Job* reply) override {
-    return Read(context, [this, request, reply]() -> heddle::Status {
-      ASSIGN_OR_RETURN(const JobId id, FindJob(core_->state(), request->job()));
-      *reply = JobDetailView(*core_, *core_->state().job(id));
-      return AddEvents(id, reply);
+    Reactor* reactor = context->DefaultReactor();
+    core_->Post([this, reactor, request, reply] {
+      const StatusOr<JobId> id = FindJob(core_->state(), request->job());
+      heddle::Status status = id.status();
+      if (id.ok()) {
+        *reply = JobDetailView(*core_, *core_->state().job(*id));
+        status = AddEvents(*id, reply);
+      }
+      core_->AfterDurable([this, reactor, reply, id, status](const heddle::Status& durable) {
+        if (!status.ok() || !durable.ok()) {
+          reactor->Finish(net::ToGrpc(status.ok() ? durable : status));
+          return;
+        }
+        core_->PostFileWork([this, reactor, reply, id] {
+          AddLogLosses(logs_->Losses(*id), reply);
+          reactor->Finish(grpc::Status::OK);
+        });
+      });
     });
+    return reactor;
   }
 
   Reactor* List(Context* context, const v1::ListRequest* request, v1::ListReply* reply) override {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <charconv>
 #include <fstream>
+#include <utility>
 
 namespace heddle::rpc {
 namespace {
@@ -55,23 +56,23 @@ std::vector<std::pair<uint32_t, std::string>> Numbered(const std::string& folder
   return found;
 }
 
-// The count lies beside the log, so that a restart neither forgets the loss nor asks workers for
-// the lost bytes again.
-std::string DroppedPath(const std::string& log) {
-  return Str(log.substr(0, log.size() - std::string(".log").size()), ".dropped");
+// Counts lie beside the log, so that a restart neither forgets a loss nor asks workers for the lost
+// bytes again. `kind`: "dropped" or "lost".
+std::string CountPath(const std::string& log, const char* kind) {
+  return Str(log.substr(0, log.size() - std::string("log").size()), kind);
 }
 
-uint64_t ReadDropped(const std::string& log) {
-  uint64_t dropped = 0;
-  std::ifstream(DroppedPath(log)) >> dropped;
-  return dropped;
+uint64_t ReadCount(const std::string& log, const char* kind) {
+  uint64_t count = 0;
+  std::ifstream(CountPath(log, kind)) >> count;
+  return count;
 }
 
 // Counts only grow: a shorter text never has to be overwritten.
-Status WriteDropped(const std::string& log, uint64_t dropped) {
-  const std::string path = DroppedPath(log);
+Status WriteCount(const std::string& log, const char* kind, uint64_t count) {
+  const std::string path = CountPath(log, kind);
   Fd file{open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0640)};
-  const std::string text = Str(dropped, "\n");
+  const std::string text = Str(count, "\n");
   if (file.value < 0 ||
       pwrite(file.value, text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
     return FromErrno("cannot write", path);
@@ -106,7 +107,10 @@ StatusOr<uint64_t> LogFiles::Append(const v1::LogChunk& chunk) {
     }
     job_bytes_[job.value] = total;
   }
-  const uint64_t dropped = ReadDropped(path);
+  if (chunk.lost() > 0 && chunk.lost() > ReadCount(path, "lost")) {
+    RETURN_IF_ERROR(WriteCount(path, "lost", chunk.lost()));
+  }
+  const uint64_t dropped = ReadCount(path, "dropped");
   uint64_t end = static_cast<uint64_t>(info.st_size) + dropped;
   const uint64_t chunk_end = chunk.offset() + chunk.data().size();
   if (chunk.offset() > end || chunk_end <= end) {
@@ -117,7 +121,7 @@ StatusOr<uint64_t> LogFiles::Append(const v1::LogChunk& chunk) {
     end += written;
   }
   if (end < chunk_end && job_bytes_[job.value] >= job_bytes_max_) {
-    RETURN_IF_ERROR(WriteDropped(path, dropped + chunk_end - end));
+    RETURN_IF_ERROR(WriteCount(path, "dropped", dropped + chunk_end - end));
     end = chunk_end;
   }
   return end;
@@ -147,10 +151,33 @@ std::vector<LogFile> LogFiles::List(JobId job) const {
       struct stat info = {};
       if (stat(file.path.c_str(), &info) == 0) {
         file.bytes = static_cast<uint64_t>(info.st_size);
-        file.dropped = ReadDropped(file.path);
+        file.dropped = ReadCount(file.path, "dropped");
+        file.lost = ReadCount(file.path, "lost");
       }
       files.push_back(std::move(file));
     }
+  }
+  return files;
+}
+
+std::vector<LogFile> LogFiles::Losses(JobId job) const {
+  std::map<std::pair<uint32_t, uint32_t>, LogFile> found;
+  for (const auto& [attempt, folder] : Numbered(JobFolder(job), "", "")) {
+    const std::string path = Str(JobFolder(job), "/", folder);
+    for (const char* suffix : {".dropped", ".lost"}) {
+      for (const auto& [rank, name] : Numbered(path, "rank-", suffix)) {
+        LogFile& file = found[{attempt, rank}];
+        file.attempt = attempt;
+        file.rank = rank;
+        file.path = Str(path, "/rank-", rank, ".log");
+        file.dropped = ReadCount(file.path, "dropped");
+        file.lost = ReadCount(file.path, "lost");
+      }
+    }
+  }
+  std::vector<LogFile> files;
+  for (auto& [key, file] : found) {
+    files.push_back(std::move(file));
   }
   return files;
 }

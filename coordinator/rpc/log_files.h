@@ -21,13 +21,17 @@ struct LogFile {
   std::string path;
   uint64_t bytes = 0;
   uint64_t dropped = 0;  // what the rank printed after them, beyond the job's limit
+  uint64_t lost = 0;     // what the worker lost of the rank, anywhere
+
+  uint64_t missing() const { return dropped + lost; }
 };
 
 // Thread-safe; blocking file work of one chunk.
 class LogFiles {
  public:
   // `root` is made when the first chunk comes. A job's files together hold at most `job_bytes_max`;
-  // what comes after is counted as written and dropped; a file rank-R.dropped keeps the count.
+  // what comes after is counted as written and dropped; a file rank-R.dropped keeps the count, and
+  // rank-R.lost what workers tell of their own losses.
   explicit LogFiles(std::string root, uint64_t job_bytes_max = uint64_t{256} << 20);
 
   // Writes the part of `chunk` that lies beyond the file's end and returns the file's new length:
@@ -36,6 +40,8 @@ class LogFiles {
 
   // Files of a job by (attempt, rank); empty if there are none.
   std::vector<LogFile> List(JobId job) const;
+  // Those that are not whole; `bytes` is not read.
+  std::vector<LogFile> Losses(JobId job) const;
 
   // Up to `limit` bytes from `offset`.
   static StatusOr<std::string> Read(const std::string& path, uint64_t offset, size_t limit);

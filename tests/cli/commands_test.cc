@@ -119,6 +119,37 @@ TEST_F(CommandsTest, DescribeHasAttemptsCheckpointsEventsLineage) {
             std::string::npos);
 }
 
+TEST_F(CommandsTest, DescribeAndLogsTellWhatTheLogsLack) {
+  EXPECT_EQ(fake_.Run({"describe", "j-7k2"}).out.find("missing"), std::string::npos);
+  v1::LogLoss* loss = fake_.job.mutable_attempts(0)->add_log_losses();
+  loss->set_rank(3);
+  loss->set_over_limit(70'000);
+  loss->set_lost(1'234);
+  EXPECT_NE(fake_.Run({"describe", "j-7k2"})
+                .out.find("log of rank 3, attempt 1: at least 71234 bytes are missing (70000 "
+                          "beyond the limit of a job's logs, 1234 lost on the worker)\n"),
+            std::string::npos);
+  const json told = Json({"describe", "j-7k2"}).at("attempts").at(0).at("log_losses").at(0);
+  EXPECT_EQ(told, (json{{"rank", 3}, {"over_limit", 70'000}, {"lost", 1'234}}));
+
+  v1::LogLine line;
+  line.set_attempt(1);
+  line.set_rank(3);
+  line.set_offset(10);
+  line.set_data("... at least 71234 bytes are missing\n");
+  line.set_lost(71'234);
+  fake_.lines = {line, line};
+  EXPECT_EQ(json::parse(fake_.Run({"logs", "j-7k2", "-o", "json"}).out).at("lost"), 71'234);
+  v1::LogLine after;  // the worker's disk had room again
+  after.set_attempt(1);
+  after.set_rank(3);
+  after.set_offset(10);
+  after.set_data("later\n");
+  fake_.lines = {line, after};
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2"}).out,
+            "[1.3] ... at least 71234 bytes are missing\n[1.3] later\n");
+}
+
 TEST_F(CommandsTest, WhyExplains) {
   fake_.why.set_id("j-7k2");
   fake_.why.set_state("QUEUED");

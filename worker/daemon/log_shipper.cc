@@ -35,6 +35,7 @@ constexpr milliseconds kBackoffMax{2'000};
 
 struct RankLog {
   std::string path;
+  std::string loss_path;  // its size is what the shim lost (worker/shim/log_file.h)
   uint64_t job = 0;
   uint32_t attempt = 0;
   bool known = false;      // the coordinator said where it stands on this stream
@@ -42,6 +43,9 @@ struct RankLog {
   bool sent_data = false;  // with the chunk in flight
   bool refused = false;    // the coordinator takes no more of it on this stream
   uint64_t offset = 0;     // the coordinator has everything before it
+  uint64_t given_up = 0;   // bytes from there on that will not be sent
+  uint64_t lost = 0;       // as the coordinator knows it
+  uint64_t telling = 0;    // with the chunk in flight
 };
 
 struct TaskLogs {
@@ -56,6 +60,9 @@ uint64_t FileSize(const std::string& path) {
   struct stat info = {};
   return stat(path.c_str(), &info) == 0 ? static_cast<uint64_t>(info.st_size) : 0;
 }
+
+// What the rank printed and the coordinator will never get.
+uint64_t Lost(const RankLog& log) { return FileSize(log.loss_path) + log.given_up; }
 
 std::string ReadAt(const std::string& path, uint64_t offset) {
   std::string data;
@@ -73,11 +80,11 @@ std::string ReadAt(const std::string& path, uint64_t offset) {
 class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
  public:
   Impl(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel, std::string worker_id,
-       milliseconds finish_timeout)
+       milliseconds timeout)
       : io_(io),
+        timeout_(timeout),
         stub_(v1::WorkerLink::NewStub(std::move(channel))),
         worker_id_(std::move(worker_id)),
-        finish_timeout_(finish_timeout),
         inotify_(*io),
         collect_(*io),
         retry_(*io) {}
@@ -110,10 +117,9 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   void Finish(const TaskKey& key, std::function<void()> done) {
     const auto found = tasks_.find(key);
     if (found == tasks_.end()) return boost::asio::post(*io_, std::move(done));
-    TaskLogs& task = found->second;
-    task.finished = std::move(done);
-    task.finish_timer = std::make_shared<boost::asio::steady_timer>(*io_);
-    WatchFinish(key, task.finish_timer);
+    found->second.finished = std::move(done);
+    found->second.finish_timer = std::make_shared<boost::asio::steady_timer>(*io_);
+    AwaitFinish(key, &found->second);
     PumpSoon();
   }
 
@@ -138,22 +144,45 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   }
 
  private:
-  void WatchFinish(const TaskKey& key, const std::shared_ptr<boost::asio::steady_timer>& timer) {
-    timer->expires_after(finish_timeout_);
-    timer->async_wait([self = shared_from_this(), key, timer,
-                       acks = acks_](const boost::system::error_code& error) {
-      if (error) return;
-      if (acks == self->acks_) return self->WatchFinish(key, timer);  // nobody is there
-      HEDDLE_WARN("log not sent to its end", {"task", ToText(key)});
-      self->Drop(key);
-    });
-  }
-
   static void AddRank(TaskLogs* task, const TaskFolder& folder, uint32_t rank) {
     RankLog& log = task->ranks[rank];
     log.path = folder.LogPath(rank);
+    log.loss_path = folder.LogLossPath(rank);
     log.job = folder.assignment().job();
     log.attempt = folder.assignment().attempt();
+  }
+
+  // Counts anew with every byte that arrives.
+  void AwaitFinish(const TaskKey& key, TaskLogs* task) {
+    task->finish_timer->expires_after(timeout_);
+    task->finish_timer->async_wait(
+        [self = shared_from_this(), key](const boost::system::error_code& error) {
+          if (!error) self->FinishLate(key);
+        });
+  }
+
+  // Without a coordinator, or one whose disk is full, the files wait: both pass. One that answers
+  // and takes no more is told how much is missing, and given time once more to hear that.
+  void FinishLate(const TaskKey& key) {
+    const auto found = tasks_.find(key);
+    if (found == tasks_.end()) return;
+    TaskLogs& task = found->second;
+    if (!answered_) return AwaitFinish(key, &task);
+    uint64_t given_up = 0;
+    for (auto& [rank, log] : task.ranks) {
+      if (log.given_up == 0) given_up += GiveUp(&log);
+    }
+    if (given_up == 0) return Drop(key);
+    HEDDLE_WARN("log not sent to its end", {"task", ToText(key)}, {"bytes", given_up});
+    AwaitFinish(key, &task);
+    PumpSoon();
+  }
+
+  // Returns how much.
+  static uint64_t GiveUp(RankLog* log) {
+    log->given_up = FileSize(log->path) - log->offset;
+    log->refused = false;
+    return log->given_up;
   }
 
   void EnsureInotify() {
@@ -200,6 +229,7 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
 
   void OnDone(const Status& why) {
     stream_.reset();
+    answered_ = false;
     if (stopping_) {
       if (stopped_) boost::asio::post(*io_, std::exchange(stopped_, nullptr));
       return;
@@ -219,16 +249,23 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
     for (auto& [key, task] : tasks_) {
       bool all_sent = true;
       for (auto& [rank, log] : task.ranks) {
-        const uint64_t size = FileSize(log.path);
-        if (log.refused) continue;
-        // A rank that wrote nothing needs no word with the coordinator.
-        if (size == log.offset && !log.in_flight && (log.known || size == 0)) continue;
+        if (log.refused && task.finished) GiveUp(&log);
+        if (log.refused || IsSent(log)) continue;
         all_sent = false;
         if (stream_ != nullptr && !log.in_flight) SendChunk(key, rank, &log);
       }
       if (all_sent && task.finished) complete.push_back(key);
     }
     for (const TaskKey& key : complete) Drop(key);
+  }
+
+  static bool IsSent(const RankLog& log) {
+    const uint64_t size = FileSize(log.path);
+    const uint64_t lost = Lost(log);
+    if (log.in_flight || lost != log.lost || (size != log.offset && log.given_up == 0))
+      return false;
+    // A rank that wrote nothing needs no word with the coordinator.
+    return log.known || size + lost == 0;
   }
 
   void SendChunk(const TaskKey& key, uint32_t rank, RankLog* log) {
@@ -240,7 +277,9 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
     chunk.set_worker_id(worker_id_);
     chunk.set_offset(log->offset);
     // The first chunk of a stream is empty: its answer says where to go on.
-    if (log->known) chunk.set_data(ReadAt(log->path, log->offset));
+    if (log->known && log->given_up == 0) chunk.set_data(ReadAt(log->path, log->offset));
+    log->telling = Lost(*log);
+    if (log->telling > 0) chunk.set_lost(log->telling);
     log->in_flight = true;
     log->sent_data = !chunk.data().empty();
     stream_->Send(std::move(chunk));
@@ -248,7 +287,7 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
 
   void OnAck(const v1::LogAck& ack) {
     backoff_ = kFirstBackoff;
-    ++acks_;
+    answered_ = true;
     for (auto& [key, task] : tasks_) {
       if (key.fence != ack.fence()) continue;
       const auto log = task.ranks.find(ack.rank());
@@ -257,7 +296,9 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
       log->second.refused = log->second.known && log->second.sent_data && !moved;
       log->second.known = true;
       log->second.in_flight = false;
+      log->second.lost = log->second.telling;
       log->second.offset = std::min(ack.next_offset(), FileSize(log->second.path));
+      if (moved && task.finished) AwaitFinish(key, &task);
     }
     Pump();
   }
@@ -275,10 +316,9 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   }
 
   boost::asio::io_context* const io_;
+  const milliseconds timeout_;
   const std::unique_ptr<v1::WorkerLink::Stub> stub_;
   const std::string worker_id_;
-  const milliseconds finish_timeout_;
-  uint64_t acks_ = 0;
   boost::asio::posix::stream_descriptor inotify_;
   char events_[4096];
   boost::asio::steady_timer collect_;
@@ -287,14 +327,15 @@ class LogShipper::Impl : public std::enable_shared_from_this<Impl> {
   std::shared_ptr<Stream> stream_;
   milliseconds backoff_ = kFirstBackoff;
   bool wanted_ = false;
+  bool answered_ = false;  // the coordinator, on this stream
   bool collecting_ = false;
   bool stopping_ = false;
   std::function<void()> stopped_;
 };
 
 LogShipper::LogShipper(boost::asio::io_context* io, std::shared_ptr<grpc::Channel> channel,
-                       std::string worker_id, milliseconds finish_timeout)
-    : impl_(std::make_shared<Impl>(io, std::move(channel), std::move(worker_id), finish_timeout)) {}
+                       std::string worker_id, milliseconds timeout)
+    : impl_(std::make_shared<Impl>(io, std::move(channel), std::move(worker_id), timeout)) {}
 LogShipper::~LogShipper() = default;
 void LogShipper::Watch(const TaskFolder& folder) { impl_->Watch(folder); }
 void LogShipper::Add(const TaskFolder& folder, uint32_t rank) { impl_->Add(folder, rank); }

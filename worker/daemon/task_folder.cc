@@ -150,6 +150,9 @@ std::string TaskFolder::PagePath(uint32_t rank) const { return Str(path_, "/page
 std::string TaskFolder::LogPath(uint32_t rank) const {
   return Str(path_, "/logs/rank-", rank, ".log");
 }
+std::string TaskFolder::LogLossPath(uint32_t rank) const {
+  return Str(path_, "/logs/rank-", rank, ".lost");
+}
 
 Status TaskFolder::WriteLaunch(const control::LaunchFile& launch) const {
   // Left by a daemon that died before the shim read it.

@@ -49,6 +49,7 @@ class TaskFolder {
   TaskKey key() const { return {assignment_.fence(), assignment_.task()}; }
   std::string PagePath(uint32_t rank) const;
   std::string LogPath(uint32_t rank) const;
+  std::string LogLossPath(uint32_t rank) const;
   control::RankPage* page(size_t local_rank) { return pages_[local_rank].get(); }
   control::ContactFile* contact() { return contact_.get(); }
 

@@ -8,14 +8,16 @@
 
 namespace heddle::shim {
 
-LogFile::LogFile(const std::string& path, int pipe_fd, uint64_t bytes_max)
-    : pipe_fd_(pipe_fd),
-      file_fd_(open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)),
-      bytes_max_(bytes_max == 0 ? 0 : bytes_max - std::min(bytes_max, kLossLineBytes)) {}
+LogFile::LogFile(const std::string& stem, int pipe_fd, uint64_t bytes_max)
+    : loss_path_(stem + ".lost"),
+      pipe_fd_(pipe_fd),
+      file_fd_(open((stem + ".log").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600)),
+      bytes_max_(bytes_max) {}
 
 LogFile::~LogFile() {
-  if (pipe_fd_ >= 0) close(pipe_fd_);
-  if (file_fd_ >= 0) close(file_fd_);
+  for (const int fd : {pipe_fd_, file_fd_, loss_fd_}) {
+    if (fd >= 0) close(fd);
+  }
 }
 
 void LogFile::Drain() {
@@ -23,24 +25,15 @@ void LogFile::Drain() {
   for (int round = 0; round < 16 && pipe_fd_ >= 0; ++round) {
     const ssize_t count = read(pipe_fd_, buffer, sizeof(buffer));
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == EAGAIN) return;
+    if (count < 0 && errno == EAGAIN) break;
     if (count <= 0) {
       close(pipe_fd_);
       pipe_fd_ = -1;
-      End();
-      return;
+      break;
     }
     Write(buffer, static_cast<uint64_t>(count));
   }
-}
-
-void LogFile::End() {
-  if (ended_ || dropped_ == 0 || file_fd_ < 0) return;
-  ended_ = true;
-  const std::string line =
-      "\n... " + std::to_string(dropped_) + " bytes dropped: log limit or full disk\n";
-  // A disk that is still full loses this line too; the counter in the task's state remains.
-  [[maybe_unused]] const ssize_t count = write(file_fd_, line.data(), line.size());
+  if (dropped_ > told_) TellLoss();
 }
 
 void LogFile::Write(const char* data, uint64_t size) {
@@ -60,6 +53,12 @@ void LogFile::Write(const char* data, uint64_t size) {
     size -= static_cast<uint64_t>(count);
     written_ += static_cast<uint64_t>(count);
   }
+}
+
+// What fails here is tried again with the next loss; the counter in the task's state remains.
+void LogFile::TellLoss() {
+  if (loss_fd_ < 0) loss_fd_ = open(loss_path_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  if (loss_fd_ >= 0 && ftruncate(loss_fd_, static_cast<off_t>(dropped_)) == 0) told_ = dropped_;
 }
 
 }  // namespace heddle::shim

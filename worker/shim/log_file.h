@@ -1,6 +1,8 @@
 // Drains a rank's stdout and stderr into logs/rank-<r>.log. The pipe is always read, so a full disk
-// or a full quota never blocks a rank: bytes are dropped and counted (X8), and the
-// log's last line says how many.
+// or a full quota never blocks a rank: bytes are dropped and counted (X8).
+//
+// The count is the size of logs/rank-<r>.lost, which appears with the first loss: a file that is
+// one hole needs no block of a disk that is full.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +12,8 @@ namespace heddle::shim {
 
 class LogFile {
  public:
-  // Takes `pipe_fd` (non-blocking). `bytes_max` 0: no quota; else more than kLossLineBytes.
-  LogFile(const std::string& path, int pipe_fd, uint64_t bytes_max);
+  // `stem`: logs/rank-<r>. Takes `pipe_fd` (non-blocking). `bytes_max` 0: no quota.
+  LogFile(const std::string& stem, int pipe_fd, uint64_t bytes_max);
   ~LogFile();
   LogFile(const LogFile&) = delete;
   LogFile& operator=(const LogFile&) = delete;
@@ -21,21 +23,19 @@ class LogFile {
   uint64_t dropped() const { return dropped_; }
   // Reads what is there, at most 1 MiB.
   void Drain();
-  // The line about lost bytes, once nobody writes to the pipe any more; repeats do nothing.
-  void End();
-
-  // Room in the quota for that line.
-  static constexpr uint64_t kLossLineBytes = 128;
 
  private:
   void Write(const char* data, uint64_t size);
+  void TellLoss();
 
+  const std::string loss_path_;
   int pipe_fd_;
   int file_fd_;
+  int loss_fd_ = -1;
   uint64_t bytes_max_;
   uint64_t written_ = 0;
   uint64_t dropped_ = 0;
-  bool ended_ = false;
+  uint64_t told_ = 0;  // of dropped_
 };
 
 }  // namespace heddle::shim

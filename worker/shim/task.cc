@@ -142,8 +142,8 @@ void Task::Spawn() {
     rank.process = SpawnRank(rank.launch, options);
     rank.live = rank.process.pid > 0;
     if (rank.live) {
-      const std::string path = "logs/rank-" + std::to_string(rank.launch.rank) + ".log";
-      rank.log = std::make_unique<LogFile>(path, rank.process.log_fd, launch_.log_bytes_max);
+      const std::string stem = "logs/rank-" + std::to_string(rank.launch.rank);
+      rank.log = std::make_unique<LogFile>(stem, rank.process.log_fd, launch_.log_bytes_max);
       continue;
     }
     rank.failure = {static_cast<uint32_t>(rank.process.failed_step), rank.process.error};
@@ -550,9 +550,7 @@ void Task::Send(FrameType type, uint32_t rank, std::string_view payload) {
 
 void Task::Finish() {
   for (Rank& rank : ranks_) {
-    if (rank.log == nullptr) continue;
-    rank.log->Drain();
-    rank.log->End();
+    if (rank.log != nullptr) rank.log->Drain();
   }
   const std::string bytes =
       control::EncodeFrame(FrameType::kTaskState, launch_.fence, 0, TaskState()) + outbox_.Replay();

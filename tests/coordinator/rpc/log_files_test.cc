@@ -49,5 +49,28 @@ TEST_F(LogFilesTest, WhatIsOverTheLimitIsCountedOnceAndOverRestarts) {
   EXPECT_EQ(files[1].dropped, 2u);
 }
 
+TEST_F(LogFilesTest, WhatAWorkerLostIsKeptAndNeverFalls) {
+  {
+    LogFiles logs(folder_ + "/logs", 10);
+    EXPECT_TRUE(logs.Losses(JobId{7}).empty());
+    EXPECT_EQ(*logs.Append(Chunk(0, 0, "1234")), 4u);
+    v1::LogChunk chunk = Chunk(2, 0, "");
+    for (const uint64_t lost : {1'000ul, 5'000'000'000ul, 30ul}) {
+      chunk.set_lost(lost);
+      EXPECT_EQ(*logs.Append(chunk), 0u) << "no byte of the log";
+    }
+    EXPECT_EQ(*logs.Append(Chunk(1, 0, "1234567")), 7u) << "one had no room";
+  }
+  LogFiles logs(folder_ + "/logs", 10);
+  const std::vector<LogFile> losses = logs.Losses(JobId{7});
+  ASSERT_EQ(losses.size(), 2u) << "rank 0 is whole";
+  EXPECT_EQ(losses[0].rank, 1u);
+  EXPECT_EQ(losses[0].dropped, 1u);
+  EXPECT_EQ(losses[0].lost, 0u);
+  EXPECT_EQ(losses[1].rank, 2u);
+  EXPECT_EQ(losses[1].lost, 5'000'000'000u);
+  EXPECT_EQ(logs.List(JobId{7})[2].missing(), 5'000'000'000u);
+}
+
 }  // namespace
 }  // namespace heddle::rpc

@@ -183,7 +183,8 @@ class LogShipper {
     stream_->WritesDone();
     stream_->Finish();
   }
-  uint64_t Ship(const v1::TaskAssignment& task, uint64_t offset, const std::string& data) {
+  uint64_t Ship(const v1::TaskAssignment& task, uint64_t offset, const std::string& data,
+                uint64_t lost = 0) {
     v1::LogChunk chunk;
     chunk.set_job(task.job());
     chunk.set_fence(task.fence());
@@ -191,6 +192,7 @@ class LogShipper {
     chunk.set_rank(0);
     chunk.set_offset(offset);
     chunk.set_data(data);
+    if (lost > 0) chunk.set_lost(lost);
     stream_->Write(chunk);
     v1::LogAck ack;
     return stream_->Read(&ack) ? ack.next_offset() : ~uint64_t{0};
@@ -246,6 +248,49 @@ TEST_F(Streams, LogsComeOnceByOffsetAndOnlyUnderTheirFence) {
   }
   reader->Finish();
   EXPECT_EQ(last, "three\nfour\n");
+}
+
+TEST_F(Streams, LogsAndDescribeTellWhatTheWorkerLost) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("logs", 1));
+  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+  ASSERT_OK(task);
+  LogShipper shipper(process_.Channel());
+  EXPECT_EQ(shipper.Ship(*task, 0, "one\n"), 4u);
+  v1::JobRef ref;
+  ref.set_job(id);
+  const auto losses = [&] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    v1::Job job;
+    EXPECT_OK(net::FromGrpc(jobs_->Get(&context, ref, &job)));
+    return job.attempts(0).log_losses();
+  };
+  EXPECT_EQ(losses().size(), 0);
+  EXPECT_EQ(shipper.Ship(*task, 4, "", 1234), 4u);
+  EXPECT_EQ(shipper.Ship(*task, 4, "two\n"), 8u) << "the disk has room again";
+  ASSERT_EQ(losses().size(), 1);
+  EXPECT_EQ(losses()[0].rank(), 0u);
+  EXPECT_EQ(losses()[0].lost(), 1234u);
+  EXPECT_EQ(losses()[0].over_limit(), 0u);
+
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  v1::LogsRequest request;
+  request.set_job(id);
+  const auto reader = jobs_->Logs(&context, request);
+  std::string text;
+  uint64_t lost = 0;
+  for (v1::LogLine line; reader->Read(&line);) {
+    text += line.data();
+    lost += line.lost();
+  }
+  EXPECT_OK(net::FromGrpc(reader->Finish()));
+  EXPECT_EQ(text,
+            "one\ntwo\n... at least 1234 bytes are missing: lost on the worker (its log "
+            "limit or a full disk)\n");
+  EXPECT_EQ(lost, 1234u);
 }
 
 // The file waits on the disk, not in the coordinator's memory.

@@ -85,8 +85,11 @@ class FakeCoordinator::Service final : public v1::WorkerLink::Service {
               std::min<uint64_t>(chunk.data().size(), log.size() - chunk.offset());
         }
         if (chunk.offset() <= log.size() && chunk.offset() + chunk.data().size() > log.size()) {
-          log += chunk.data().substr(log.size() - chunk.offset());
+          const uint64_t room = owner_->log_bytes_max - log.size();
+          log += chunk.data().substr(log.size() - chunk.offset(), room);
         }
+        uint64_t& lost = owner_->logs_lost_[{chunk.fence(), chunk.rank()}];
+        lost = std::max(lost, chunk.lost());
         ack.set_next_offset(log.size());
       }
       owner_->changed_.notify_all();
@@ -174,6 +177,10 @@ std::optional<v1::TaskReport> FakeCoordinator::Report(uint64_t fence) {
 std::string FakeCoordinator::Log(uint64_t fence, uint32_t rank) {
   std::lock_guard<std::mutex> lock(mutex_);
   return logs_[{fence, rank}];
+}
+uint64_t FakeCoordinator::LogLost(uint64_t fence, uint32_t rank) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return logs_lost_[{fence, rank}];
 }
 uint64_t FakeCoordinator::log_bytes_repeated() {
   std::lock_guard<std::mutex> lock(mutex_);

@@ -36,6 +36,7 @@ class FakeCoordinator {
   bool acknowledge_reports = true;
   // A worker that lost its count of reports is no fault: old numbers are no news.
   bool numbers_may_fall = false;
+  uint64_t log_bytes_max = UINT64_MAX;  // of a rank; takes no more, as with a full disk
   // Fences that get a permit with each heartbeat.
   std::vector<uint64_t> permitted;
   // Verdict per listed task; default ADOPT, FORGET for EXITED and GONE.
@@ -49,6 +50,8 @@ class FakeCoordinator {
   // The newest report of a task, over registrations and stream.
   std::optional<v1::TaskReport> Report(uint64_t fence);
   std::string Log(uint64_t fence, uint32_t rank);
+  // What the worker said that it will never send.
+  uint64_t LogLost(uint64_t fence, uint32_t rank);
   // How many bytes arrived twice (offsets below what was there).
   uint64_t log_bytes_repeated();
 
@@ -80,6 +83,7 @@ class FakeCoordinator {
   std::vector<v1::WorkerMsg> messages_;
   std::map<uint64_t, v1::TaskReport> reports_;
   std::map<std::pair<uint64_t, uint32_t>, std::string> logs_;
+  std::map<std::pair<uint64_t, uint32_t>, uint64_t> logs_lost_;
   uint64_t log_bytes_repeated_ = 0;
   size_t sessions_ = 0;
 };
