@@ -70,6 +70,8 @@ class Core {
   // without gap or repeat.
   virtual StatusOr<std::vector<v1::EventRecord>> ReadEvents(uint64_t from_seq, uint64_t job,
                                                             size_t limit) = 0;
+  // The newest `limit` of them of `job`, oldest first.
+  virtual StatusOr<std::vector<v1::EventRecord>> ReadLastEvents(uint64_t job, size_t limit) = 0;
   virtual void SubscribeEvents(EventSink sink) = 0;
   virtual uint64_t newest_durable_seq() const = 0;
   // The same for metric points of one job, in order of (attempt, step), after `after`.

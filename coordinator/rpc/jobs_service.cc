@@ -351,10 +351,9 @@ class JobsService final : public v1::Jobs::CallbackService {
 
   heddle::Status AddEvents(JobId id, v1::Job* reply) {
     ASSIGN_OR_RETURN(const std::vector<v1::EventRecord> events,
-                     core_->ReadEvents(1, id.value, SIZE_MAX));
-    const size_t skip = events.size() > kEventsInDetail ? events.size() - kEventsInDetail : 0;
-    for (size_t i = skip; i < events.size(); ++i) {
-      *reply->add_events() = EventView(events[i]);
+                     core_->ReadLastEvents(id.value, kEventsInDetail));
+    for (const v1::EventRecord& event : events) {
+      *reply->add_events() = EventView(event);
     }
     return OkStatus();
   }

@@ -10,6 +10,12 @@
 namespace heddle::rpc {
 namespace {
 
+// A job that goes on for months has more of them than one message holds: the newest are shown.
+constexpr size_t kAttemptsInDetail = 200;
+constexpr size_t kCheckpointsInDetail = 1'000;
+
+size_t BeginOfNewest(size_t all, size_t shown) { return all - std::min(all, shown); }
+
 v1::Cause CauseView(const v1::CauseRecord& record) {
   v1::Cause view;
   view.set_code(record.code());
@@ -182,18 +188,24 @@ v1::Job JobView(Core& core, const v1::JobRecord& record) {
 v1::Job JobDetailView(Core& core, const v1::JobRecord& record) {
   v1::Job view = JobView(core, record);
   const JobId id{record.id()};
-  for (const state::AttemptPtr& attempt : core.state().AttemptsOf(id)) {
-    *view.add_attempts() = AttemptView(core.state(), *attempt);
+  const std::vector<state::AttemptPtr> attempts = core.state().AttemptsOf(id);
+  for (size_t i = BeginOfNewest(attempts.size(), kAttemptsInDetail); i < attempts.size(); ++i) {
+    *view.add_attempts() = AttemptView(core.state(), *attempts[i]);
   }
   std::vector<v1::CheckpointRecord> records = Copies(core.state().CheckpointsOf(id));
   const std::vector<state::RollbackLimit> limits = state::RollbackLimits(core.state(), id);
-  for (v1::CheckpointRecord& checkpoint : records) {
-    *view.add_checkpoints() = CheckpointView(checkpoint);
+  const size_t shown = BeginOfNewest(records.size(), kCheckpointsInDetail);
+  for (size_t i = 0; i < records.size(); ++i) {
+    v1::CheckpointRecord& checkpoint = records[i];
+    if (i >= shown || checkpoint.state() != v1::CHECKPOINT_STATE_DELETED) {
+      *view.add_checkpoints() = CheckpointView(checkpoint);
+    }
     if (state::IsLeftBehind(limits, checkpoint)) checkpoint.set_damaged(true);  // of no lineage
   }
   if (const std::vector<size_t> newest = checkpoint::RestoreCandidates(records, 1);
       !newest.empty()) {
     for (const size_t index : checkpoint::Lineage(records, newest.front())) {
+      if (static_cast<size_t>(view.lineage_size()) == kCheckpointsInDetail) break;
       view.add_lineage(CheckpointName(records[index].job(), records[index].step()));
     }
   }

@@ -233,6 +233,13 @@ StatusOr<std::vector<v1::EventRecord>> Coordinator::ReadEvents(uint64_t from_seq
   return runtime::ReadEvents(*log_, from_seq, durable_seq_, job, limit);
 }
 
+StatusOr<std::vector<v1::EventRecord>> Coordinator::ReadLastEvents(uint64_t job, size_t limit) {
+  if (log_ == nullptr) {
+    return Unavailable("the coordinator's store is being reopened");
+  }
+  return runtime::ReadLastEvents(*log_, durable_seq_, job, limit);
+}
+
 StatusOr<std::vector<v1::MetricPoint>> Coordinator::ReadPoints(uint64_t job,
                                                                std::pair<uint32_t, uint64_t> after,
                                                                size_t limit) {

@@ -66,6 +66,7 @@ class Coordinator : public rpc::Core {
   JobId NewJobId() override;
   StatusOr<std::vector<v1::EventRecord>> ReadEvents(uint64_t from_seq, uint64_t job,
                                                     size_t limit) override;
+  StatusOr<std::vector<v1::EventRecord>> ReadLastEvents(uint64_t job, size_t limit) override;
   void SubscribeEvents(rpc::EventSink sink) override;
   uint64_t newest_durable_seq() const override { return durable_seq_; }
   StatusOr<std::vector<v1::MetricPoint>> ReadPoints(uint64_t job,

@@ -215,6 +215,17 @@ StatusOr<std::vector<v1::EventRecord>> ReadEvents(const store::StateLog& log, ui
   return events;
 }
 
+StatusOr<std::vector<v1::EventRecord>> ReadLastEvents(const store::StateLog& log, uint64_t last,
+                                                      uint64_t job, size_t limit) {
+  uint64_t from = last + 1;
+  RETURN_IF_ERROR(log.ScanBack(Family::kJobEvents, Key({job}), Key({job, last + 1}), limit,
+                               [&](const std::string& key, const std::string&) {
+                                 from = store::ReadBigEndian64(key, 8);
+                                 return true;
+                               }));
+  return ReadEvents(log, from, last, job, limit);
+}
+
 std::string PointKey(uint64_t job, uint32_t attempt, uint64_t step) {
   return Key({job, attempt, step});
 }

@@ -28,6 +28,10 @@ Status VerifyJournal(const store::StateLog& log);
 StatusOr<std::vector<v1::EventRecord>> ReadEvents(const store::StateLog& log, uint64_t from,
                                                   uint64_t last, uint64_t job, size_t limit);
 
+// The newest `limit` of them of `job`, oldest first.
+StatusOr<std::vector<v1::EventRecord>> ReadLastEvents(const store::StateLog& log, uint64_t last,
+                                                      uint64_t job, size_t limit);
+
 // Metric points are stored by (job, attempt, step).
 std::string PointKey(uint64_t job, uint32_t attempt, uint64_t step);
 StatusOr<std::vector<v1::MetricPoint>> ReadPoints(const store::StateLog& log, uint64_t job,

@@ -293,6 +293,26 @@ TEST_F(Streams, LogsAndDescribeTellWhatTheWorkerLost) {
   EXPECT_EQ(lost, 1234u);
 }
 
+TEST_F(Streams, DescribeShowsTheNewestOfVeryManyAttempts) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("restless", 1));
+  constexpr uint32_t kAttempts = 203;
+  for (uint32_t i = 0; i < kAttempts; ++i) {
+    const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+    ASSERT_OK(task);
+    worker.Exit(*task, 1, "CONTROL_PLANE");  // burns no budget
+  }
+  const StatusOr<v1::TaskAssignment> last = worker.RunAssigned();
+  ASSERT_OK(last);
+  const StatusOr<v1::Job> job = GetJob(*jobs_, id);
+  ASSERT_OK(job);
+  EXPECT_EQ(job->restarts(), kAttempts);
+  ASSERT_EQ(job->attempts_size(), 200);
+  EXPECT_EQ(job->attempts(199).number(), kAttempts + 1);
+  EXPECT_EQ(job->attempts(0).number(), kAttempts - 198);
+}
+
 // The file waits on the disk, not in the coordinator's memory.
 TEST_F(Streams, ASlowReaderOfLogsQueuesABoundedPart) {
   FakeWorker worker(process_.Channel(), {});
