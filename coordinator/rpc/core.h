@@ -81,6 +81,8 @@ class Core {
   virtual void SubscribePoints(PointSink sink) = 0;
   // The newest point of a job; nullptr if there is none.
   virtual const v1::MetricPoint* LastPoint(uint64_t job) = 0;
+  // All points of a job but for the newest, in the background; what fails stays.
+  virtual void RemovePoints(uint64_t job) = 0;
 
   // A registered worker opened its stream; replaces the former one, which is closed by its owner.
   virtual void AttachWorker(const std::string& worker, uint64_t session, WorkerSender sender) = 0;

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <utility>
 
 namespace heddle::rpc {
@@ -180,6 +182,14 @@ std::vector<LogFile> LogFiles::Losses(JobId job) const {
     files.push_back(std::move(file));
   }
   return files;
+}
+
+Status LogFiles::Remove(JobId job) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  job_bytes_.erase(job.value);
+  std::error_code error;
+  std::filesystem::remove_all(JobFolder(job), error);
+  return error ? FromErrno("cannot remove", JobFolder(job), error.value()) : OkStatus();
 }
 
 StatusOr<std::string> LogFiles::Read(const std::string& path, uint64_t offset, size_t limit) {

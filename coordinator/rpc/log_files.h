@@ -43,6 +43,9 @@ class LogFiles {
   // Those that are not whole; `bytes` is not read.
   std::vector<LogFile> Losses(JobId job) const;
 
+  // Every file of a job.
+  Status Remove(JobId job);
+
   // Up to `limit` bytes from `offset`.
   static StatusOr<std::string> Read(const std::string& path, uint64_t offset, size_t limit);
 

@@ -265,6 +265,22 @@ const v1::MetricPoint* Coordinator::LastPoint(uint64_t job) {
   return found->second.has_value() ? &*found->second : nullptr;
 }
 
+void Coordinator::RemovePoints(uint64_t job) {
+  if (log_ == nullptr || poisoned_) {
+    return;
+  }
+  const StatusOr<store::Batch> batch = RemovalOfPoints(*log_, job);
+  Status removed = batch.status();
+  if (batch.ok() && !batch->mutations.empty()) {
+    removed = log_->AppendVolatile(*batch);
+  }
+  last_points_.erase(job);
+  last_steps_.erase(last_steps_.lower_bound({job, 0}), last_steps_.lower_bound({job + 1, 0}));
+  if (!removed.ok()) {
+    HEDDLE_WARN("metric points of a finished job stay", {"job", JobId{job}}, {"error", removed});
+  }
+}
+
 // ---- time ----
 
 void Coordinator::Tick() {

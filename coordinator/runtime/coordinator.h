@@ -74,6 +74,7 @@ class Coordinator : public rpc::Core {
                                                     size_t limit) override;
   void SubscribePoints(rpc::PointSink sink) override;
   const v1::MetricPoint* LastPoint(uint64_t job) override;
+  void RemovePoints(uint64_t job) override;
   void AttachWorker(const std::string& worker, uint64_t session, rpc::WorkerSender sender) override;
   void DetachWorker(const std::string& worker, uint64_t session) override;
   void OnWorkerMessage(const v1::WorkerMsg& message) override;

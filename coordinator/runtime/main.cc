@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/signal_set.hpp>
+#include <chrono>
 #include <csignal>
 #include <iostream>
 #include <thread>
@@ -21,6 +22,7 @@
 #include "coordinator/runtime/coordinator.h"
 #include "coordinator/runtime/listen_address.h"
 #include "coordinator/runtime/records.h"
+#include "coordinator/runtime/retention.h"
 
 namespace heddle::runtime {
 namespace {
@@ -31,6 +33,7 @@ struct Flags {
   net::Security security;
   std::string log_level = "info";
   std::string read_only_below;
+  std::chrono::nanoseconds keep_finished{0};
   bool verify = false;
 };
 
@@ -101,7 +104,9 @@ Status Serve(const Flags& flags) {
   // Outlives the coordinator, whose file pool may still read for a stream that is over.
   rpc::LogFiles logs(Str(flags.coordinator.state_dir, "/logs"));
   Coordinator coordinator(flags.coordinator, clock);
+  Retention retention(&coordinator, &logs, flags.keep_finished / std::chrono::milliseconds(1));
   RETURN_IF_ERROR(coordinator.Start());
+  retention.Start();
   std::vector<std::unique_ptr<grpc::Service>> services;
   services.push_back(rpc::MakeJobsService(&coordinator, &logs));
   services.push_back(rpc::MakeCheckpointsService(&coordinator));
@@ -153,6 +158,10 @@ Status ReadFlags(int argc, char** argv, Flags* flags, bool* done) {
   app.add_option("--log-level", flags->log_level, "debug, info, warn, error");
   app.add_option("--read-only-below", flags->read_only_below,
                  "free space under which nothing new starts (default 2GiB or 5 %)");
+  std::string keep_finished = "30d";
+  app.add_option("--keep-finished", keep_finished,
+                 "how long logs and metric points of finished jobs stay, and nodes that are gone "
+                 "(default 30d; 0: for ever)");
   app.add_flag("--verify", flags->verify, "check the state folder and exit");
   app.add_flag("--repair", flags->coordinator.repair,
                "accept the loss of acknowledged changes after disk damage");
@@ -174,6 +183,11 @@ Status ReadFlags(int argc, char** argv, Flags* flags, bool* done) {
     flags->coordinator.disk.read_only_bytes = static_cast<uint64_t>(bytes);
     flags->coordinator.disk.read_only_fraction = 0;
   }
+  const StatusOr<std::chrono::nanoseconds> keep = ParseDuration(keep_finished);
+  if (!keep.ok()) {
+    return Annotate(keep.status(), "--keep-finished");
+  }
+  flags->keep_finished = *keep;
   flags->coordinator.version = HEDDLE_VERSION;
   return OkStatus();
 }

@@ -264,4 +264,22 @@ StatusOr<v1::MetricPoint> ReadLastPoint(const store::StateLog& log, uint64_t job
   return *found;
 }
 
+StatusOr<store::Batch> RemovalOfPoints(const store::StateLog& log, uint64_t job) {
+  size_t points = 0;
+  std::pair<std::string, std::string> newest;
+  RETURN_IF_ERROR(log.ScanBack(Family::kSeries, Key({job}), Key({job + 1}), 2,
+                               [&](const std::string& key, const std::string& value) {
+                                 if (++points == 1) {
+                                   newest = {key, value};
+                                 }
+                                 return true;
+                               }));
+  store::Batch batch;
+  if (points > 1) {
+    batch.DeletePrefix(Family::kSeries, Key({job}));
+    batch.Put(Family::kSeries, newest.first, newest.second);
+  }
+  return batch;
+}
+
 }  // namespace heddle::runtime

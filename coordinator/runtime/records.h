@@ -39,5 +39,7 @@ StatusOr<std::vector<v1::MetricPoint>> ReadPoints(const store::StateLog& log, ui
                                                   size_t limit);
 // The newest point of a job, or of one attempt of it (0: any). NOT_FOUND if there is none.
 StatusOr<v1::MetricPoint> ReadLastPoint(const store::StateLog& log, uint64_t job, uint32_t attempt);
+// What removes the points of a job but for the newest; empty if there are no others.
+StatusOr<store::Batch> RemovalOfPoints(const store::StateLog& log, uint64_t job);
 
 }  // namespace heddle::runtime

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "base/net/grpc_channel.h"
@@ -293,6 +294,42 @@ TEST_F(Streams, LogsAndDescribeTellWhatTheWorkerLost) {
   EXPECT_EQ(lost, 1234u);
 }
 
+TEST_F(Streams, OldJobsKeepTheirRecordsAndLastPointButNoLogsAndSeries) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  std::string ids[2];
+  for (std::string& id : ids) {
+    id = *Submit(*jobs_, TrainJob("old", 1));
+    const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+    ASSERT_OK(task);
+    SendPoints(worker, *task, 1, 6);
+    EXPECT_EQ(LogShipper(process_.Channel()).Ship(*task, 0, "words\n"), 6u);
+    if (&id == &ids[0]) {
+      worker.Exit(*task, 0);
+      ASSERT_OK(WaitForState(*jobs_, id, "DONE"));
+    }
+  }
+  EXPECT_EQ(ReadPoints(*jobs_, ids[0], false).size(), 6u);
+  process_.End(SIGKILL);
+  ASSERT_OK(process_.Start({"--keep-finished", "1s"}));
+  const auto log = [&](int job) { return process_.state() + "/logs/" + ids[job]; };
+  for (int i = 0; i < 500 && std::filesystem::exists(log(0)); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_FALSE(std::filesystem::exists(log(0)));
+  const std::vector<v1::MetricPoint> points = ReadPoints(*jobs_, ids[0], false);
+  ASSERT_EQ(points.size(), 1u);
+  EXPECT_EQ(points[0].step(), 6u);
+  const StatusOr<v1::Job> old = GetJob(*jobs_, ids[0]);
+  ASSERT_OK(old);
+  EXPECT_EQ(old->result(), "SUCCEEDED");
+  EXPECT_DOUBLE_EQ(old->loss(), 10.0 / 6);
+  EXPECT_EQ(old->attempts_size(), 1);
+  EXPECT_GT(old->events_size(), 3);
+  EXPECT_TRUE(std::filesystem::exists(log(1))) << "it runs";
+  EXPECT_EQ(ReadPoints(*jobs_, ids[1], false).size(), 6u);
+}
+
 TEST_F(Streams, DescribeShowsTheNewestOfVeryManyAttempts) {
   FakeWorker worker(process_.Channel(), {});
   ASSERT_OK(worker.Connect());
@@ -311,6 +348,44 @@ TEST_F(Streams, DescribeShowsTheNewestOfVeryManyAttempts) {
   ASSERT_EQ(job->attempts_size(), 200);
   EXPECT_EQ(job->attempts(199).number(), kAttempts + 1);
   EXPECT_EQ(job->attempts(0).number(), kAttempts - 198);
+}
+
+TEST_F(Streams, NodesThatLeftLongAgoAreForgottenUnlessSomebodyClosedThem) {
+  FakeWorker open(process_.Channel(), {.id = "open"});
+  FakeWorker closed(process_.Channel(), {.id = "closed"});
+  for (FakeWorker* worker : {&open, &closed}) {
+    ASSERT_OK(worker->Connect());
+  }
+  v1::NodeAdminRequest cordon;
+  cordon.set_node("closed");
+  cordon.set_verb(v1::NODE_VERB_CORDON);
+  v1::Node node;
+  grpc::ClientContext context;
+  const std::unique_ptr<v1::Nodes::Stub> nodes = process_.Nodes();
+  ASSERT_OK(net::FromGrpc(nodes->Administer(&context, cordon, &node)));
+  for (FakeWorker* worker : {&open, &closed}) {
+    v1::WorkerMsg leave;
+    leave.mutable_leave()->set_reason("SIGTERM");
+    worker->Send(std::move(leave));
+  }
+  const auto known = [&] {
+    grpc::ClientContext listing;
+    v1::NodeList list;
+    EXPECT_OK(net::FromGrpc(nodes->List(&listing, {}, &list)));
+    std::string text;
+    for (const v1::Node& one : list.nodes()) text += one.id() + " " + one.state() + " ";
+    return text;
+  };
+  const auto become = [&](const std::string& wanted) {
+    for (int i = 0; i < 500 && known() != wanted; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    EXPECT_EQ(known(), wanted);
+  };
+  become("closed LEFT open LEFT ");
+  process_.End(SIGKILL);
+  ASSERT_OK(process_.Start({"--keep-finished", "1s"}));
+  become("closed LEFT ");
 }
 
 // The file waits on the disk, not in the coordinator's memory.
