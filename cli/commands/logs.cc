@@ -1,5 +1,6 @@
 // logs: what the ranks of a job printed.
 #include <algorithm>
+#include <cstdio>
 #include <limits>
 
 #include "cli/commands/client.h"
@@ -10,6 +11,7 @@
 namespace heddle::cli {
 namespace {
 
+constexpr uint32_t kRanksAllShipped = 64;                      // control-plane X8
 constexpr int64_t kAll = std::numeric_limits<int64_t>::min();  // not asked for
 
 struct LogsState {
@@ -74,6 +76,16 @@ Status CheckAttempt(const LogsState& state, const v1::Job& job) {
                       newest == 0 ? std::string("none has begun") : Str("the newest is ", newest)));
 }
 
+// Silence of a rank whose log stays on its node would look like that of one that prints nothing.
+void WarnOfUnshipped(const LogsState& state, const v1::Job& job) {
+  if (state.rank > 0 && job.ranks() > kRanksAllShipped) {
+    fprintf(stderr,
+            "heddle: logs: no log of rank %lld: a job of more than %u ranks sends those of rank 0 "
+            "and of ranks that failed\n",
+            static_cast<long long>(state.rank), kRanksAllShipped);
+  }
+}
+
 StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
   RETURN_IF_ERROR(CheckNumbers(state));
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(context));
@@ -100,6 +112,7 @@ StatusOr<int> Logs(const LogsState& state, const CommandContext& context) {
   RETURN_IF_ERROR(state.follow ? FollowStream(stream) : stream(&alive));
   if (shown.empty()) {
     RETURN_IF_ERROR(CheckAttempt(state, job));
+    WarnOfUnshipped(state, job);
   }
   return 0;
 }

@@ -481,6 +481,18 @@ TEST_F(CommandsTest, LogsOfARankOrAttemptThatIsNotThereAreAnError) {
   EXPECT_EQ(attempt.err, "heddle: logs: job j-7k2 has no attempt 99: the newest is 1\n");
 }
 
+TEST_F(CommandsTest, LogsSayThatALargeJobSendsThoseOfSomeRanksOnly) {
+  fake_.lines.clear();
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2", "--rank", "1"}).err, "");
+  fake_.job.set_ranks(65);
+  const Outcome outcome = fake_.Run({"logs", "j-7k2", "--rank", "1"});
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_EQ(outcome.err,
+            "heddle: logs: no log of rank 1: a job of more than 64 ranks sends those of rank 0 and "
+            "of ranks that failed\n");
+  EXPECT_EQ(fake_.Run({"logs", "j-7k2", "--rank", "0"}).err, "");
+}
+
 TEST_F(CommandsTest, LogsRefuseNumbersThatMeanNothing) {
   const Outcome tail = fake_.Run({"logs", "j-7k2", "--tail", "-1"});
   EXPECT_EQ(tail.status, 2);
