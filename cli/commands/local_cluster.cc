@@ -27,6 +27,7 @@ using std::chrono::milliseconds;
 
 constexpr int64_t kPollMs = 20;
 constexpr size_t kLogTailBytes = 600;
+constexpr off_t kDaemonLogBytesMax = off_t{64} << 20;
 
 std::string Address(const LocalClusterOptions& options) {
   return Str("unix:", options.state, "/coordinator.sock");
@@ -84,6 +85,15 @@ std::string LogTail(const std::string& path) {
   return all.size() <= kLogTailBytes ? all : all.substr(all.size() - kLogTailBytes);
 }
 
+// Daemons append over all their lives: a log that became long is put aside when one starts, in
+// place of the one before it.
+void PutLongLogAside(const std::string& log) {
+  struct stat info = {};
+  if (stat(log.c_str(), &info) == 0 && info.st_size > kDaemonLogBytesMax) {
+    (void)rename(log.c_str(), (log + ".1").c_str());  // else it grows on: no reason not to start
+  }
+}
+
 // Starts a program in its own session with its output in `log`. A double fork: the daemon belongs
 // to init, not to this short-lived command.
 Status Spawn(const std::vector<std::string>& arguments, const std::string& log) {
@@ -95,6 +105,7 @@ Status Spawn(const std::vector<std::string>& arguments, const std::string& log) 
   if (access(argv[0], X_OK) != 0) {
     return FromErrno("cannot run", arguments[0]);
   }
+  PutLongLogAside(log);
   const pid_t child = fork();
   if (child < 0) {
     return FromErrno("cannot fork for", arguments[0]);

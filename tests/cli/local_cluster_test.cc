@@ -123,6 +123,23 @@ TEST_F(LocalCluster, WithoutANumberTheWorkersThatBelongToItAreThere) {
   EXPECT_EQ(anew->workers, kLocalWorkers) << "nothing ran";
 }
 
+TEST_F(LocalCluster, PutsALongLogOfADaemonAside) {
+  std::filesystem::create_directory(options_.state);
+  const std::string log = options_.state + "/coordinator.log";
+  const std::string short_log = options_.state + "/worker-1.log";
+  std::ofstream(log) << "old";
+  std::ofstream(log + ".1") << "older";
+  std::ofstream(short_log) << "short";
+  std::filesystem::resize_file(log, (64 << 20) + 1);
+  ASSERT_OK(StartLocalCluster(options_));
+  EXPECT_LT(std::filesystem::file_size(log), 64u << 10);
+  EXPECT_EQ(std::filesystem::file_size(log + ".1"), (64u << 20) + 1);
+  EXPECT_FALSE(std::filesystem::exists(short_log + ".1"));
+  std::string first;
+  std::ifstream(short_log) >> first;
+  EXPECT_EQ(first.substr(0, 5), "short");
+}
+
 TEST_F(LocalCluster, SaysThatTheSocketOfALivingCoordinatorIsGone) {
   ASSERT_OK(StartLocalCluster(options_));
   ASSERT_TRUE(std::filesystem::remove(options_.state + "/coordinator.sock"));
