@@ -224,7 +224,7 @@ class CheckpointsService final : public v1::Checkpoints::CallbackService {
         reactor->Finish(net::ToGrpc(record.status()));
         return;
       }
-      core_->PostFileWork(
+      core_->PostLongFileWork(
           [this, reactor, reply, record = **record] { VerifyFiles(record, reactor, reply); });
     });
     return reactor;

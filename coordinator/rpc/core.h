@@ -95,8 +95,11 @@ class Core {
   virtual const std::string& logs_root() const = 0;
   virtual const std::string& version() const = 0;
   virtual int64_t uptime_seconds() const = 0;
-  // Runs blocking work on the file pool. Any thread.
+  // Runs short blocking work on the file pool. Any thread.
   virtual void PostFileWork(std::function<void()> work) = 0;
+  // The same of work on whole checkpoints, one after the other, so that nobody waits for it who
+  // only wants to look at a job or to send a log.
+  virtual void PostLongFileWork(std::function<void()> work) = 0;
 };
 
 }  // namespace heddle::rpc

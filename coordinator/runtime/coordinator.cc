@@ -34,11 +34,13 @@ Coordinator::Coordinator(CoordinatorOptions options, const Clock& clock)
       logs_root_(Str(options_.state_dir, "/logs")),
       timer_(io_),
       file_pool_(2),
+      long_file_pool_(1),
       pass_pool_(1),
       started_ns_(clock.NowSteady()) {}
 
 Coordinator::~Coordinator() {
   file_pool_.join();
+  long_file_pool_.join();
   pass_pool_.join();
 }
 
@@ -72,6 +74,10 @@ void Coordinator::PostAfter(int64_t delay_ms, std::function<void()> work) {
 
 void Coordinator::PostFileWork(std::function<void()> work) {
   boost::asio::post(file_pool_, std::move(work));
+}
+
+void Coordinator::PostLongFileWork(std::function<void()> work) {
+  boost::asio::post(long_file_pool_, std::move(work));
 }
 
 state::Time Coordinator::Now() const {

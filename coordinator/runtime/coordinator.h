@@ -84,6 +84,7 @@ class Coordinator : public rpc::Core {
   const std::string& version() const override { return options_.version; }
   int64_t uptime_seconds() const override;
   void PostFileWork(std::function<void()> work) override;
+  void PostLongFileWork(std::function<void()> work) override;
 
  private:
   // What waits for batches: runs when `batch` batches are durable.
@@ -142,6 +143,7 @@ class Coordinator : public rpc::Core {
   boost::asio::io_context io_;
   boost::asio::steady_timer timer_;
   boost::asio::thread_pool file_pool_;
+  boost::asio::thread_pool long_file_pool_;
   boost::asio::thread_pool pass_pool_;
 
   std::unique_ptr<store::RocksLog> log_;

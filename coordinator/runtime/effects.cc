@@ -97,7 +97,7 @@ void Coordinator::SendTo(const std::string& worker,
 }
 
 void Coordinator::DeleteFiles(const state::CheckpointKey& key, const std::string& dir) {
-  PostFileWork([this, key, path = Str(options_.checkpoint_root, "/", dir)] {
+  PostLongFileWork([this, key, path = Str(options_.checkpoint_root, "/", dir)] {
     std::error_code error;
     std::filesystem::remove_all(path, error);
     if (error) {
@@ -112,7 +112,7 @@ void Coordinator::DeleteFiles(const state::CheckpointKey& key, const std::string
 }
 
 void Coordinator::VerifyFiles(const v1::CheckpointRecord& record) {
-  PostFileWork([this, record] {
+  PostLongFileWork([this, record] {
     const checkpoint::VerifyReport report =
         checkpoint::VerifyCheckpoint(record, options_.checkpoint_root);
     state::event::CheckpointVerified event;

@@ -2,6 +2,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <thread>
@@ -328,6 +329,43 @@ TEST_F(Streams, OldJobsKeepTheirRecordsAndLastPointButNoLogsAndSeries) {
   EXPECT_GT(old->events_size(), 3);
   EXPECT_TRUE(std::filesystem::exists(log(1))) << "it runs";
   EXPECT_EQ(ReadPoints(*jobs_, ids[1], false).size(), 6u);
+}
+
+// A fifo in place of a checkpoint's file: whoever reads it waits.
+TEST_F(Streams, NobodyWaitsForChecksOfCheckpoints) {
+  FakeWorker worker(process_.Channel(), {});
+  ASSERT_OK(worker.Connect());
+  const std::string id = *Submit(*jobs_, TrainJob("large", 1));
+  const StatusOr<v1::TaskAssignment> task = worker.RunAssigned();
+  ASSERT_OK(task);
+  ASSERT_OK(worker.Save(*task, 5));
+  std::string file;
+  for (const auto& entry :
+       std::filesystem::recursive_directory_iterator(process_.state() + "/checkpoints")) {
+    if (entry.path().extension() == ".sst") file = entry.path();
+  }
+  ASSERT_TRUE(std::filesystem::remove(file));
+  ASSERT_EQ(mkfifo(file.c_str(), 0600), 0);
+  std::vector<std::thread> checks;
+  for (int i = 0; i < 3; ++i) {
+    checks.emplace_back([&] {
+      grpc::ClientContext context;
+      v1::CheckpointRef ref;
+      ref.set_checkpoint(id + "@5");
+      v1::VerifyReply reply;
+      process_.Checkpoints()->Verify(&context, ref, &reply);
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::JobRef ref;
+  ref.set_job(id);
+  v1::Job job;
+  EXPECT_OK(net::FromGrpc(jobs_->Get(&context, ref, &job)));
+  std::filesystem::remove(file);  // the next checks find nothing
+  process_.End(SIGKILL);
+  for (std::thread& check : checks) check.join();
 }
 
 TEST_F(Streams, DescribeShowsTheNewestOfVeryManyAttempts) {
