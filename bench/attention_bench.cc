@@ -2,7 +2,7 @@
 // visible keys, in turns:
 //   bench_attention KIND LENGTH THREADS SECONDS
 // KIND: dense, swa, nsa, gsa or dsa in the shapes of attention-and-moe.md 16.2. One document of
-// LENGTH tokens, bf16, stage 2 of indexers (their loss included). dense and swa are cores without
+// LENGTH tokens, bf16, stage 2 of indexers (their loss included; gsa-no-loss, dsa-no-loss: not). dense and swa are cores without
 // projections; the others are layers of model width 64, whose projections are a few hundredths of
 // the whole. Prints one JSON line: seconds of every round.
 #include <ATen/Parallel.h>
@@ -43,6 +43,7 @@ struct Shape {
   int64_t length = 0;
   int64_t threads = 1;
   int64_t seconds = 1;
+  bool loss = true;
   int64_t query_heads() const { return kind == "nsa" ? 32 : 8; }
 };
 
@@ -150,7 +151,8 @@ class Layer : public Contender {
         dh_(at::empty_like(h_)) {
     std::iota(positions_.begin(), positions_.end(), 0);
     documents_ = {cu_, positions_, s.length};
-    step_.loss_scale = step_.row_scale = 1.0 / static_cast<double>(s.length);
+    step_.loss_scale = 1.0 / static_cast<double>(s.length);
+    if (s.loss) step_.row_scale = step_.loss_scale;
     context_ = {.pass = layers::Pass::kTrain,
                 .documents = &documents_,
                 .step = &step_,
@@ -214,7 +216,7 @@ Status Run(const Shape& s) {
   Times our_times, peer_times;
   const double end = Now(s) + static_cast<double>(s.seconds);
   // The first round makes LibTorch's primitives and fills the pools; it is not counted.
-  for (int round = 0; round < 4 || Now(s) < end; ++round) {
+  for (int round = 0; round < 3 || Now(s) < end; ++round) {
     for (const auto& [contender, times] :
          {std::pair<Contender*, Times*>(ours.get(), &our_times), {&peer, &peer_times}}) {
       const double begin = Now(s);
@@ -243,6 +245,10 @@ int Main(int argc, char** argv) {
              *numbers[i - 2] > 0;
   }
   if (usable) s.kind = argv[1];
+  if (constexpr std::string_view kEnd = "-no-loss"; s.kind.ends_with(kEnd)) {
+    s.loss = false;
+    s.kind.resize(s.kind.size() - kEnd.size());
+  }
   const bool known =
       s.kind == "dense" || s.kind == "swa" || s.kind == "nsa" || s.kind == "gsa" || s.kind == "dsa";
   if (!known) {
