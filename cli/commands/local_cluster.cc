@@ -367,10 +367,13 @@ StatusOr<RunningCluster> StartLocalCluster(const LocalClusterOptions& wanted) {
   ASSIGN_OR_RETURN(std::unique_ptr<Client> client, Client::Open(ContextOf(options)));
   RETURN_IF_ERROR(StartCoordinator(options, *client));
   RETURN_IF_ERROR(StartWorkers(options));
+  const auto all_live = [&] {
+    return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1;
+  };
+  // One that was killed a moment ago may still count as connected: its follower must be there too.
   RETURN_IF_ERROR(AwaitStart(
       "heddle-worker", Str(options.state, "/worker-1.log"), options.start_timeout_ms,
-      [&] { return Connected(*client) >= options.workers; },
-      [&] { return static_cast<int64_t>(AllDaemons(options).size()) >= options.workers + 1; }));
+      [&] { return Connected(*client) >= options.workers && all_live(); }, all_live));
   RETURN_IF_ERROR(ReopenNodes(*client));
   return RunningCluster{.coordinator = Address(options), .workers = options.workers};
 }
