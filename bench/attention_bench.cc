@@ -2,9 +2,9 @@
 // visible keys, in turns:
 //   bench_attention KIND LENGTH THREADS SECONDS
 // KIND: dense, swa, nsa, gsa or dsa in the shapes of attention-and-moe.md 16.2. One document of
-// LENGTH tokens, bf16, stage 2 of indexers (their loss included; gsa-no-loss, dsa-no-loss: not). dense and swa are cores without
-// projections; the others are layers of model width 64, whose projections are a few hundredths of
-// the whole. Prints one JSON line: seconds of every round.
+// LENGTH tokens, bf16, stage 2 of indexers (their loss included; gsa-no-loss, dsa-no-loss: not).
+// dense and swa are cores without projections; the others are layers of model width 64, whose
+// projections are a few hundredths of the whole. Prints one JSON line: seconds of every round.
 #include <ATen/Parallel.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>

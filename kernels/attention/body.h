@@ -47,7 +47,7 @@ inline F16 Score(const TileMask& mask, const float* scores, int64_t row, int64_t
 // 2^x for x <= 0 (a little above is fine), relative error 2e-6, 0 below -126.
 inline F16 Exp2(F16 x) {
   const F16 low = Splat(-127.0f);
-  const F16 clipped = x > low ? x : low;
+  const F16 clipped = x < low ? low : x;  // a NaN stays
   const F16 magic = Splat(12582912.0f);  // 1.5 x 2^23: adding it rounds to an integer
   const F16 shifted = clipped + magic;
   const F16 r = clipped - (shifted - magic);

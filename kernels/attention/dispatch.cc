@@ -11,11 +11,14 @@ const Table& Kernels() {
   return SelectedIsa() == Isa::kAvx2 ? kAvx2 : kGeneric;
 }
 
-// Measured with avx512_bf16: equal at 5.5 with groups of 4 query heads, at 4.2 with 16. With amx
-// products of tiles take about a quarter of that time.
-double GatheredPairCost() {
-  if (SelectedIsa() >= Isa::kAmx) return 18;
-  return HasAvx512Bf16() ? 4.5 : 0;
+// Measured by bench_attention with avx512_bf16, head widths 64 and 128. With amx, not measured:
+// products of tiles take about a quarter of the time.
+PairCost GatheredPairCost(int64_t group) {
+  PairCost cost{3, 5.5};
+  if (group < 8) cost = {3.5, 6.5};
+  if (group < 2) cost = {8, 14};
+  if (SelectedIsa() >= Isa::kAmx) return {4 * cost.forward, 4 * cost.backward};
+  return HasAvx512Bf16() ? cost : PairCost{};
 }
 
 int AvailableTables(NamedTable out[5]) {

@@ -133,9 +133,13 @@ struct Table {
 
 const Table& Kernels();
 
-// What one pair of a gathered row (kernels/sparse_attention) costs in pairs of dense tiles here; 0
-// where tiles never pay. Of the instruction set alone.
-double GatheredPairCost();
+// What one pair of a gathered row (kernels/sparse_attention) costs in pairs of dense tiles, with
+// `group` query heads per key head; 0 where tiles never pay. Of the instruction set alone.
+struct PairCost {
+  double forward = 0;
+  double backward = 0;
+};
+PairCost GatheredPairCost(int64_t group);
 
 struct NamedTable {
   const char* name;

@@ -149,6 +149,7 @@ struct WindowKeys {
   model::Window window;
   int64_t length = 0;
 
+  int64_t block() const { return BlockKeys(length); }
   void Begin(int64_t /*a*/) {}
   // Visits the key blocks that queries [a, a + 64) see: body(first key, mask).
   template <typename Body>
@@ -198,9 +199,10 @@ class SetKeys {
       : sets_(sets),
         rows_(unit.rows),
         set_head_(sets.set_heads == 1 ? 0 : unit.kv_head),
-        block_(BlockKeys(rows_.keys.length)),
-        words_(static_cast<size_t>(RoundUp(rows_.keys.length, block_))) {}
+        words_(static_cast<size_t>(RoundUp(rows_.keys.length, kKeys))) {}
 
+  // One size for documents of all lengths: a row's bits do not depend on later ones.
+  int64_t block() const { return kKeys; }
   void Begin(int64_t a) {
     std::fill(words_.begin(), words_.end(), uint64_t{0});
     ForSpans(sets_, set_head_, rows_, a, [&](int64_t first, int64_t end, int64_t column) {
@@ -211,11 +213,11 @@ class SetKeys {
   }
   template <typename Body>
   void ForBlocks(int64_t /*a*/, const Body& body) const {
-    for (int64_t k0 = 0; k0 < static_cast<int64_t>(words_.size()); k0 += block_) {
+    for (int64_t k0 = 0; k0 < static_cast<int64_t>(words_.size()); k0 += kKeys) {
       const uint64_t* words = words_.data() + k0;
       uint64_t some = 0;
       uint64_t all = ~uint64_t{0};
-      for (int64_t s = 0; s < block_; ++s) {
+      for (int64_t s = 0; s < kKeys; ++s) {
         some |= words[s];
         all &= words[s];
       }
@@ -231,7 +233,6 @@ class SetKeys {
   const KeySets& sets_;
   const MaskedFlash::Rows rows_;
   const int64_t set_head_;
-  const int64_t block_;
   std::vector<uint64_t> words_;  // by key of the document, padded: bit c is query a + c
 };
 
@@ -284,7 +285,7 @@ void ForwardUnit(const Shared& s, const Unit& unit, Keys* visible, const Forward
   const ka::Table& kernels = ka::Kernels();
   const Document& queries = unit.rows.queries;
   const Document& own = unit.rows.keys;
-  const int64_t keys = BlockKeys(own.length);
+  const int64_t keys = visible->block();
   const int64_t padded = RoundUp(own.length, keys);
   t->Reserve(padded, s.width, /*backward=*/false);
   CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
@@ -407,7 +408,7 @@ void BackwardUnit(const Shared& s, const Unit& unit, Keys* visible, const Backwa
   const ka::Table& kernels = ka::Kernels();
   const Document& queries = unit.rows.queries;
   const Document& own = unit.rows.keys;
-  const int64_t keys = BlockKeys(own.length);
+  const int64_t keys = visible->block();
   const int64_t padded = RoundUp(own.length, keys);
   t->Reserve(padded, s.width, /*backward=*/true);
   CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
@@ -508,22 +509,19 @@ void Flash::Backward(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }
 
 MaskedFlash::MaskedFlash(double scale, const KeySets* sets, std::vector<Rows> documents)
-    : scale_(scale), sets_(sets), documents_(std::move(documents)) {}
-
-int64_t MaskedFlash::TilePairs(const KeySets& sets, const Rows& document) {
-  const int64_t block = BlockKeys(document.keys.length);
-  std::vector<bool> met(static_cast<size_t>(RoundUp(document.keys.length, block) / block));
-  int64_t blocks = 0;
-  for (int64_t g = 0; g < sets.set_heads; ++g) {
-    for (int64_t a = 0; a < document.queries.length; a += kQueries) {
-      std::fill(met.begin(), met.end(), false);
-      ForSpans(sets, g, document, a, [&](int64_t first, int64_t end, int64_t /*column*/) {
-        for (int64_t b = first / block; b * block < end; ++b) met[static_cast<size_t>(b)] = true;
-      });
-      blocks += std::count(met.begin(), met.end(), true);
+    : scale_(scale), sets_(sets), documents_(std::move(documents)) {
+  for (const auto& [queries, keys] : documents_) {
+    const auto begin = static_cast<size_t>(queries.first_row);
+    const auto end = begin + static_cast<size_t>(queries.length);
+    HEDDLE_CHECK(end <= sets->end.size(), "rows without sets");
+    for (size_t row = begin; row < end; ++row) {
+      HEDDLE_CHECK(sets->end[row] <= keys.first_row + keys.length, "keys of another document");
+    }
+    for (auto i = static_cast<size_t>(sets->offsets[begin * static_cast<size_t>(sets->set_heads)]);
+         i < static_cast<size_t>(sets->offsets[end * static_cast<size_t>(sets->set_heads)]); ++i) {
+      HEDDLE_CHECK(sets->first[i] >= keys.first_row, "keys of another document");
     }
   }
-  return blocks * block * kQueries;
 }
 
 void MaskedFlash::Forward(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,

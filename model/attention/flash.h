@@ -41,12 +41,9 @@ class Flash {
 class MaskedFlash {
  public:
   using Rows = KeyDocuments::Rows;
-  // `sets` outlives this. Calls read and write only the rows of `documents`, whose sets lie within
-  // their keys.
+  // `sets` outlives this. Calls read and write only the rows of `documents`. REQUIRES: their sets
+  // lie within their keys.
   MaskedFlash(double scale, const KeySets* sets, std::vector<Rows> documents);
-
-  // Products with pairs of the tiles that are not skipped: 64 queries x 128 keys each.
-  static int64_t TilePairs(const KeySets& sets, const Rows& document);
 
   // As SparseAttention, of what Flash::Supports: out [N, H, D] and lse [N, H] fp32. A row without
   // keys gets output 0 and lse -inf.

@@ -19,6 +19,9 @@ struct KeySets {
   std::vector<int64_t> offsets;  // [N set_heads + 1]
   std::vector<int32_t> first;
   std::vector<int32_t> end;  // [N]
+  // Keys of a row that sees many more, by the settings: of every visible key where nothing is
+  // selected. Decides how attention is computed, so never by what was selected.
+  int64_t usual = INT64_MAX;
 
   kernels::sparse_attention::KeySets view() const;
   // Pairs (row, key) over all set heads: what the cost formulas count (X4).

@@ -178,6 +178,7 @@ SelectedBlocks SelectBlocks(const NsaShape& shape, const NsaQueries& queries, co
   KeySets& sets = selected.sets;
   sets.set_heads = shape.heads.kv;
   sets.width = static_cast<int32_t>(shape.selection.block);
+  sets.usual = shape.selection.topk * shape.selection.block;
   sets.offsets = {0};
   sets.offsets.reserve(queries.position.size() * static_cast<size_t>(shape.heads.kv) + 1);
   for (size_t row = 0; row < queries.position.size(); ++row) {
@@ -216,13 +217,6 @@ void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry, const 
                       const NsaKeys& keys, const NsaAttended& attended) {
   SparseAttention(shape.selection.scale, geometry.compressed, q, keys.kc, keys.vc, attended.out[0],
                   attended.lse[0]);
-}
-
-void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry,
-                      const KeyDocuments& documents, const at::Tensor& q, const NsaKeys& keys,
-                      const NsaAttended& attended) {
-  SetAttention(shape.selection.scale, geometry.compressed, documents, q, keys.kc, keys.vc,
-               attended.out[0], attended.lse[0]);
 }
 
 void AttendTokens(const NsaShape& shape, const NsaGeometry& geometry, const KeySets& selected,

@@ -79,11 +79,9 @@ NsaAttended TakeAttended(const NsaShape& shape, int64_t rows, at::ScalarType typ
 // The compressed branch, out[0] and lse[0]; what SelectBlocks reads is then there.
 void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry, const at::Tensor& q_NHD,
                       const NsaKeys& keys, const NsaAttended& attended);
-// The same of whole documents: each by the way that costs less (set_attention.h).
-void AttendCompressed(const NsaShape& shape, const NsaGeometry& geometry,
-                      const KeyDocuments& documents, const at::Tensor& q_NHD, const NsaKeys& keys,
-                      const NsaAttended& attended);
 // The selected and the window branch. `selected` is made once, by SelectBlocks, and never again.
+// Of whole documents by the way that costs less (set_attention.h). The compressed branch has one
+// way, since the selection must be that of a decoder to the bit.
 void AttendTokens(const NsaShape& shape, const NsaGeometry& geometry, const KeySets& selected,
                   const at::Tensor& q_NHD, const NsaKeys& keys, const NsaAttended& attended);
 void AttendTokens(const NsaShape& shape, const NsaGeometry& geometry, const KeySets& selected,

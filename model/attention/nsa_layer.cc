@@ -186,7 +186,7 @@ void NsaLayer::Forward(const layers::PassContext& context, const at::Tensor& h,
   weights_.CompressRows(windows_, rows_.raw_k, rows_.raw_v, kept, context.scratch, &keys_.kc,
                         &keys_.vc);
   attended_ = TakeAttended(shape(), h.size(0), h.scalar_type(), kept);
-  AttendCompressed(shape(), geometry_, window_documents_, rows_.q, keys_, attended_);
+  AttendCompressed(shape(), geometry_, rows_.q, keys_, attended_);
   if (context.pass != layers::Pass::kRecompute) {
     selected_ = SelectBlocks(shape(), geometry_.queries, rows_.q, keys_.kc, attended_.lse[0],
                              context.scratch);

@@ -99,20 +99,6 @@ void CheckSets(const KeySets& sets, int64_t rows, int64_t keys, int64_t kv_heads
   HEDDLE_CHECK(low >= 0 && high <= keys, "ends ", low, " .. ", high, " of ", keys);
 }
 
-void CheckInputs(const KeySets& sets, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                 const at::Tensor& out, const at::Tensor& lse) {
-  for (const auto& [t, name] : {std::pair(&q, "q"), {&k, "k"}, {&v, "v"}, {&out, "out"}}) {
-    CheckRows(*t, q, name);
-  }
-  HEDDLE_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, q.size(1), " query heads, ", k.size(1),
-               " key heads");
-  HEDDLE_CHECK(k.size(2) == q.size(2) && v.size(0) == k.size(0) && v.size(1) == k.size(1));
-  HEDDLE_CHECK(out.size(0) == q.size(0) && out.size(1) == q.size(1) && out.size(2) == v.size(2));
-  HEDDLE_CHECK(lse.scalar_type() == StatisticsType(q) && lse.is_contiguous() && lse.dim() == 2 &&
-               lse.size(0) == q.size(0) && lse.size(1) == q.size(1));
-  CheckSets(sets, q.size(0), k.size(0), k.size(1));
-}
-
 void CheckDocuments(const KeyDocuments& documents, int64_t rows, int64_t keys) {
   int64_t row = 0;
   int64_t key = 0;
@@ -279,10 +265,33 @@ void Backward(double scale, const KeySets& sets, const KeyDocuments& documents,
 
 }  // namespace
 
+void CheckAttention(const KeySets& sets, const at::Tensor& q, const at::Tensor& k,
+                    const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse) {
+  for (const auto& [t, name] : {std::pair(&q, "q"), {&k, "k"}, {&v, "v"}, {&out, "out"}}) {
+    CheckRows(*t, q, name);
+  }
+  HEDDLE_CHECK(k.size(1) > 0 && q.size(1) % k.size(1) == 0, q.size(1), " query heads, ", k.size(1),
+               " key heads");
+  HEDDLE_CHECK(k.size(2) == q.size(2) && v.size(0) == k.size(0) && v.size(1) == k.size(1));
+  HEDDLE_CHECK(out.size(0) == q.size(0) && out.size(1) == q.size(1) && out.size(2) == v.size(2));
+  HEDDLE_CHECK(lse.scalar_type() == StatisticsType(q) && lse.is_contiguous() && lse.dim() == 2 &&
+               lse.size(0) == q.size(0) && lse.size(1) == q.size(1));
+  CheckSets(sets, q.size(0), k.size(0), k.size(1));
+}
+
+void CheckGradients(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                    const at::Tensor& out, const at::Tensor& dout, const at::Tensor& dq,
+                    const at::Tensor& dk, const at::Tensor& dv) {
+  CheckLike(dout, out, "dout");
+  CheckResult(dq, q, "dq");
+  CheckResult(dk, k, "dk");
+  CheckResult(dv, v, "dv");
+}
+
 void SparseAttention(double scale, const KeySets& sets, const at::Tensor& q, const at::Tensor& k,
                      const at::Tensor& v, const at::Tensor& out, const at::Tensor& lse,
                      const KeyDocuments* only) {
-  CheckInputs(sets, q, k, v, out, lse);
+  CheckAttention(sets, q, k, v, out, lse);
   if (only != nullptr) CheckDocuments(*only, q.size(0), k.size(0));
   if (q.scalar_type() == at::kDouble) {
     Forward<double>(scale, sets, q, k, v, out, lse, only);
@@ -295,11 +304,8 @@ void SparseAttentionBackward(double scale, const KeySets& sets, const KeyDocumen
                              const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dout,
                              const at::Tensor& dq, const at::Tensor& dk, const at::Tensor& dv) {
-  CheckInputs(sets, q, k, v, out, lse);
-  CheckLike(dout, out, "dout");
-  CheckResult(dq, q, "dq");
-  CheckResult(dk, k, "dk");
-  CheckResult(dv, v, "dv");
+  CheckAttention(sets, q, k, v, out, lse);
+  CheckGradients(q, k, v, out, dout, dq, dk, dv);
   CheckDocuments(documents, q.size(0), k.size(0));
   const BackwardTensors tensors{q, k, v, out, lse, dout, dq, dk, dv};
   if (q.scalar_type() == at::kDouble) {

@@ -18,6 +18,13 @@ void SparseAttention(double scale, const KeySets& sets, const at::Tensor& q_NHD,
                      const at::Tensor& k_MJD, const at::Tensor& v_MJE, const at::Tensor& out_NHE,
                      const at::Tensor& lse_NH, const KeyDocuments* only = nullptr);
 
+// REQUIRES of both, and of SetAttention: types, shapes and sets fit together.
+void CheckAttention(const KeySets& sets, const at::Tensor& q_NHD, const at::Tensor& k_MJD,
+                    const at::Tensor& v_MJE, const at::Tensor& out_NHE, const at::Tensor& lse_NH);
+void CheckGradients(const at::Tensor& q_NHD, const at::Tensor& k_MJD, const at::Tensor& v_MJE,
+                    const at::Tensor& out_NHE, const at::Tensor& dout_NHE, const at::Tensor& dq_NHD,
+                    const at::Tensor& dk_MJD, const at::Tensor& dv_MJE);
+
 // dq, dk, dv [.., T or S] are overwritten; they may be strided in the first dimension. Rows outside
 // `documents` mean nothing afterwards.
 void SparseAttentionBackward(double scale, const KeySets& sets, const KeyDocuments& documents,

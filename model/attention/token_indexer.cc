@@ -164,6 +164,8 @@ std::shared_ptr<const Selection> TokenIndexer::MakeSelection(const layers::PassC
   selection->sets = selection->dense
                         ? CausalSets(documents)
                         : SelectKeys(rows_.inputs, documents, counts, options_.tie_break);
+  // Also where nothing is left out: whether that is so may depend on other documents.
+  if (!warmup) selection->sets.usual = options_.least_count;
   if (!selection->dense && layers::Counts(context.pass) && context.counts != nullptr) {
     context.counts->nan_rows += CountNanRows(rows_.inputs, documents, counts);
   }

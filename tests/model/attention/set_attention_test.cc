@@ -46,8 +46,9 @@ Outputs Chosen(double scale, const KeySets& sets, const KeyDocuments& documents,
 }
 
 // Documents around tiles of 64 queries and blocks of 128 keys.
-const std::vector<int32_t> kLengths = {1, 63, 0, 64, 65, 128, 131, 300};
-const std::vector<Widths> kTileWidths = {{4, 2, 32, 32}, {3, 3, 64, 64}, {6, 1, 96, 96}};
+const std::vector<int32_t> kLengths = {1, 63, 0, 64, 65, 127, 128, 129, 300};
+const std::vector<Widths> kTileWidths = {
+    {4, 2, 32, 32}, {3, 3, 64, 64}, {6, 1, 96, 96}, {16, 1, 128, 128}};
 
 TEST(MaskedFlash, EqualsTheReferenceOnPackedDocuments) {
   unsigned seed = 20;
@@ -93,7 +94,7 @@ TEST(MaskedFlash, EmptySetsGiveZeroAndMinusInfinity) {
   EXPECT_EQ(ToVector(got.out)[0], 0.0);
 }
 
-// A hidden key does not spread even a NaN; a visible one does, to exactly its rows.
+// To the bit.
 TEST(MaskedFlash, C7AKeyReachesExactlyTheRowsThatHoldIt) {
   std::mt19937 random(31);
   const Widths w{2, 1, 32, 32};
@@ -125,37 +126,51 @@ TEST(MaskedFlash, C7AKeyReachesExactlyTheRowsThatHoldIt) {
   }
 }
 
-TEST(SetAttention, ChoosesTilesForDenseSetsAndGathersSparseOnes) {
-  if (kernels::attention::GatheredPairCost() == 0) {
-    GTEST_SKIP() << "tiles of bf16 never pay with this instruction set";
+KeySets WithUsual(KeySets sets, int64_t usual) {
+  sets.usual = usual;
+  return sets;
+}
+
+#define SKIP_WITHOUT_TILES()                                             \
+  if (kernels::attention::GatheredPairCost(2).forward == 0) {            \
+    GTEST_SKIP() << "tiles of bf16 never pay with this instruction set"; \
   }
+
+TEST(SetAttention, TilesTheFirstRowsOfEachDocumentByTheSettingsAlone) {
+  SKIP_WITHOUT_TILES();
   std::mt19937 random(32);
-  const Widths w{2, 1, 32, 32};
-  const Batch batch({64, 2000, 0});
+  const Widths w{4, 2, 32, 32};
+  const Batch batch({64, 3000, 0});
   const KeyDocuments documents = SameRows(batch.documents());
   const Inputs in = RandomInputs(w, batch.rows(), batch.rows(), at::kBFloat16, &random);
   const auto tiled = [&](const KeySets& sets, const at::Tensor& q) {
     std::vector<int32_t> lengths;
-    for (const auto& rows : TiledDocuments(sets, documents, q, in.v).rows) {
+    for (const auto& rows : TiledRows(sets, documents, q, in.k, in.v).rows) {
       lengths.push_back(rows.queries.length);
+      EXPECT_EQ(rows.keys.length, rows.queries.length);
     }
     return lengths;
   };
-  EXPECT_EQ(tiled(CausalSets(batch.documents()), in.q), (std::vector<int32_t>{64, 2000}));
-  EXPECT_EQ(tiled(WindowSets(batch.documents(), {256, 0}), in.q), (std::vector<int32_t>{64, 2000}));
-  EXPECT_EQ(tiled(RandomTokens(batch, 1, 1, &random), in.q), (std::vector<int32_t>{}));
-  EXPECT_EQ(tiled(RandomTokens(batch, 1, 32, &random), in.q), (std::vector<int32_t>{64}));
+  const auto first = [](double usual) {
+    return static_cast<int32_t>(kernels::attention::GatheredPairCost(2).forward * usual) / 64 * 64;
+  };
+  EXPECT_EQ(tiled(CausalSets(batch.documents()), in.q), (std::vector<int32_t>{64, 3000}));
+  EXPECT_EQ(tiled(WindowSets(batch.documents(), {256, 0}), in.q), (std::vector<int32_t>{64, 3000}));
+  for (const int64_t selected : {8, 50}) {  // what was selected does not count
+    const KeySets sets = WithUsual(RandomTokens(batch, 1, selected, &random), 100);
+    EXPECT_EQ(tiled(sets, in.q), (std::vector<int32_t>{64, first(100)}));
+  }
   EXPECT_EQ(tiled(CausalSets(batch.documents()), in.q.to(at::kFloat)), (std::vector<int32_t>{}));
 }
 
-// Documents that go different ways in one batch.
+// Documents of which all, some or no rows are tiles, in one batch.
 TEST(SetAttention, C2PackedEqualsAloneAndC5ThreadsChangeNothing) {
   std::mt19937 random(33);
   const Widths w{4, 2, 32, 32};
   const Batch batch({64, 900, 0, 130, 1});
   const int threads = at::get_num_threads();
-  for (const int64_t k : {8, 32}) {
-    const KeySets sets = RandomTokens(batch, 2, k, &random);
+  for (const int64_t usual : {8, 32}) {
+    const KeySets sets = WithUsual(RandomTokens(batch, 2, 2 * usual, &random), usual);
     const Inputs in = RandomInputs(w, batch.rows(), batch.rows(), at::kBFloat16, &random);
     const KeyDocuments documents = SameRows(batch.documents());
     at::set_num_threads(1);
@@ -168,13 +183,83 @@ TEST(SetAttention, C2PackedEqualsAloneAndC5ThreadsChangeNothing) {
       const int32_t first = batch.cu[b];
       const int32_t count = batch.cu[b + 1] - first;
       const auto part = [&](const at::Tensor& t) { return t.narrow(0, first, count); };
-      const Outputs alone =
-          Chosen(w.scale(), Slice(sets, first, count), {{{{0, count}, {0, count}}}},
-                 {part(in.q), part(in.k), part(in.v), part(in.dout)}, at::kFloat);
+      const Outputs alone = Chosen(w.scale(), WithUsual(Slice(sets, first, count), usual),
+                                   {{{{0, count}, {0, count}}}},
+                                   {part(in.q), part(in.k), part(in.v), part(in.dout)}, at::kFloat);
       ExpectSameBits(
           {part(packed.out), part(packed.lse), part(packed.dq), part(packed.dk), part(packed.dv)},
           alone, "document " + std::to_string(b));
     }
+  }
+}
+
+TEST(SetAttention, C1PrefixesHaveTheSameBits) {
+  std::mt19937 random(35);
+  const Widths w{4, 2, 32, 32};
+  const Batch batch({400});
+  std::vector<NamedSets> all = SetsOf(batch, w.kv_heads, &random);
+  for (NamedSets& named : all) {
+    if (named.name.starts_with("tokens") || named.name == "blocks") named.sets.usual = 40;
+  }
+  for (const auto& [name, sets] : all) {
+    const Inputs in = RandomInputs(w, 400, 400, at::kBFloat16, &random);
+    const Outputs whole = Chosen(w.scale(), sets, SameRows(batch.documents()), in);
+    for (const int32_t t : {1, 17, 64, 100, 128, 129, 320, 399}) {
+      const auto part = [&](const at::Tensor& x) { return x.narrow(0, 0, t); };
+      const Outputs prefix =
+          Chosen(w.scale(), WithUsual(Slice(sets, 0, t), sets.usual), {{{{0, t}, {0, t}}}},
+                 {part(in.q), part(in.k), part(in.v), part(in.dout)});
+      EXPECT_TRUE(SameBits(part(whole.out), prefix.out)) << name << " t " << t;
+      EXPECT_TRUE(SameBits(part(whole.lse), prefix.lse)) << name << " t " << t;
+      EXPECT_TRUE(SameBits(part(whole.dq), prefix.dq)) << name << " t " << t;
+    }
+  }
+}
+
+// Keys of documents without queries, or that nobody sees.
+TEST(SetAttention, KeysThatNobodySeesGetZeroGradients) {
+  std::mt19937 random(36);
+  const Widths w{4, 2, 32, 32};
+  KeySets sets;  // two documents of 70 rows and 40 keys, of which 30 are seen; one of keys alone
+  sets.width = INT32_MAX;
+  sets.offsets = {0};
+  for (int32_t row = 0; row < 140; ++row) {
+    sets.first.push_back(row / 70 * 40);
+    sets.offsets.push_back(row + 1);
+    sets.end.push_back(row / 70 * 40 + 30);
+  }
+  const std::vector<int32_t> query_rows = {0, 70, 140, 140};
+  const std::vector<int32_t> key_rows = {0, 40, 80, 95};
+  const Inputs in = RandomInputs(w, 140, 95, at::kBFloat16, &random);
+  const Outputs got = Chosen(w.scale(), sets, RowsOf(query_rows, key_rows), in);
+  ExpectClose(got, Reference(w.scale(), sets, in), kTolerance, "");
+  for (const auto& [first, count] : {std::pair(30, 10), {70, 10}, {80, 15}}) {
+    EXPECT_EQ(got.dk.narrow(0, first, count).abs().sum().item<double>(), 0.0) << first;
+    EXPECT_EQ(got.dv.narrow(0, first, count).abs().sum().item<double>(), 0.0) << first;
+  }
+}
+
+// A number that is none shows in every row that sees it, whichever way.
+TEST(MaskedFlash, NanShowsInTheRowsThatSeeIt) {
+  std::mt19937 random(37);
+  const Widths w{2, 1, 32, 32};
+  const Batch batch({200});
+  const KeyDocuments documents = SameRows(batch.documents());
+  const KeySets sets = CausalSets(batch.documents());
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  for (const int which : {0, 1, 2}) {
+    Inputs in = RandomInputs(w, 200, 200, at::kBFloat16, &random);
+    at::Tensor row = (which == 0 ? in.q : which == 1 ? in.k : in.v).select(0, 150);
+    row.fill_(nan);
+    const Outputs got = Tiles(w.scale(), sets, documents, in);
+    for (int64_t t = 0; t < 200; ++t) {
+      if (which == 0 ? t == 150 : t >= 150) {
+        EXPECT_TRUE(got.out.select(0, t).isnan().all().item<bool>()) << which << " row " << t;
+      } else if (which < 2) {
+        EXPECT_FALSE(got.out.select(0, t).isnan().any().item<bool>()) << which << " row " << t;
+      }
+    }
+    EXPECT_TRUE(got.dq.select(0, 150).isnan().any().item<bool>()) << which;
   }
 }
 
