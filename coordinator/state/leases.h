@@ -3,9 +3,11 @@
 // worker becomes SUSPECT and when it is LOST; Apply turns that into states.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -71,13 +73,31 @@ class LeaseTable {
     bool lost = false;
     bool heard_again = false;
   };
+  // Workers are asked for by what they wait for, at every event: with thousands of them nothing but
+  // their own entries may be looked at. A deadline of all of a group is in the group's rule.
+  enum Group { kLive, kSilent, kClosed, kSilentHeard, kClosedHeard, kLost, kGroupCount };
+  static Group GroupOf(const Entry& entry);
+  int64_t KeyOf(const Entry& entry) const;
+  // Every change of an entry that is in the table stands between these.
+  void Take(const Entry& entry);
+  void Put(const Entry& entry);
+
   int64_t SuspectMs(const Entry& entry) const;
-  int64_t LostMs(const Entry& entry) const;
+  int64_t ExpiredMs(const Entry& entry) const;
+  // When the first of the group is LOST whose permit expires at `expired_ms`.
+  int64_t LostMs(Group group, int64_t expired_ms) const;
+  int64_t FirstLostMs(Group group) const;
+  // The three parts of Poll.
+  void TakeBack(int64_t now_ms, std::vector<Event>* events);
+  void Suspect(int64_t now_ms, std::vector<Event>* events);
+  void GiveUp(int64_t now_ms, std::vector<Event>* events);
   void JudgeMass(int64_t now_ms);
   void Returned(int64_t now_ms);
 
   LeaseOptions options_;
   std::map<std::string, Entry> entries_;
+  // Of each group: SuspectMs of the live ones, ExpiredMs of the suspect ones.
+  std::array<std::multiset<int64_t>, kGroupCount> groups_;
   std::deque<int64_t> silences_;  // times at which workers fell silent
   int64_t no_lost_before_ms_;
   int64_t mass_start_ms_ = -1;  // of the mass silence; -1: none
