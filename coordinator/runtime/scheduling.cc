@@ -13,6 +13,8 @@ constexpr double kPassShare = 0.1;  // of the state thread and of the pass threa
 constexpr int64_t kPassGapMsMax = 100;
 constexpr int64_t kStartWaitMs = 15'000;  // D10
 constexpr size_t kPassTimesKept = 1000;
+// Not yet durable batches under which a pass runs: what runs already is heard before more starts.
+constexpr uint64_t kPassBacklogMax = 4000;
 
 }  // namespace
 
@@ -45,17 +47,17 @@ void Coordinator::RunPass() {
   if (poisoned_ || stopping_ || figures_.read_only || state_.queue().empty()) {
     return;
   }
-  if (pass_running_ || !SchedulingOpen()) {
+  if (pass_running_ || !SchedulingOpen() || appended_ - durable_ >= kPassBacklogMax) {
     PostAfter(kDebounceMs * 10, [this] { WakeScheduler(); });
     return;
   }
   pass_running_ = true;
   const int64_t begin = clock_.NowSteady();
-  schedule::Snapshot taken = schedule::MakeSnapshot(state_, Now());
+  schedule::Snapshot taken = schedule::MakeSnapshot(state_, Now(), schedule::kOneOfMany);
   snapshot_ms_ = static_cast<double>(clock_.NowSteady() - begin) / 1e6;
   boost::asio::post(pass_pool_, [this, snapshot = std::move(taken)]() mutable {
     const int64_t start = clock_.NowSteady();
-    schedule::PassResult result = schedule::RunPass(std::move(snapshot));
+    schedule::PassResult result = schedule::RunPass(std::move(snapshot), schedule::kOneOfMany);
     const double pass_ms = static_cast<double>(clock_.NowSteady() - start) / 1e6;
     Post([this, result = std::move(result), pass_ms] { ApplyPass(result, pass_ms); });
   });
@@ -80,6 +82,9 @@ void Coordinator::ApplyPass(const schedule::PassResult& result, double pass_ms) 
         WakeScheduler();
       }
     });
+  }
+  if (result.cut) {
+    WakeScheduler();
   }
   if (options_.policy.fail_infeasible) {
     for (const state::event::JobInfeasible& infeasible : result.infeasible) {

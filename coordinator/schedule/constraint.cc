@@ -16,28 +16,39 @@ bool Number(const std::string& text, double* value) {
 
 }  // namespace
 
-bool Matches(const std::string& constraint, const std::map<std::string, std::string>& labels) {
-  const size_t equals = constraint.find('=');
+Constraint::Constraint(const std::string& text) {
+  const size_t equals = text.find('=');
   if (equals == std::string::npos || equals == 0) {
+    return;
+  }
+  const char before = text[equals - 1];
+  const bool two = before == '!' || before == '>';
+  test_ = before == '!' ? Test::kUnequal : before == '>' ? Test::kAtLeast : Test::kEqual;
+  key_ = text.substr(0, two ? equals - 1 : equals);
+  wanted_ = text.substr(equals + 1);
+}
+
+bool Constraint::Matches(const std::map<std::string, std::string>& labels) const {
+  if (test_ == Test::kNone) {
     return false;
   }
-  const char before = constraint[equals - 1];
-  const bool two = before == '!' || before == '>';
-  const std::string key = constraint.substr(0, two ? equals - 1 : equals);
-  const std::string wanted = constraint.substr(equals + 1);
-  const auto label = labels.find(key);
-  if (before == '!') {
-    return label == labels.end() || label->second != wanted;
+  const auto label = labels.find(key_);
+  if (test_ == Test::kUnequal) {
+    return label == labels.end() || label->second != wanted_;
   }
   if (label == labels.end()) {
     return false;
   }
-  if (before == '>') {
+  if (test_ == Test::kAtLeast) {
     double have = 0;
     double need = 0;
-    return Number(label->second, &have) && Number(wanted, &need) && have >= need;
+    return Number(label->second, &have) && Number(wanted_, &need) && have >= need;
   }
-  return label->second == wanted;
+  return label->second == wanted_;
+}
+
+bool Matches(const std::string& constraint, const std::map<std::string, std::string>& labels) {
+  return Constraint(constraint).Matches(labels);
 }
 
 bool MatchesAll(const std::vector<std::string>& constraints,

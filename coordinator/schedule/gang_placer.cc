@@ -8,7 +8,6 @@
 
 #include "base/units/units.h"
 #include "coordinator/schedule/constraint.h"
-#include "coordinator/schedule/schedule.h"
 #include "coordinator/state/causes.h"
 
 namespace heddle::schedule {
@@ -16,69 +15,6 @@ namespace heddle::schedule {
 namespace v1 = heddle::v1;
 
 namespace {
-
-constexpr uint32_t kManySlots = 1u << 20;
-
-uint32_t Slots(const Shape& shape, double cpus, uint64_t memory, size_t gpus) {
-  uint64_t slots = kManySlots;
-  if (shape.cpus > 0) {
-    slots = std::min<uint64_t>(slots, static_cast<uint64_t>(cpus / shape.cpus + 1e-9));
-  }
-  if (shape.memory > 0) {
-    slots = std::min<uint64_t>(slots, memory / shape.memory);
-  }
-  if (shape.gpus > 0) {
-    slots = std::min<uint64_t>(slots, gpus / shape.gpus);
-  }
-  return static_cast<uint32_t>(slots);
-}
-
-struct Candidate {
-  const NodeView* node = nullptr;
-  uint32_t slots = 0;
-};
-
-// Chooses nodes for `ranks`; empty if they do not suffice.
-std::vector<Candidate> Choose(std::vector<Candidate> candidates, uint32_t ranks) {
-  std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-    return a.slots != b.slots ? a.slots > b.slots : a.node->id < b.node->id;
-  });
-  std::vector<Candidate> chosen;
-  size_t next = 0;
-  while (ranks > 0 && next < candidates.size() && candidates[next].slots > 0) {
-    // The tightest of those that hold all the rest ends the search.
-    if (candidates[next].slots >= ranks) {
-      size_t tightest = next;
-      for (size_t i = next; i < candidates.size() && candidates[i].slots >= ranks; ++i) {
-        if (candidates[i].slots < candidates[tightest].slots) {
-          tightest = i;
-        }
-      }
-      chosen.push_back({candidates[tightest].node, ranks});
-      return chosen;
-    }
-    ranks -= candidates[next].slots;
-    chosen.push_back(candidates[next]);
-    ++next;
-  }
-  return ranks == 0 ? chosen : std::vector<Candidate>();
-}
-
-Placement ToPlacement(const Shape& shape, const std::vector<Candidate>& chosen) {
-  Placement placement;
-  uint32_t rank = 0;
-  for (const Candidate& one : chosen) {
-    state::event::PlacedTask& task = placement.tasks.emplace_back();
-    task.worker = one.node->id;
-    task.first_rank = rank;
-    task.ranks = one.slots;
-    const size_t gpus = static_cast<size_t>(shape.gpus) * one.slots;
-    task.gpu_indices.assign(one.node->gpus_free.begin(),
-                            one.node->gpus_free.begin() + static_cast<ptrdiff_t>(gpus));
-    rank += one.slots;
-  }
-  return placement;
-}
 
 // How many nodes and slots are left after each question.
 struct Funnel {
@@ -99,7 +35,6 @@ struct Funnel {
   std::set<uint64_t> blocking;
   int64_t last_end_ms = 0;
   bool open_end = false;
-  std::vector<Candidate> candidates;
 };
 
 void Count(const Shape& shape, const NodeView& node, bool is_reserved, Funnel& funnel) {
@@ -134,10 +69,7 @@ void Count(const Shape& shape, const NodeView& node, bool is_reserved, Funnel& f
   funnel.memory_free += node.memory_free;
   funnel.gpus_free += node.gpus_free.size();
   funnel.slots_free += slots;
-  if (slots > 0) {
-    ++funnel.free;
-    funnel.candidates.push_back({&node, slots});
-  }
+  funnel.free += slots > 0 ? 1 : 0;
 }
 
 std::string Describe(const Shape& shape) {
@@ -163,11 +95,19 @@ std::string Unschedulable(const Funnel& funnel) {
   return text;
 }
 
+}  // namespace
+
+std::string InfeasibleText(const Shape& shape, uint32_t matching, size_t nodes, uint64_t slots) {
+  return Str("needs ", Describe(shape), "; all ", matching, " matching of ", nodes,
+             " nodes together hold ", slots);
+}
+
+namespace {
+
 void SetCode(const Shape& shape, const Funnel& funnel, WaitReason& reason) {
   if (funnel.nodes > 0 && funnel.slots_ever < shape.ranks) {
     reason.code = "INFEASIBLE";
-    reason.text = Str("needs ", Describe(shape), "; all ", funnel.matching, " matching of ",
-                      funnel.nodes, " nodes together hold ", funnel.slots_ever);
+    reason.text = InfeasibleText(shape, funnel.matching, funnel.nodes, funnel.slots_ever);
   } else if (funnel.slots_up < shape.ranks) {
     reason.code = "NO_NODES_MATCH";
     reason.text = funnel.nodes == 0 ? "no node has joined yet"
@@ -213,61 +153,66 @@ WaitReason ToReason(const Shape& shape, const Funnel& funnel) {
 
 }  // namespace
 
-Plan PlanPlacement(const Snapshot& snapshot, const v1::JobRecord& job, int64_t now_ms,
-                   const Reservations& reserved) {
-  const Shape shape = ShapeOf(job.config());
-  Funnel funnel;
-  for (const NodeView& node : snapshot.nodes) {
-    const auto promised = reserved.find(node.id);
-    Count(shape, node, promised != reserved.end() && promised->second.value != job.id(), funnel);
+Placement ToPlacement(const Shape& shape, const std::vector<NodeView>& nodes,
+                      const std::vector<ChosenNode>& chosen) {
+  Placement placement;
+  uint32_t rank = 0;
+  for (const ChosenNode& one : chosen) {
+    const NodeView& node = nodes[one.node];
+    state::event::PlacedTask& task = placement.tasks.emplace_back();
+    task.worker = node.id;
+    task.first_rank = rank;
+    task.ranks = one.ranks;
+    const size_t gpus = static_cast<size_t>(shape.gpus) * one.ranks;
+    task.gpu_indices.assign(node.gpus_free.begin(),
+                            node.gpus_free.begin() + static_cast<ptrdiff_t>(gpus));
+    rank += one.ranks;
   }
-  // The node blamed for the last failure is avoided while others do; it is better than waiting.
+  return placement;
+}
+
+std::vector<ChosenNode> ChooseFor(const v1::JobRecord& job, const Shape& shape,
+                                  const std::vector<NodeView>& nodes, const ShapeRoom& room,
+                                  int64_t now_ms) {
   if (!job.avoid_node().empty() && job.avoid_until_ms() > now_ms) {
-    std::vector<Candidate> others;
-    std::copy_if(funnel.candidates.begin(), funnel.candidates.end(), std::back_inserter(others),
-                 [&job](const Candidate& one) { return one.node->id != job.avoid_node(); });
-    const std::vector<Candidate> chosen = Choose(std::move(others), shape.ranks);
+    const auto avoided =
+        std::lower_bound(nodes.begin(), nodes.end(), job.avoid_node(),
+                         [](const NodeView& one, const std::string& id) { return one.id < id; });
+    std::vector<ChosenNode> chosen =
+        Choose(room.slots, shape.ranks, static_cast<uint32_t>(avoided - nodes.begin()));
     if (!chosen.empty()) {
-      return ToPlacement(shape, chosen);
+      return chosen;
     }
   }
-  const std::vector<Candidate> chosen = Choose(funnel.candidates, shape.ranks);
-  if (!chosen.empty()) {
-    return ToPlacement(shape, chosen);
+  return Choose(room.slots, shape.ranks);
+}
+
+WaitReason WhyNot(const Shape& shape, const std::vector<NodeView>& nodes, JobId job,
+                  const Reservations& reserved) {
+  Funnel funnel;
+  for (const NodeView& node : nodes) {
+    const auto promised = reserved.find(node.id);
+    Count(shape, node, promised != reserved.end() && promised->second != job, funnel);
   }
   return ToReason(shape, funnel);
 }
 
-std::vector<std::string> NodesToReserve(const Snapshot& snapshot, const v1::JobRecord& job,
-                                        const Reservations& reserved) {
+Plan PlanPlacement(const Snapshot& snapshot, const v1::JobRecord& job, int64_t now_ms,
+                   const Reservations& reserved) {
   const Shape shape = ShapeOf(job.config());
-  std::vector<Candidate> candidates;
-  for (const NodeView& node : snapshot.nodes) {
-    const uint32_t slots = Slots(shape, node.cpus, node.memory, node.gpus.size());
-    if (node.schedulable && slots > 0 && !reserved.contains(node.id) &&
-        MatchesAll(shape.constraints, node.labels)) {
-      candidates.push_back({&node, slots});
+  std::vector<NodeView> nodes = snapshot.nodes;
+  FreeRoom free(&nodes);
+  for (uint32_t node = 0; node < nodes.size(); ++node) {
+    const auto promised = reserved.find(nodes[node].id);
+    if (promised != reserved.end() && promised->second.value != job.id()) {
+      free.Reserve(node);
     }
   }
-  // Nodes with more room now come first: they are ready soonest, and the choice stays the same from
-  // pass to pass while jobs end.
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [&shape](const Candidate& a, const Candidate& b) {
-                     const auto now = [&shape](const NodeView& n) {
-                       return Slots(shape, n.cpus_free, n.memory_free, n.gpus_free.size());
-                     };
-                     return now(*a.node) > now(*b.node);
-                   });
-  std::vector<std::string> chosen;
-  uint64_t slots = 0;
-  for (const Candidate& one : candidates) {
-    if (slots >= shape.ranks) {
-      break;
-    }
-    slots += one.slots;
-    chosen.push_back(one.node->id);
+  const std::vector<ChosenNode> chosen = ChooseFor(job, shape, nodes, free.Look(shape), now_ms);
+  if (!chosen.empty()) {
+    return ToPlacement(shape, nodes, chosen);
   }
-  return slots >= shape.ranks ? chosen : std::vector<std::string>();
+  return WhyNot(shape, nodes, JobId{job.id()}, reserved);
 }
 
 }  // namespace heddle::schedule

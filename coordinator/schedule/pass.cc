@@ -1,8 +1,10 @@
 // One pass over the queue (control-plane S2, S4): jobs in order, placements of the pass see each
 // other, a blocked gang keeps the nodes it would use from later ones so that it cannot starve.
 #include <algorithm>
-#include <set>
+#include <functional>
+#include <unordered_map>
 
+#include "coordinator/schedule/free_room.h"
 #include "coordinator/schedule/gang_placer.h"
 #include "coordinator/schedule/schedule.h"
 #include "coordinator/state/causes.h"
@@ -17,28 +19,121 @@ namespace {
 constexpr size_t kReservationsMax = 32;  // blocked gangs that reserve (S5)
 constexpr size_t kExplainedMax = 1000;   // S10
 
-// S4: what failed for a shape fails again in this pass, as rooms only shrink in it.
-std::string MemoKey(const v1::JobRecord& job) {
-  const Shape shape = ShapeOf(job.config());
-  std::string key = Str(shape.ranks, "|", shape.cpus, "|", shape.memory, "|", shape.gpus);
-  for (const std::string& constraint : shape.constraints) {
-    key += Str("|", constraint);
-  }
-  return key;
-}
+constexpr size_t kRoomsKept = 256;  // of shapes: each has a number for every node
 
-void Take(const Shape& shape, const Placement& placement, std::vector<NodeView>& nodes) {
-  for (const state::event::PlacedTask& task : placement.tasks) {
-    const auto node =
-        std::lower_bound(nodes.begin(), nodes.end(), task.worker,
-                         [](const NodeView& one, const std::string& id) { return one.id < id; });
-    node->cpus_free -= shape.cpus * task.ranks;
-    node->memory_free -= shape.memory * task.ranks;
-    for (const int32_t gpu : task.gpu_indices) {
-      std::erase(node->gpus_free, gpu);
+struct ShapeHash {
+  size_t operator()(const Shape& shape) const {
+    size_t hash = std::hash<uint64_t>()(shape.memory);
+    const auto mix = [&hash](size_t value) { hash = hash * 1'000'003 + value; };
+    mix(shape.ranks);
+    mix(std::hash<double>()(shape.cpus));
+    mix(shape.gpus);
+    for (const std::string& constraint : shape.constraints) {
+      mix(std::hash<std::string>()(constraint));
+    }
+    return hash;
+  }
+};
+
+// S4: what failed for a shape fails again in this pass, as rooms only shrink in it.
+struct ShapeSeen {
+  bool failed = false;
+  WaitReason reason;  // if it failed and is to be explained
+  std::optional<ShapeRoom> room;
+};
+
+class Pass {
+ public:
+  Pass(Snapshot snapshot, const PassLimits& limits)
+      : snapshot_(std::move(snapshot)), limits_(limits), free_(&snapshot_.nodes) {}
+
+  PassResult Run() {
+    for (const state::JobPtr& job : snapshot_.queue) {
+      ++result_.considered;
+      const Shape shape = ShapeOf(job->config());
+      ShapeSeen& seen = shapes_[shape];
+      if (!seen.failed && !Place(*job, shape, seen)) {
+        Refuse(*job, shape, seen);
+      }
+      if (seen.failed) {
+        Explain(*job, seen);
+      } else if (result_.placed.size() >= limits_.placed_max ||
+                 snapshot_.cut_behind.contains(job->id())) {
+        // What comes next of this shape is not here, and may come before all others.
+        result_.cut = true;
+        break;
+      }
+    }
+    return std::move(result_);
+  }
+
+ private:
+  bool Place(const v1::JobRecord& job, const Shape& shape, ShapeSeen& seen) {
+    if (!seen.room.has_value()) {
+      MakeRoom();
+      seen.room = free_.Look(shape);
+      rooms_.push_back(&seen);
+    } else {
+      free_.Refresh(shape, &*seen.room);
+    }
+    const std::vector<ChosenNode> chosen =
+        ChooseFor(job, shape, snapshot_.nodes, *seen.room, snapshot_.now_ms);
+    if (chosen.empty()) {
+      return false;
+    }
+    Placement placement = ToPlacement(shape, snapshot_.nodes, chosen);
+    free_.Take(shape, chosen);
+    result_.placed.push_back({JobId{job.id()}, job.version(), std::move(placement.tasks)});
+    return true;
+  }
+
+  void Refuse(const v1::JobRecord& job, const Shape& shape, ShapeSeen& seen) {
+    const ShapeRoom room = *std::move(seen.room);
+    seen.room.reset();
+    std::erase(rooms_, &seen);
+    seen.failed = true;
+    if (limits_.explain) {
+      seen.reason = WhyNot(shape, snapshot_.nodes, JobId{job.id()}, reserved_);
+    }
+    if (!snapshot_.nodes.empty() && room.slots_ever < shape.ranks) {
+      result_.infeasible.push_back(
+          {JobId{job.id()}, job.version(),
+           InfeasibleText(shape, room.matching, snapshot_.nodes.size(), room.slots_ever)});
+    } else if (room.slots_up >= shape.ranks && reserving_ < kReservationsMax) {
+      for (const uint32_t node : free_.NodesToReserve(shape, room)) {
+        free_.Reserve(node);
+        reserved_[snapshot_.nodes[node].id] = JobId{job.id()};
+      }
+      ++reserving_;
     }
   }
-}
+
+  void Explain(const v1::JobRecord& job, const ShapeSeen& seen) {
+    if (limits_.explain && result_.waiting.size() < kExplainedMax) {
+      result_.waiting[job.id()] = seen.reason;
+    }
+  }
+
+  // Queues of very many shapes would keep a number for each of them and every node.
+  void MakeRoom() {
+    if (rooms_.size() < kRoomsKept) {
+      return;
+    }
+    for (ShapeSeen* seen : rooms_) {
+      seen->room.reset();
+    }
+    rooms_.clear();
+  }
+
+  Snapshot snapshot_;
+  const PassLimits limits_;
+  FreeRoom free_;
+  Reservations reserved_;
+  size_t reserving_ = 0;  // blocked gangs
+  std::unordered_map<Shape, ShapeSeen, ShapeHash> shapes_;
+  std::vector<ShapeSeen*> rooms_;  // that have one
+  PassResult result_;
+};
 
 WaitReason Plain(const char* code, std::string text) {
   WaitReason reason;
@@ -50,42 +145,8 @@ WaitReason Plain(const char* code, std::string text) {
 
 }  // namespace
 
-PassResult RunPass(Snapshot snapshot) {
-  PassResult result;
-  Reservations reserved;
-  std::set<uint64_t> reserving;
-  std::map<std::string, WaitReason> failed;
-  for (const state::JobPtr& job : snapshot.queue) {
-    ++result.considered;
-    const std::string memo = MemoKey(*job);
-    const auto known = failed.find(memo);
-    if (known != failed.end()) {
-      if (result.waiting.size() < kExplainedMax) {
-        result.waiting[job->id()] = known->second;
-      }
-      continue;
-    }
-    Plan plan = PlanPlacement(snapshot, *job, snapshot.now_ms, reserved);
-    if (const Placement* placement = std::get_if<Placement>(&plan)) {
-      Take(ShapeOf(job->config()), *placement, snapshot.nodes);
-      result.placed.push_back({JobId{job->id()}, job->version(), placement->tasks});
-      continue;
-    }
-    const WaitReason& reason = std::get<WaitReason>(plan);
-    if (reason.code == "INFEASIBLE") {
-      result.infeasible.push_back({JobId{job->id()}, job->version(), reason.text});
-    } else if (reason.code != "NO_NODES_MATCH" && reserving.size() < kReservationsMax) {
-      for (const std::string& node : NodesToReserve(snapshot, *job, reserved)) {
-        reserved[node] = JobId{job->id()};
-      }
-      reserving.insert(job->id());
-    }
-    if (result.waiting.size() < kExplainedMax) {
-      result.waiting[job->id()] = reason;
-    }
-    failed[memo] = reason;
-  }
-  return result;
+PassResult RunPass(Snapshot snapshot, const PassLimits& limits) {
+  return Pass(std::move(snapshot), limits).Run();
 }
 
 namespace {

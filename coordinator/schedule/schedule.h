@@ -6,9 +6,11 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <variant>
@@ -43,8 +45,21 @@ struct Snapshot {
   uint64_t revision = 0;             // State::schedule_revision()
   std::vector<NodeView> nodes;       // by id
   std::vector<state::JobPtr> queue;  // in order (S2)
+  // Jobs of the queue behind which others of their shape stand that are not in it.
+  std::set<uint64_t> cut_behind;
 };
-Snapshot MakeSnapshot(const state::State& state, state::Time now);
+// What a pass is to look at and do at most, so that its time does not grow with the queue. Jobs
+// that are left out are those that would fare as an earlier one of their shape.
+struct PassLimits {
+  size_t jobs_max = std::numeric_limits<size_t>::max();  // about so many, of all shapes
+  size_t placed_max = std::numeric_limits<size_t>::max();
+  bool explain = true;  // fill PassResult::waiting
+};
+// Of passes that come one after the other.
+inline constexpr PassLimits kOneOfMany = {
+    .jobs_max = 10'000, .placed_max = 1'000, .explain = false};
+
+Snapshot MakeSnapshot(const state::State& state, state::Time now, const PassLimits& limits = {});
 
 // What one rank needs and how many ranks there are.
 struct Shape {
@@ -53,6 +68,7 @@ struct Shape {
   uint64_t memory = 0;
   uint32_t gpus = 0;
   std::vector<std::string> constraints;
+  bool operator==(const Shape&) const = default;
 };
 Shape ShapeOf(const heddle::v1::RunConfig& config);
 
@@ -86,9 +102,10 @@ struct PassResult {
   std::vector<state::event::JobInfeasible> infeasible;  // can never fit: J22 if the policy says so
   std::map<uint64_t, WaitReason> waiting;               // first 1,000 queued jobs that stay
   uint32_t considered = 0;
+  bool cut = false;  // it ended at a limit; another may place more at once
 };
-// One whole pass over the queue; placements of it see each other.
-PassResult RunPass(Snapshot snapshot);
+// One whole pass over the queue; placements of it see each other. `limits` are the snapshot's.
+PassResult RunPass(Snapshot snapshot, const PassLimits& limits = {});
 
 // Full explanation for `heddle why`: any job in any state, with the queue before it (S10).
 WaitReason Explain(const state::State& state, JobId job, state::Time now);

@@ -79,9 +79,34 @@ NodeView ViewOf(const state::State& state, const state::NodeEntry& entry, int64_
   return view;
 }
 
+// The first jobs of the queue, a fifth of `jobs_max`, and of each shape the first ones, at least
+// kOfShapeMin.
+void AddFirstOfEach(const state::State& state, size_t jobs_max, Snapshot& snapshot) {
+  constexpr size_t kOfShapeMin = 16;
+  const size_t each = std::max(kOfShapeMin, jobs_max / state.queue_by_shape().size());
+  const state::QueueKey whole_until =
+      std::next(state.queue().begin(), static_cast<ptrdiff_t>(jobs_max / 5))->first;
+  std::vector<std::pair<state::QueueKey, state::JobPtr>> jobs;
+  for (const auto& [shape, queue] : state.queue_by_shape()) {
+    size_t taken = 0;
+    for (auto at = queue.begin(); at != queue.end(); ++at, ++taken) {
+      if (taken >= each && at->first > whole_until) {
+        snapshot.cut_behind.insert(jobs.back().second->id());
+        break;
+      }
+      jobs.emplace_back(at->first, at->second);
+    }
+  }
+  std::sort(jobs.begin(), jobs.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (auto& [key, job] : jobs) {
+    snapshot.queue.push_back(std::move(job));
+  }
+}
+
 }  // namespace
 
-Snapshot MakeSnapshot(const state::State& state, state::Time now) {
+Snapshot MakeSnapshot(const state::State& state, state::Time now, const PassLimits& limits) {
   Snapshot snapshot;
   snapshot.now_ms = now.ms;
   snapshot.revision = state.schedule_revision();
@@ -89,6 +114,10 @@ Snapshot MakeSnapshot(const state::State& state, state::Time now) {
     if (entry.record != nullptr && entry.record->state() != v1::WORKER_STATE_LEFT) {
       snapshot.nodes.push_back(ViewOf(state, entry, now.ms));
     }
+  }
+  if (state.queue().size() > limits.jobs_max) {
+    AddFirstOfEach(state, limits.jobs_max, snapshot);
+    return snapshot;
   }
   for (const auto& [key, job] : state.queue()) {
     snapshot.queue.push_back(job);

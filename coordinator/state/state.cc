@@ -16,6 +16,19 @@ QueueKey QueueKeyOf(const v1::JobRecord& job) {
           job.id()};
 }
 
+// Everything that placement asks a config for.
+std::string ShapeText(const v1::RunConfig& config) {
+  const v1::ParallelConfig& parallel = config.parallel();
+  std::string text =
+      Str(RanksOf(config), " ", parallel.cpus_per_rank(), " ", parallel.memory_per_rank(), " ",
+          parallel.gpus_per_rank(), " ", parallel.backend(), " ", config.kind());
+  for (const std::string& constraint : config.schedule().constraints()) {
+    text += '\n';
+    text += constraint;
+  }
+  return text;
+}
+
 AttemptKey KeyOf(const v1::AttemptRecord& record) { return {record.job(), record.number()}; }
 TaskKey KeyOf(const v1::TaskRecord& record) {
   return {record.job(), record.attempt(), record.task()};
@@ -211,10 +224,16 @@ void State::IndexJob(const JobPtr& record, bool add) {
   timer.job = job.id();
   if (job.state() == v1::JOB_STATE_QUEUED) {
     ++schedule_revision_;
+    const auto same = queue_by_shape_.try_emplace(ShapeText(job.config())).first;
     if (add) {
       queue_[QueueKeyOf(job)] = record;
+      same->second[QueueKeyOf(job)] = record;
     } else {
       queue_.erase(QueueKeyOf(job));
+      same->second.erase(QueueKeyOf(job));
+    }
+    if (same->second.empty()) {
+      queue_by_shape_.erase(same);
     }
   } else if (job.state() == v1::JOB_STATE_BACKOFF) {
     timer.kind = TimerKind::kJobBackoff;

@@ -126,6 +126,10 @@ class State {
   std::vector<CheckpointPtr> CheckpointsOf(JobId job) const;
   // QUEUED jobs in order (S2).
   const std::map<QueueKey, JobPtr>& queue() const { return queue_; }
+  // The same by what a rank of theirs needs and where it may run: jobs of one text fit alike.
+  const std::map<std::string, std::map<QueueKey, JobPtr>>& queue_by_shape() const {
+    return queue_by_shape_;
+  }
   // WAITING jobs that wait for `job`.
   std::vector<JobId> WaitingFor(JobId job) const;
   // Pending deadlines, earliest first. kJobStart timers are in wall time and kept apart. The
@@ -171,6 +175,7 @@ class State {
 
   std::map<uint64_t, AttemptKey> by_fence_;
   std::map<QueueKey, JobPtr> queue_;
+  std::map<std::string, std::map<QueueKey, JobPtr>> queue_by_shape_;
   std::set<std::pair<uint64_t, uint64_t>> waiting_;  // (awaited, waiting)
   std::set<Timer> timers_;
   std::set<Timer> wall_timers_;

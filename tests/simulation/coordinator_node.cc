@@ -451,7 +451,13 @@ void CoordinatorNode::WakeScheduler() {
 }
 
 void CoordinatorNode::RunScheduler() {
-  schedule::PassResult pass = schedule::RunPass(schedule::MakeSnapshot(working_, Now()));
+  // At times a pass sees and places next to nothing and leaves the rest to the next one.
+  const schedule::PassLimits limits =
+      world_.Chance(0.2) ? schedule::PassLimits{.jobs_max = 2, .placed_max = 1, .explain = false}
+                         : schedule::kOneOfMany;
+  schedule::PassResult pass =
+      schedule::RunPass(schedule::MakeSnapshot(working_, Now(), limits), limits);
+  if (pass.cut) WakeScheduler();
   // The pass runs on its own thread: its decisions come back to a state that has moved on.
   const int64_t delay = world_.Chance(0.1) ? world_.Between(100, 2'000) : world_.Between(0, 20);
   for (state::event::AttemptPlaced& placed : pass.placed) {

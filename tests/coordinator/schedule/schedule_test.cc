@@ -2,9 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
+#include <numeric>
 
+#include "base/rng/rng.h"
 #include "coordinator/schedule/constraint.h"
+#include "coordinator/schedule/free_room.h"
+#include "coordinator/state/apply.h"
 
 namespace heddle::schedule {
 namespace {
@@ -52,6 +57,68 @@ std::string Show(const Plan& plan) {
     text += Str(text.empty() ? "" : " ", task.worker, ":", task.first_rank, "+", task.ranks);
   }
   return text;
+}
+
+// The rule of placement, said in the plainest way: by slots and place, from the roomiest on.
+std::vector<std::pair<uint32_t, uint32_t>> ChoosePlainly(const std::vector<uint32_t>& slots,
+                                                         uint32_t ranks) {
+  std::vector<uint32_t> order(slots.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](uint32_t a, uint32_t b) { return slots[a] > slots[b]; });
+  std::vector<std::pair<uint32_t, uint32_t>> chosen;
+  for (size_t next = 0; next < order.size() && slots[order[next]] > 0; ++next) {
+    if (slots[order[next]] < ranks) {
+      ranks -= slots[order[next]];
+      chosen.emplace_back(order[next], slots[order[next]]);
+      if (ranks == 0) return chosen;
+      continue;
+    }
+    size_t tightest = next;
+    for (size_t i = next; i < order.size() && slots[order[i]] >= ranks; ++i) {
+      if (slots[order[i]] < slots[order[tightest]]) tightest = i;
+    }
+    chosen.emplace_back(order[tightest], ranks);
+    return chosen;
+  }
+  return {};
+}
+
+TEST(FreeRoom, ChoosesAsTheRuleSays) {
+  RngCursor random(Rng(1, "test.choose"));
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<uint32_t> slots(random.Below(12));
+    for (uint32_t& one : slots) one = static_cast<uint32_t>(random.Below(6));
+    const auto ranks = static_cast<uint32_t>(1 + random.Below(20));
+    std::vector<std::pair<uint32_t, uint32_t>> chosen;
+    for (const ChosenNode& one : Choose(slots, ranks)) chosen.emplace_back(one.node, one.ranks);
+    ASSERT_EQ(chosen, ChoosePlainly(slots, ranks)) << "round " << round;
+  }
+}
+
+TEST(FreeRoom, WhatAShapeFindsStaysTrueWhileOthersTakeAndReserve) {
+  RngCursor random(Rng(2, "test.room"));
+  std::vector<NodeView> nodes;
+  for (int i = 0; i < 30; ++i) {
+    const double cpus = static_cast<double>(4 + 4 * random.Below(4));
+    nodes.push_back(Node(Str("n", 10 + i), cpus, cpus, static_cast<int>(random.Below(3))));
+    nodes.back().labels["zone"] = Str(random.Below(2));
+    nodes.back().schedulable = random.Below(8) > 0;
+  }
+  FreeRoom free(&nodes);
+  const std::vector<Shape> shapes = {{.ranks = 2, .cpus = 3},
+                                     {.ranks = 1, .cpus = 1, .gpus = 1},
+                                     {.ranks = 6, .cpus = 2, .constraints = {"zone=1"}}};
+  std::vector<ShapeRoom> rooms;
+  for (const Shape& shape : shapes) rooms.push_back(free.Look(shape));
+  for (int round = 0; round < 60; ++round) {
+    const size_t which = random.Below(shapes.size());
+    free.Refresh(shapes[which], &rooms[which]);
+    ASSERT_EQ(rooms[which].slots, free.Look(shapes[which]).slots) << "round " << round;
+    if (round % 10 == 9) free.Reserve(static_cast<uint32_t>(random.Below(nodes.size())));
+    free.Take(shapes[which], Choose(rooms[which].slots, shapes[which].ranks));
+  }
+  for (const NodeView& node : nodes) EXPECT_GE(node.cpus_free, 0);
 }
 
 TEST(GangPlacer, RefusesPartialGang) {
@@ -156,6 +223,93 @@ TEST(Pass, WhatCanNeverFitBlocksNobody) {
   EXPECT_EQ(result.placed[0].job.value, 2u);
   ASSERT_EQ(result.infeasible.size(), 1u);
   EXPECT_EQ(result.infeasible[0].job.value, 1u);
+}
+
+// A state with room for everything that is queued.
+struct Roomy {
+  Roomy() {
+    Do(state::event::CoordinatorStarted{Term{1}, "c", std::string(16, 'k')});
+    for (int i = 0; i < 40; ++i) {
+      v1::RegisterRequest node;
+      node.set_worker_id(Str("n", 10 + i));
+      node.set_session(1);
+      node.set_instance("boot");
+      node.mutable_capacity()->set_cpus(64);
+      Do(state::event::WorkerRegistered{node});
+    }
+    RngCursor random(Rng(3, "test.queue"));
+    for (uint64_t i = 1; i <= 200; ++i) {
+      state::event::JobSubmitted submit;
+      submit.request.identity = "me";
+      submit.id = JobId{i};
+      // Most are of one shape.
+      const int ranks = random.Below(4) > 0 ? 1 : static_cast<int>(2 + random.Below(5));
+      submit.config = Job(i, ranks)->config();
+      submit.config.mutable_schedule()->set_priority(static_cast<int32_t>(random.Below(90)));
+      Do(submit);
+    }
+  }
+  void Do(const state::Event& event) {
+    const state::Outcome outcome = state::Apply(state, event, {1000, 1000});
+    ASSERT_TRUE(outcome.status.ok()) << outcome.status;
+    for (const v1::EventRecord& record : outcome.events) state.Commit(record);
+  }
+  state::State state;
+};
+
+TEST(Pass, PartsOfItPlaceTheSameInTheSameOrder) {
+  Roomy roomy;
+  ASSERT_EQ(roomy.state.queue().size(), 200u);
+  std::vector<uint64_t> whole;
+  for (const auto& one : RunPass(MakeSnapshot(roomy.state, {1000, 1000})).placed) {
+    whole.push_back(one.job.value);
+  }
+  ASSERT_EQ(whole.size(), 200u);
+  const PassLimits limits = {.jobs_max = 60, .placed_max = 25, .explain = false};
+  std::vector<uint64_t> parts;
+  for (bool more = true; more;) {
+    Snapshot snapshot = MakeSnapshot(roomy.state, {1000, 1000}, limits);
+    const PassResult result = RunPass(std::move(snapshot), limits);
+    for (const state::event::AttemptPlaced& one : result.placed) {
+      parts.push_back(one.job.value);
+      roomy.Do(one);
+    }
+    EXPECT_LE(result.placed.size(), 25u);
+    more = result.cut;
+  }
+  EXPECT_EQ(parts, whole);
+  EXPECT_TRUE(roomy.state.queue().empty());
+  EXPECT_TRUE(roomy.state.queue_by_shape().empty());
+}
+
+TEST(Pass, LimitsHideNoShapeBehindOneThatDoesNotFit) {
+  Roomy roomy;
+  // In front of all: many of a shape that has to wait, as another holds its only node.
+  v1::RegisterRequest node;
+  node.set_worker_id("special");
+  node.set_session(1);
+  node.set_instance("boot");
+  node.mutable_capacity()->set_cpus(2);
+  node.mutable_capacity()->add_labels("special=1");
+  roomy.Do(state::event::WorkerRegistered{node});
+  for (uint64_t i = 1001; i <= 1100; ++i) {
+    state::event::JobSubmitted submit;
+    submit.request.identity = "me";
+    submit.id = JobId{i};
+    submit.config = Job(i, 1, 2)->config();
+    submit.config.mutable_schedule()->set_priority(99);
+    submit.config.mutable_schedule()->add_constraints("special=1");
+    roomy.Do(submit);
+  }
+  const PassLimits limits = {.jobs_max = 60, .placed_max = 1000, .explain = false};
+  size_t placed = 0;
+  for (bool more = true; more;) {
+    const PassResult result = RunPass(MakeSnapshot(roomy.state, {1000, 1000}, limits), limits);
+    for (const state::event::AttemptPlaced& one : result.placed) roomy.Do(one);
+    placed += result.placed.size();
+    more = result.cut;
+  }
+  EXPECT_EQ(placed, 201u) << "one of the special ones and all others";
 }
 
 }  // namespace
