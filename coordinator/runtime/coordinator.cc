@@ -128,6 +128,9 @@ void Coordinator::Execute(state::Event event, std::function<void(const state::Ou
       state_.Commit(record);
     }
     ++appended_;
+    // Clients were told to slow down long before this. What workers say cannot be refused: it waits
+    // in the queue of this thread instead.
+    log_->AwaitRoom();
     const Status queued =
         log_->Append(BatchOf(outcome->events),
                      [this, generation = generation_](const StatusOr<store::CommitSeq>& result) {

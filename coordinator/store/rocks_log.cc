@@ -317,6 +317,9 @@ std::vector<RocksLog::Pending> RocksLog::TakeGroup() {
     queue_.pop_front();
   }
   in_flight_ = !group.empty();
+  if (queue_.size() <= options_.queue_limit / 2) {
+    room_.notify_all();
+  }
   return group;
 }
 
@@ -457,6 +460,13 @@ StatusOr<std::string> RocksLog::Get(Family family, const std::string& key) const
 void RocksLog::Flush() {
   std::unique_lock lock(mutex_);
   idle_.wait(lock, [this] { return queue_.empty() && !in_flight_; });
+}
+
+void RocksLog::AwaitRoom() {
+  std::unique_lock lock(mutex_);
+  if (queue_.size() >= options_.queue_limit / 8 * 7) {
+    room_.wait(lock, [this] { return queue_.size() <= options_.queue_limit / 2; });
+  }
 }
 
 Status RocksLog::Snapshot(const std::string& dir) {

@@ -58,6 +58,8 @@ class RocksLog : public StateLog {
                   const Visit& visit) const override;
   StatusOr<std::string> Get(Family family, const std::string& key) const override;
   void Flush() override;
+  // Waits while nearly as much is queued as can be: before an Append that must not be refused.
+  void AwaitRoom();
   Status Snapshot(const std::string& dir) override;
   Role role() const override;
   uint64_t term() const override { return term_; }
@@ -98,6 +100,7 @@ class RocksLog : public StateLog {
   mutable std::mutex mutex_;
   std::condition_variable work_;  // queue_ filled or stop_
   std::condition_variable idle_;  // queue_ empty and no group in flight
+  std::condition_variable room_;  // queue_ at most half full
   std::deque<Pending> queue_;     // guarded by mutex_
   Status poison_;                 // guarded by mutex_; OK while healthy
   bool in_flight_ = false;        // guarded by mutex_

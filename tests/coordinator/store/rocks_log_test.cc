@@ -87,6 +87,23 @@ TEST(RocksLog, RefusesAppendsBeyondTheQueueLimit) {
   EXPECT_OK(PutAndWait(log->get(), Family::kJobs, "k", "again"));
 }
 
+TEST(RocksLog, AnAppendThatAwaitsRoomIsNeverRefused) {
+  TempDir dir;
+  RocksLogOptions options;
+  options.dir = dir.path();
+  options.queue_limit = 16;
+  auto log = RocksLog::Open(std::move(options));
+  ASSERT_OK(log);
+  for (int i = 0; i < 3000; ++i) {
+    Batch batch;
+    batch.Put(Family::kJobs, Str("job-", i), "record");
+    (*log)->AwaitRoom();
+    ASSERT_OK((*log)->Append(std::move(batch), [](StatusOr<CommitSeq>) {}));
+  }
+  (*log)->Flush();
+  EXPECT_EQ(CountRecords(**log, Family::kJobs), size_t{3000});
+}
+
 TEST(RocksLog, ScansRangesForwardAndBackward) {
   TempDir dir;
   auto log = OpenLog(dir.path());
