@@ -2,6 +2,10 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
+#include <utility>
+
+#include "rocksdb/file_system.h"
 #include "rocksdb/table.h"
 
 namespace heddle::checkpoint {
@@ -77,6 +81,58 @@ std::shared_ptr<rocksdb::FileChecksumGenFactory> DigestFactory() {
   return std::make_shared<DigestGeneratorFactory>();
 }
 
+namespace {
+
+constexpr size_t kPageBytes = 4096;
+
+class TurnTakingFile : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  TurnTakingFile(std::unique_ptr<rocksdb::FSWritableFile> file, std::mutex* disk)
+      : FSWritableFileOwnerWrapper(std::move(file)), disk_(*disk) {}
+
+  rocksdb::IOStatus PositionedAppend(const rocksdb::Slice& data, uint64_t offset,
+                                     const rocksdb::IOOptions& options,
+                                     rocksdb::IODebugContext* debug) override {
+    const std::lock_guard turn(disk_);
+    return FSWritableFileOwnerWrapper::PositionedAppend(data, offset, options, debug);
+  }
+  using FSWritableFileOwnerWrapper::PositionedAppend;
+  // A sector would do, but then every page of the buffer lies across two of memory.
+  size_t GetRequiredBufferAlignment() const override {
+    return std::max(kPageBytes, FSWritableFileOwnerWrapper::GetRequiredBufferAlignment());
+  }
+
+ private:
+  std::mutex& disk_;
+};
+
+class TurnTakingFileSystem : public rocksdb::FileSystemWrapper {
+ public:
+  explicit TurnTakingFileSystem(std::mutex* disk)
+      : FileSystemWrapper(rocksdb::FileSystem::Default()), disk_(disk) {}
+  const char* Name() const override { return "heddle.TurnTakingFileSystem"; }
+
+  rocksdb::IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                                    std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                    rocksdb::IODebugContext* debug) override {
+    std::unique_ptr<rocksdb::FSWritableFile> opened;
+    rocksdb::IOStatus status = FileSystemWrapper::NewWritableFile(path, options, &opened, debug);
+    if (status.ok()) {
+      *file = std::make_unique<TurnTakingFile>(std::move(opened), disk_);
+    }
+    return status;
+  }
+
+ private:
+  std::mutex* const disk_;
+};
+
+}  // namespace
+
+std::unique_ptr<rocksdb::Env> TurnTakingEnv(std::mutex* disk) {
+  return rocksdb::NewCompositeEnv(std::make_shared<TurnTakingFileSystem>(disk));
+}
+
 rocksdb::Options SstOptions() {
   rocksdb::BlockBasedTableOptions table;
   table.format_version = 5;
@@ -88,7 +144,7 @@ rocksdb::Options SstOptions() {
   options.compression = rocksdb::kNoCompression;
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   options.file_checksum_gen_factory = DigestFactory();
-  options.writable_file_max_buffer_size = 8 << 20;
+  options.writable_file_max_buffer_size = 2 << 20;
   options.paranoid_checks = true;
   return options;
 }

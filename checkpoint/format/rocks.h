@@ -3,9 +3,11 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "base/status/status.h"
+#include "rocksdb/env.h"
 #include "rocksdb/file_checksum.h"
 #include "rocksdb/options.h"
 #include "rocksdb/status.h"
@@ -18,6 +20,10 @@ Status FromRocks(const rocksdb::Status& status, const std::string& path);
 
 // Options of both reader and writer. Every file carries its XXH3-128 as its file checksum.
 rocksdb::Options SstOptions();
+
+// The local file system, but each piece of a file written past the page cache is written while
+// `disk`, which is borrowed, is held.
+std::unique_ptr<rocksdb::Env> TurnTakingEnv(std::mutex* disk);
 
 // XXH3-128 over all bytes of a file as it is written.
 std::shared_ptr<rocksdb::FileChecksumGenFactory> DigestFactory();

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "checkpoint/format/rocks.h"
@@ -35,6 +37,21 @@ StatusOr<std::vector<std::string>> Levels(const std::string& dir) {
     begin = end + 1;
   }
   return levels;
+}
+
+// Whether the file system takes writes that pass by the page cache. A page is the question; opening
+// the file for writing drops it again.
+bool TakesDirectWrites(const std::string& path) {
+  constexpr size_t kPageBytes = 4096;
+  const int fd = open(path.c_str(), O_WRONLY | O_DIRECT | O_CLOEXEC);
+  if (fd < 0) {
+    return false;
+  }
+  const std::unique_ptr<void, decltype(&std::free)> page(std::aligned_alloc(kPageBytes, kPageBytes),
+                                                         &std::free);
+  std::memset(page.get(), 0, kPageBytes);
+  const bool taken = pwrite(fd, page.get(), kPageBytes, 0) == static_cast<ssize_t>(kPageBytes);
+  return close(fd) == 0 && taken;
 }
 
 // Claims the name for this writer: SstFileWriter itself would truncate what is there.
@@ -71,9 +88,15 @@ Status SyncFolder(const std::string& path) {
 }
 
 struct SstShardWriter::Impl {
-  explicit Impl(ShardWriterOptions o) : options(std::move(o)), sst_options(SstOptions()) {}
+  explicit Impl(ShardWriterOptions o) : options(std::move(o)), sst_options(SstOptions()) {
+    if (options.disk != nullptr) {
+      env = TurnTakingEnv(options.disk);
+      sst_options.env = env.get();
+    }
+  }
 
   ShardWriterOptions options;
+  std::unique_ptr<rocksdb::Env> env;  // outlives what writes through it
   rocksdb::Options sst_options;
   std::vector<std::string> levels;
   std::vector<std::string> names;  // of all files made so far
@@ -107,11 +130,16 @@ struct SstShardWriter::Impl {
   Status OpenFile() {
     RETURN_IF_ERROR(Permit());
     file.Clear();
-    file.set_name(Str("rank-", options.header.rank(), "-", done.size(), ".sst"));
+    file.set_name(
+        Str("rank-", options.header.rank(), "-", options.first_file + done.size(), ".sst"));
     const std::string path = Joined(folder(), file.name());
     RETURN_IF_ERROR(CreateExclusively(path));
     names.push_back(file.name());
-    sst = std::make_unique<rocksdb::SstFileWriter>(rocksdb::EnvOptions(), sst_options);
+    rocksdb::EnvOptions writing;
+    // The page cache would be one copy more, and hold what nobody reads soon.
+    writing.use_direct_writes = TakesDirectWrites(path);
+    writing.writable_file_max_buffer_size = sst_options.writable_file_max_buffer_size;
+    sst = std::make_unique<rocksdb::SstFileWriter>(writing, sst_options);
     RETURN_IF_ERROR(FromRocks(sst->Open(path), path));
     std::string header;
     HEDDLE_CHECK(options.header.SerializeToString(&header));

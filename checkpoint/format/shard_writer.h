@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,7 +26,11 @@ struct ShardWriterOptions {
   std::string dir;   // j-.../f<F>/step-<N>, relative to root; made as needed
   heddle::v1::ShardHeader header;
   uint64_t roll_bytes = uint64_t{256} << 20;  // a new file from here on
+  uint32_t first_file = 0;                    // number in the name of the first file
   uint64_t permit_every_bytes = uint64_t{64} << 20;
+  // Held for each write, where several writers share a disk: two streams at once are slower than
+  // one after the other on most, and while one writes the others digest. Null: nobody else.
+  std::mutex* disk = nullptr;
   // Asked before each file, every permit_every_bytes and at Finish; a refusal ends the writer with
   // that status (control-plane L4). Empty: always permitted.
   std::function<Status()> permit;

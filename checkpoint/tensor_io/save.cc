@@ -1,8 +1,14 @@
 #include "checkpoint/tensor_io/save.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
 #include <new>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -89,6 +95,46 @@ std::vector<Cut> CutsOf(const LocalRange& range, ElementType type) {
   return cuts;
 }
 
+// One file of a save: its entries by number, and what became of it.
+struct FileWrite {
+  size_t first = 0;
+  size_t count = 0;
+  std::unique_ptr<SstShardWriter> writer;
+  Status status;
+  std::vector<heddle::v1::ShardFile> done;
+};
+
+// A new file from `roll_bytes` on; one even for no entries.
+std::vector<FileWrite> FilesOf(size_t entries, const std::function<uint64_t(size_t)>& bytes_of,
+                               uint64_t roll_bytes) {
+  std::vector<FileWrite> files(1);
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < entries; ++i) {
+    if (bytes >= roll_bytes) {
+      files.emplace_back().first = i;
+      bytes = 0;
+    }
+    ++files.back().count;
+    bytes += kKeyBytes + bytes_of(i);
+  }
+  return files;
+}
+
+// All files in order, or the first error, and then none of them stays.
+StatusOr<std::vector<heddle::v1::ShardFile>> Collect(std::vector<FileWrite>* files) {
+  std::vector<heddle::v1::ShardFile> all;
+  Status error = OkStatus();
+  for (const FileWrite& file : *files) {
+    if (error.ok()) error = file.status;
+    all.insert(all.end(), file.done.begin(), file.done.end());
+  }
+  if (error.ok()) return all;
+  for (const FileWrite& file : *files) {
+    if (file.writer != nullptr) file.writer->Discard();
+  }
+  return error;
+}
+
 }  // namespace
 
 StatusOr<std::vector<TensorInfo>> NumberTensors(std::vector<TensorInfo> tensors) {
@@ -163,14 +209,20 @@ void Snapshot::CopyPart(const std::vector<TensorInfo>& tensors, const Part& part
   non_finite_ += bad;
 }
 
-StatusOr<char*> Snapshot::Buffer(uint64_t bytes) {
-  try {
-    if (used_ == buffers_.size()) buffers_.emplace_back();
-    buffers_[used_].resize(bytes);
-  } catch (const std::bad_alloc&) {
-    return ResourceExhausted(Str("no memory for a snapshot of ", bytes, " bytes"));
+StatusOr<char*> Snapshot::BufferOf(uint64_t bytes) {
+  if (used_ == buffers_.size()) buffers_.emplace_back();
+  Buffer& buffer = buffers_[used_];
+  if (buffer.bytes == nullptr || buffer.capacity < bytes) {
+    buffer = {};  // the old one's room first
+    try {
+      buffer.bytes = std::make_unique_for_overwrite<char[]>(bytes);
+    } catch (const std::bad_alloc&) {
+      return ResourceExhausted(Str("no memory for a snapshot of ", bytes, " bytes"));
+    }
+    buffer.capacity = bytes;
   }
-  return buffers_[used_++].data();
+  ++used_;
+  return buffer.bytes.get();
 }
 
 Status Snapshot::Copy(const std::vector<TensorInfo>& tensors,
@@ -180,7 +232,7 @@ Status Snapshot::Copy(const std::vector<TensorInfo>& tensors,
   for (const Part& part : parts) {
     bytes += part.range.count * ElementBytes(part.type) + sizeof(uint64_t);
   }
-  ASSIGN_OR_RETURN(char* const buffer, Buffer(bytes));
+  ASSIGN_OR_RETURN(char* const buffer, BufferOf(bytes));
   uint64_t at = 0;
   for (Part& part : parts) {
     at = (at + sizeof(uint64_t) - 1) / sizeof(uint64_t) * sizeof(uint64_t);
@@ -211,44 +263,78 @@ Status Snapshot::CopyToDisk(const std::vector<TensorInfo>& tensors,
   return OkStatus();
 }
 
-StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(ShardWriterOptions options) const {
+std::vector<Snapshot::Entry> Snapshot::Entries() const {
+  std::vector<Part> sorted = parts_;
+  std::sort(sorted.begin(), sorted.end(),
+            [](const Part& a, const Part& b) { return Before(a.range, b.range); });
+  std::vector<Entry> entries;
+  for (const Part& part : sorted) {
+    size_t k = 0;
+    for (const Cut& cut : CutsOf(part.range, part.type)) {
+      Entry& entry = entries.emplace_back();
+      entry.key = {.tensor = part.range.tensor,
+                   .tensor_class = part.range.tensor_class,
+                   .chunk = cut.chunk,
+                   .first = cut.first};
+      entry.type = part.type;
+      entry.bytes = cut.bytes;
+      if (part.range.data == nullptr) {
+        entry.extent = part.extents[k++];
+      } else {
+        entry.data = static_cast<const char*>(part.range.data) + cut.begin;
+      }
+    }
+  }
+  return entries;
+}
+
+Status Snapshot::AddAll(std::span<const Entry> entries, SstShardWriter* writer) const {
+  std::vector<char> from_disk;
+  for (const Entry& entry : entries) {
+    const char* data = entry.data;
+    if (data == nullptr) {
+      from_disk.resize(entry.bytes);
+      RETURN_IF_ERROR(file_.Read(entry.extent, from_disk));
+      data = from_disk.data();
+    }
+    RETURN_IF_ERROR(writer->Add(entry.key, entry.type, {data, entry.bytes}));
+  }
+  return OkStatus();
+}
+
+StatusOr<std::vector<heddle::v1::ShardFile>> Snapshot::Write(
+    const ShardWriterOptions& options) const {
   if (non_finite_ > 0) {
     return FailedPrecondition(Str(non_finite_, " values are not finite, the first in ",
                                   first_non_finite_, ": not saved"));
   }
-  ASSIGN_OR_RETURN(const std::unique_ptr<SstShardWriter> writer,
-                   SstShardWriter::Create(std::move(options)));
-  const Status added = AddAll(writer.get());
-  StatusOr<std::vector<heddle::v1::ShardFile>> files =
-      added.ok() ? writer->Finish() : StatusOr<std::vector<heddle::v1::ShardFile>>(added);
-  if (!files.ok()) {
-    writer->Discard();
-  }
-  return files;
-}
-
-Status Snapshot::AddAll(SstShardWriter* writer) const {
-  std::vector<Part> sorted = parts_;
-  std::sort(sorted.begin(), sorted.end(),
-            [](const Part& a, const Part& b) { return Before(a.range, b.range); });
-  std::vector<char> from_disk;
-  for (const Part& part : sorted) {
-    size_t k = 0;
-    for (const Cut& cut : CutsOf(part.range, part.type)) {
-      const char* data = static_cast<const char*>(part.range.data) + cut.begin;
-      if (part.range.data == nullptr) {
-        from_disk.resize(cut.bytes);
-        RETURN_IF_ERROR(file_.Read(part.extents[k++], from_disk));
-        data = from_disk.data();
-      }
-      RETURN_IF_ERROR(writer->Add({.tensor = part.range.tensor,
-                                   .tensor_class = part.range.tensor_class,
-                                   .chunk = cut.chunk,
-                                   .first = cut.first},
-                                  part.type, {data, cut.bytes}));
+  const std::vector<Entry> entries = Entries();
+  std::vector<FileWrite> files = FilesOf(
+      entries.size(), [&](size_t i) { return entries[i].bytes; }, options.roll_bytes);
+  std::mutex disk;
+  std::atomic<size_t> next = 0;
+  std::atomic<bool> failed = false;
+  const auto write_some = [&] {
+    for (size_t i = next++; i < files.size() && !failed; i = next++) {
+      files[i].status = [&]() -> Status {
+        ShardWriterOptions mine = options;
+        mine.first_file = options.first_file + static_cast<uint32_t>(i);
+        mine.roll_bytes = std::numeric_limits<uint64_t>::max();
+        mine.disk = &disk;
+        ASSIGN_OR_RETURN(files[i].writer, SstShardWriter::Create(std::move(mine)));
+        RETURN_IF_ERROR(AddAll(std::span(entries).subspan(files[i].first, files[i].count),
+                               files[i].writer.get()));
+        ASSIGN_OR_RETURN(files[i].done, files[i].writer->Finish());
+        return OkStatus();
+      }();
+      failed = failed || !files[i].status.ok();
     }
-  }
-  return OkStatus();
+  };
+  std::vector<std::thread> others;
+  for (size_t i = 1; i < std::min(kFilesAtOnce, files.size()); ++i) others.emplace_back(write_some);
+  write_some();
+  for (std::thread& other : others) other.join();
+  return Collect(&files);
 }
 
 }  // namespace heddle::checkpoint

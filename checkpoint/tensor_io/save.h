@@ -59,9 +59,12 @@ class Snapshot {
   // Name and class of the tensor the first of them stands in.
   const std::string& first_non_finite() const { return first_non_finite_; }
 
-  // Writes the copy in chunks. FAILED_PRECONDITION when non_finite() > 0. Other errors as
-  // SstShardWriter; the files of a failed call are removed. The snapshot is unchanged.
-  StatusOr<std::vector<heddle::v1::ShardFile>> Write(ShardWriterOptions options) const;
+  // Writes the copy in chunks, kFilesAtOnce files at a time, which ask options.permit each for
+  // themselves. FAILED_PRECONDITION when non_finite() > 0. Other errors as SstShardWriter; the
+  // files of a failed call are removed. The snapshot is unchanged.
+  StatusOr<std::vector<heddle::v1::ShardFile>> Write(const ShardWriterOptions& options) const;
+  // One is digested while the other waits for the disk.
+  static constexpr size_t kFilesAtOnce = 2;
 
  private:
   struct Part {
@@ -74,11 +77,25 @@ class Snapshot {
                                       const std::vector<LocalRange>& ranges);
   // Copies the elements and counts those that are not finite.
   void CopyPart(const std::vector<heddle::v1::TensorInfo>& tensors, const Part& part, char* target);
-  StatusOr<char*> Buffer(uint64_t bytes);
-  Status AddAll(SstShardWriter* writer) const;
+  StatusOr<char*> BufferOf(uint64_t bytes);
+  // What becomes one entry of a file.
+  struct Entry {
+    EntryKey key;
+    heddle::v1::ElementType type;
+    uint64_t bytes = 0;
+    const char* data = nullptr;   // null: in file_
+    SnapshotFile::Extent extent;  // there
+  };
+  std::vector<Entry> Entries() const;
+  Status AddAll(std::span<const Entry> entries, SstShardWriter* writer) const;
 
   std::vector<Part> parts_;
-  std::vector<std::vector<char>> buffers_;  // the first used_ hold parts
+  // Nothing fills it first: the first save waits for each of its pages as it is.
+  struct Buffer {
+    std::unique_ptr<char[]> bytes;
+    uint64_t capacity = 0;
+  };
+  std::vector<Buffer> buffers_;  // the first used_ hold parts
   size_t used_ = 0;
   SnapshotFile file_;
   uint64_t bytes_ = 0;

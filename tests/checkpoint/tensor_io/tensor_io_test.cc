@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -90,7 +91,8 @@ class Fixture {
   }
 
   // Writes with `world` ranks, as replicas or as shards.
-  StatusOr<CheckpointRecord> Save(const std::string& root, uint32_t world, bool sharded) const {
+  StatusOr<CheckpointRecord> Save(const std::string& root, uint32_t world, bool sharded,
+                                  uint64_t roll_bytes = uint64_t{256} << 20) const {
     CheckpointRecord record;
     record.set_job(1);
     record.set_fence(2);
@@ -107,6 +109,7 @@ class Fixture {
       ShardWriterOptions options;
       options.root = root;
       options.dir = record.dir();
+      options.roll_bytes = roll_bytes;
       options.header.set_job(1);
       options.header.set_fence(2);
       options.header.set_step(3);
@@ -358,12 +361,30 @@ TEST(TensorIo, NeverWritesAValueThatIsNotFinite) {
   }
 }
 
+TEST(TensorIo, FilesThatAreWrittenAtOnceAreInOrderAndWhole) {
+  const Fixture model;
+  const TempDir root;
+  const StatusOr<CheckpointRecord> record = model.Save(root.path(), 1, false, 1 << 20);
+  ASSERT_OK(record.status());
+  EXPECT_OK(CheckCoverage(*record));
+  const auto& files = record->seals(0).files();
+  ASSERT_GE(files.size(), 4);
+  for (int i = 0; i < files.size(); ++i) {
+    EXPECT_EQ(files[i].name(), Str("rank-0-", i, ".sst"));
+    if (i > 0) {
+      EXPECT_LT(files[i - 1].last_key(), files[i].first_key());
+    }
+  }
+  const VerifyReport report = VerifyCheckpoint(*record, root.path());
+  EXPECT_TRUE(report.good()) << ToText(report.problems[0]);
+}
+
 TEST(TensorIo, AFailedWriteGivesItsRoomBack) {
   const Fixture model;
   const TempDir root;
   Snapshot snapshot;
   ASSERT_OK(snapshot.Stage(model.tensors, model.Whole()));
-  int asked = 0;
+  std::atomic<int> asked = 0;
   ShardWriterOptions options;
   options.root = root.path();
   options.dir = "d";
