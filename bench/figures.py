@@ -82,7 +82,7 @@ def peer_python():
     folder = os.environ.get("HEDDLE_PEERS", os.path.expanduser("~/.cache/heddle/peers"))
     python = os.path.join(folder, "bin", "python")
     requirements = os.path.join(HERE, "peers", "requirements.txt")
-    check = "import torch, tokenizers"
+    check = "import torch, tokenizers, safetensors, numpy"
     if os.path.exists(python) and subprocess.run([python, "-c", check], check=False, capture_output=True).returncode == 0:
         return python, ""
     print("installing the peers' packages (once) ...", flush=True)

@@ -4,10 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONDONTWRITEBYTECODE=1
 names=("$@")
-if [ ${#names[@]} -eq 0 ]; then names=(tokenizer optimizer experts recompute collectives plan scheduling spine training attention attention_kinds lengths); fi
+if [ ${#names[@]} -eq 0 ]; then names=(tokenizer optimizer experts recompute collectives plan scheduling checkpoint spine training attention attention_kinds lengths); fi
 for name in "${names[@]}"; do
   if [ ! -f "bench/$name.py" ]; then
-    echo "bench: no benchmark '$name'; there are: tokenizer optimizer experts recompute collectives plan scheduling spine training attention attention_kinds lengths" >&2
+    echo "bench: no benchmark '$name'; there are: tokenizer optimizer experts recompute collectives plan scheduling checkpoint spine training attention attention_kinds lengths" >&2
     exit 2
   fi
 done
