@@ -17,6 +17,7 @@ namespace {
 // Rows of one matrix product, and rows of a weight gradient that one task computes. Part of the
 // numbers (S49).
 constexpr int64_t kRowsPerTask = 256;
+constexpr int64_t kRowsAligned = 32;  // of bf16 or wider, of any width: whole cache lines
 constexpr int64_t kGradientRowsPerTask = 512;
 
 struct Piece {
@@ -125,6 +126,9 @@ Status Experts::Forward(std::span<const ForwardRows> batches, layers::BufferPool
     }
   }
   longest = std::min(longest, kRowsPerTask);
+  // Every thread's room begins at whole cache lines, whatever the width: sums of a library's
+  // products may depend on the alignment, and which thread takes a piece is chance.
+  longest = (longest + kRowsAligned - 1) / kRowsAligned * kRowsAligned;
   const int64_t threads = at::get_num_threads();
   const at::Tensor& x = batches.front().x_ND;
   const size_t mark = scratch->Mark();
