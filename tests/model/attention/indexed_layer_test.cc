@@ -373,6 +373,36 @@ TEST(IndexedLayer, C10RecomputationChangesNoBit) {
   }
 }
 
+// Heads of 32 in bf16: of a long document the first rows run as tiles, more of them in the backward
+// than in the forward, the others are gathered.
+TEST(IndexedLayer, C2C10TilesAndGatheredRowsOfADocumentKeepTheLaws) {
+  for (const bool gsa : {false, true}) {
+    heddle::v1::ModelConfig config =
+        gsa ? model_test::FixedGsaConfig(40) : model_test::DsaConfig(DsaConfig::PROFILE_V32, 40);
+    config.set_head_dim(32);
+    const IndexedFixture f = model_test::MakeIndexed(config, at::kBFloat16);
+    f.harness->ropes()->Ensure(300);
+    const auto train = [&](const std::vector<int32_t>& lengths, const at::Tensor& h,
+                           const at::Tensor& dout, bool recompute) {
+      f.harness->ZeroGradients();
+      return RunLayer(f.layer.get(), TestDocuments(lengths), h, dout,
+                      Training(0.02, /*warmup=*/false, recompute));
+    };
+    const at::Tensor h = RandomTensor({330, kWidth}, 51, 1.0, at::kBFloat16);
+    const at::Tensor dout = RandomTensor({330, kWidth}, 52, 1.0, at::kBFloat16);
+    const RunResult packed = train({300, 0, 30}, h, dout, false);
+    const at::Tensor gradients = f.harness->gradients().clone();
+    const RunResult again = train({300, 0, 30}, h, dout, true);
+    EXPECT_TRUE(SameBits(packed.out, again.out));
+    EXPECT_TRUE(SameBits(packed.dh, again.dh));
+    EXPECT_TRUE(SameBits(gradients, f.harness->gradients()));
+    const RunResult alone = train({30}, h.narrow(0, 300, 30), dout.narrow(0, 300, 30), false);
+    EXPECT_TRUE(SameBits(packed.out.narrow(0, 300, 30).contiguous(), alone.out));
+    const RunResult prefix = train({150}, h.narrow(0, 0, 150), dout.narrow(0, 0, 150), false);
+    EXPECT_TRUE(SameBits(packed.out.narrow(0, 0, 150).contiguous(), prefix.out)) << "C1";
+  }
+}
+
 TEST(IndexedLayer, D10RecomputationUsesTheSavedSelection) {
   for (const Variant& variant : Variants()) {
     const IndexedFixture f = Build(variant);

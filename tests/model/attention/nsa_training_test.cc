@@ -222,10 +222,12 @@ TEST(NsaTraining, C5SameBitsForAnyNumberOfThreadsAndInEveryRun) {
 }
 
 TEST(NsaTraining, C10RecomputationGivesTheSameBits) {
-  for (const at::ScalarType type : {at::kDouble, at::kBFloat16}) {
+  // Heads of 32 run as tiles in bf16, here the first rows of a document (model/attention).
+  for (const auto& [type, dim] :
+       {std::pair(at::kDouble, 6), {at::kBFloat16, 6}, {at::kBFloat16, 32}}) {
     for (const NsaConfig::CompressType compress : kCompressTypes) {
-      NsaModel model({.type = compress}, type);
-      const NsaBatch batch({45, 0, 9});
+      NsaModel model({.dim = dim, .type = compress}, type);
+      const NsaBatch batch({dim == 32 ? 200 : 45, 0, 9});
       const at::Tensor h = RandomRows(model, batch).to(type);
       const Results kept = Train(&model, batch, h);
       const at::Tensor out = model.Forward(batch, h, Pass::kSelect).clone();
@@ -253,8 +255,8 @@ TEST(NsaTraining, C10RecomputationNeverSelectsAgain) {
 
 TEST(NsaTraining, Fp32AndBf16StayCloseToFp64) {
   // All blocks are selected: rounding may not change a selection here.
-  for (const bool separate : {false, true}) {
-    const NsaSizes sizes = {.d_model = 32, .dim = 16, .topk = 9, .separate = separate};
+  for (const auto& [separate, dim] : {std::pair(false, 16), {true, 16}, {false, 32}, {true, 32}}) {
+    const NsaSizes sizes = {.d_model = 32, .dim = dim, .topk = 9, .separate = separate};
     NsaModel wide(sizes);
     const NsaBatch batch({60, 11});
     const at::Tensor h = RandomRows(wide, batch).to(at::kBFloat16);
