@@ -2,6 +2,7 @@
 // coordinator/state.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,10 @@ void EndFenced(Decision& d, const AttemptStep& step);
 // ---- causes of an attempt ----
 // The root candidate among the ends of its ranks (A8): earliest that is no peer failure.
 heddle::v1::CauseRecord RootCause(const Decision& d, const heddle::v1::AttemptRecord& attempt);
+// Of ends that come later than the collecting time: one that no order of ours makes, a shim killed
+// or a task gone. A peer's complaint, all that was known before, is then not the cause.
+std::optional<heddle::v1::CauseRecord> LateRoot(const Decision& d,
+                                                const heddle::v1::AttemptRecord& attempt);
 // Whether a job may have another attempt after `attempt` (J9, J10), and what it counts as then.
 struct Verdict {
   bool retry = false;

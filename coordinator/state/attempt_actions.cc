@@ -427,6 +427,10 @@ void EndStopped(Decision& d, const AttemptStep& step) {
   const v1::AttemptRecord& attempt = *d.attempt(step.attempt);
   if (attempt.stop_phase() == v1::STOP_PHASE_COLLECT) {
     SetCause(d, step.attempt, CauseOfEnds(d, attempt), true);
+  } else if (attempt.has_cause() && attempt.cause().code() == "PEER_FAILED") {
+    if (std::optional<v1::CauseRecord> root = LateRoot(d, attempt); root.has_value()) {
+      SetCause(d, step.attempt, *std::move(root), true);
+    }
   }
   const bool clean = AllClean(d, attempt, step);
   End(d, step.attempt, clean ? v1::ATTEMPT_OUTCOME_SUCCEEDED : OutcomeOf(attempt.stop_reason()),

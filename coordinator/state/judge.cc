@@ -88,6 +88,27 @@ v1::CauseRecord RootCause(const Decision& d, const v1::AttemptRecord& attempt) {
   return unknown;
 }
 
+std::optional<v1::CauseRecord> LateRoot(const Decision& d, const v1::AttemptRecord& attempt) {
+  const v1::RankOutcome* root = nullptr;
+  std::string node;
+  const v1::TaskRecord* gone = nullptr;
+  for (const v1::TaskRecord* task : d.Tasks(IdOf(attempt))) {
+    if (task->state() == v1::TASK_STATE_GONE && gone == nullptr) {
+      gone = task;
+    }
+    for (const v1::RankOutcome& exit : task->exits()) {
+      if (exit.category() == "CONTROL_PLANE" && (root == nullptr || exit.at() < root->at())) {
+        root = &exit;
+        node = task->worker();
+      }
+    }
+  }
+  if (root != nullptr) {
+    return CauseOfExit(*root, node);
+  }
+  return gone == nullptr ? std::nullopt : std::optional(TaskCause(*gone));
+}
+
 uint64_t StepReached(const Decision& d, const v1::AttemptRecord& attempt) {
   uint64_t step = std::max(attempt.last_step(), attempt.start_step());
   if (const Progress* known = d.state().progress(Fence{attempt.fence()}); known != nullptr) {

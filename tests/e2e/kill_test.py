@@ -126,7 +126,10 @@ def storm(cluster, job, kills, rng):
         time.sleep(rng.uniform(0.1, 1.2))
         state = progress(cluster, job)
         check(state is not None, "coordinator does not answer between kills")
-        check(state[2] != "DONE", f"job ended after {number} kills: {state}")
+        if state[2] == "DONE":
+            body = cluster.job(job)
+            check(False, f"job ended after {number} kills: {body.get('code')} {body.get('reason')} "
+                         f"{[a.get('cause') for a in body['attempts']]}")
         if kind in ("worker", "coordinator"):
             took, lost = kill_daemon(cluster, job, f"heddle-{kind}", rng)
             trainers_lost += lost

@@ -164,6 +164,39 @@ TEST(Apply, RegistrationSettlesEveryTask) {
 }
 
 // Found by the simulation (seed 7089).
+// Its daemon saw late that the shim was killed; until then there was but the peer's complaint. It
+// is no failure of the job: neither budget nor back-off, and never the same failure twice.
+TEST(Apply, ShimLostIsTheRootAlsoAfterTheCollectingTime) {
+  Two c;
+  const JobId job = c.Running();
+  c.TellExit(job, 1, 86);
+  c.Pass(c.policy.collect_ms + 10);
+  EXPECT_EQ(c.Attempt(job).cause().code(), "PEER_FAILED");
+  v1::TaskReport late = c.Report(job, 0, v1::TASK_STATE_EXITED);
+  v1::RankOutcome& exit = *late.add_exits();
+  exit.set_rank(0);
+  exit.set_at(c.now_ms);
+  exit.set_signal(9);
+  exit.set_category("CONTROL_PLANE");
+  exit.set_detail("SHIM_LOST: the process that owned the ranks was killed");
+  c.Tell(job, late);
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+  EXPECT_EQ(c.Attempt(job).cause().code(), "SHIM_LOST");
+  EXPECT_EQ(c.JobState(job), "QUEUED") << "no back-off";
+  EXPECT_EQ(c.state.job(job)->failures(), 0u);
+}
+
+// A rank that our own KILL ends tells nothing about the cause.
+TEST(Apply, RanksKilledByOrderLeaveThePeersComplaintTheCause) {
+  Two c;
+  const JobId job = c.Running();
+  c.TellExit(job, 1, 86);
+  c.Pass(c.policy.collect_ms + 10);
+  c.TellExit(job, 0, 0, 9);
+  EXPECT_EQ(c.AttemptState(job), "ENDED");
+  EXPECT_EQ(c.Attempt(job).cause().code(), "PEER_FAILED");
+}
+
 // Of a worker whose machine lost power: its count of reports fell back, its tasks are gone.
 TEST(Apply, EndOfATaskIsHeardWhateverItsNumber) {
   Two c;
