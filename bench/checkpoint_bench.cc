@@ -3,9 +3,8 @@
 // Reads one word a line and answers each with one JSON line, so that other programs can take turns:
 //   tensors  names and elements of the state's tensors, each with a master and two moments in fp32
 //   copy     memcpy of all bytes into warm buffers, with one thread and with every core
-//   raw      the same bytes to the disk of DIR with O_DIRECT and fsync, one write in flight and
-//   four save     the trainer's Checkpointer: what the step loop waits for, and until the save is
-//   sealed
+//   raw      the same bytes to the disk of DIR, O_DIRECT and fsync, one and four writes in flight
+//   save     the trainer's Checkpointer: what the step loop waits for, and until all is sealed
 // The coordinator's answers come at once. Times are seconds.
 #include <fcntl.h>
 #include <unistd.h>
@@ -29,12 +28,11 @@
 #include "base/clock/clock.h"
 #include "base/status/status.h"
 #include "checkpoint/tensor_io/save.h"
+#include "tests/worker/trainer/instant_control.h"
 #include "worker/trainer/checkpointer.h"
 
 namespace heddle::trainer {
 namespace {
-
-using heddle::v1::CheckpointReply;
 
 constexpr uint64_t kMatrixElements = uint64_t{4} << 20;
 constexpr uint64_t kNormElements = 2048;
@@ -60,43 +58,6 @@ uint64_t NumberOf(const std::string& digits) {
   std::from_chars(digits.data(), digits.data() + digits.size(), value);
   return value;
 }
-
-// Admits and commits at once.
-class InstantControl : public RankControl {
- public:
-  StatusOr<heddle::v1::RankSpec> Hello(const heddle::v1::RankHello&) override {
-    return heddle::v1::RankSpec();
-  }
-  StatusOr<heddle::v1::StartRank> Ready(const heddle::v1::RankReady&) override {
-    return heddle::v1::StartRank();
-  }
-  Status Joined(const heddle::v1::RankJoined&) override { return OkStatus(); }
-  StatusOr<heddle::v1::RendezvousReply> Rendezvous(const heddle::v1::RendezvousRequest&) override {
-    return heddle::v1::RendezvousReply();
-  }
-  void Report(const heddle::v1::RankProgress&) override {}
-  void ReportDamage(const heddle::v1::DamageReport&) override {}
-  StatusOr<CheckpointReply> Open(heddle::v1::OpenCheckpoint open) override {
-    return Reply(open.step(), heddle::v1::CHECKPOINT_VERDICT_OK);
-  }
-  StatusOr<CheckpointReply> Seal(heddle::v1::SealShard seal) override {
-    return Reply(seal.step(), heddle::v1::CHECKPOINT_VERDICT_COMMITTED);
-  }
-  StatusOr<CheckpointReply> AwaitCommit(uint64_t) override { return DeadlineExceeded("not yet"); }
-  std::optional<heddle::v1::StopRank> StopRequest() override { return std::nullopt; }
-  Status WritePermit() override { return OkStatus(); }
-  void NoteProgress(uint64_t, Phase) override {}
-  control::RankPage* page() override { return nullptr; }
-  void Exit(const heddle::v1::RankExit&) override {}
-
- private:
-  static CheckpointReply Reply(uint64_t step, heddle::v1::CheckpointVerdict verdict) {
-    CheckpointReply reply;
-    reply.set_step(step);
-    reply.set_verdict(verdict);
-    return reply;
-  }
-};
 
 class Bench {
  public:

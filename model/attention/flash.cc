@@ -272,6 +272,17 @@ void ForwardTile(const Shared& s, const ka::Table& kernels, const Keys& visible,
   if (first) std::fill(t->accumulated.begin(), t->accumulated.end(), 0.0f);
 }
 
+// The unit's keys and values into the scratch; rows they take there, whole blocks.
+int64_t LoadKeys(const Shared& s, const Unit& unit, int64_t block, const at::Tensor& k,
+                 const at::Tensor& v, bool backward, Scratch* t) {
+  const Document& own = unit.rows.keys;
+  const int64_t padded = RoundUp(own.length, block);
+  t->Reserve(padded, s.width, backward);
+  CopyRows(HeadOf(k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
+  CopyRows(HeadOf(v, unit.kv_head), own.first_row, own.length, padded, s.width, t->v.data());
+  return padded;
+}
+
 struct ForwardTensors {
   const at::Tensor& q;
   const at::Tensor& k;
@@ -284,12 +295,8 @@ void ForwardUnit(const Shared& s, const Unit& unit, Keys* visible, const Forward
                  const LseView& lse, Scratch* t) {
   const ka::Table& kernels = ka::Kernels();
   const Document& queries = unit.rows.queries;
-  const Document& own = unit.rows.keys;
   const int64_t keys = visible->block();
-  const int64_t padded = RoundUp(own.length, keys);
-  t->Reserve(padded, s.width, /*backward=*/false);
-  CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
-  CopyRows(HeadOf(x.v, unit.kv_head), own.first_row, own.length, padded, s.width, t->v.data());
+  const int64_t padded = LoadKeys(s, unit, keys, x.k, x.v, /*backward=*/false, t);
   kernels.transpose({padded, s.width, t->v.data(), t->v_transposed.data()});
   ForTiles(s, unit, visible, [&](int64_t h, int64_t a) {
     const int64_t count = std::min<int64_t>(kQueries, queries.length - a);
@@ -409,10 +416,7 @@ void BackwardUnit(const Shared& s, const Unit& unit, Keys* visible, const Backwa
   const Document& queries = unit.rows.queries;
   const Document& own = unit.rows.keys;
   const int64_t keys = visible->block();
-  const int64_t padded = RoundUp(own.length, keys);
-  t->Reserve(padded, s.width, /*backward=*/true);
-  CopyRows(HeadOf(x.k, unit.kv_head), own.first_row, own.length, padded, s.width, t->k.data());
-  CopyRows(HeadOf(x.v, unit.kv_head), own.first_row, own.length, padded, s.width, t->v.data());
+  const int64_t padded = LoadKeys(s, unit, keys, x.k, x.v, /*backward=*/true, t);
   kernels.transpose({padded, s.width, t->k.data(), t->k_transposed.data()});
   ForTiles(s, unit, visible, [&](int64_t h, int64_t a) {
     const int64_t count = std::min<int64_t>(kQueries, queries.length - a);

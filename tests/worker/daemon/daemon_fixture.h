@@ -140,6 +140,23 @@ class Daemon : public ::testing::Test {
     const std::vector<v1::WorkerMsg> messages = coordinator_.messages();
     return static_cast<size_t>(std::count_if(messages.begin(), messages.end(), wanted));
   }
+  static bool IsSeal(const v1::WorkerMsg& message) { return message.has_seal_shard(); }
+  // Task 10 saves its first step; the checkpoint is opened, its seal stays without an answer.
+  void RunToAnUnansweredSeal() {
+    coordinator_.on_message = [this](const v1::WorkerMsg& message) {
+      if (!message.has_open_checkpoint()) return;
+      v1::CoordMsg answer;
+      answer.mutable_checkpoint()->set_fence(10);
+      answer.mutable_checkpoint()->mutable_reply()->set_step(1);
+      answer.mutable_checkpoint()->mutable_reply()->set_request(
+          message.open_checkpoint().open().request());
+      coordinator_.Send(answer);
+    };
+    StartDaemon();
+    ASSERT_TRUE(coordinator_.WaitForSessions(1));
+    RunTask(Train(10, "steps=3 save=1"));
+    ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(IsSeal) == 1; }));
+  }
   std::set<uint64_t> Steps() {
     std::set<uint64_t> steps;
     for (const v1::WorkerMsg& message : coordinator_.messages()) {

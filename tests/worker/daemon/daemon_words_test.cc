@@ -35,47 +35,21 @@ TEST_F(Daemon, ExitsWhileTheDaemonWasAwayAreReported) {
 }
 
 TEST_F(Daemon, UnansweredSealIsSentAgainAfterReconnecting) {
-  coordinator_.on_message = [this](const v1::WorkerMsg& message) {
-    if (!message.has_open_checkpoint()) return;
-    v1::CoordMsg answer;
-    answer.mutable_checkpoint()->set_fence(10);
-    answer.mutable_checkpoint()->mutable_reply()->set_step(1);
-    answer.mutable_checkpoint()->mutable_reply()->set_request(
-        message.open_checkpoint().open().request());
-    coordinator_.Send(answer);
-  };
-  StartDaemon();
-  ASSERT_TRUE(coordinator_.WaitForSessions(1));
-  RunTask(Train(10, "steps=3 save=1"));
-  const auto seals = [](const v1::WorkerMsg& message) { return message.has_seal_shard(); };
-  ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) == 1; }));
+  ASSERT_NO_FATAL_FAILURE(RunToAnUnansweredSeal());
   coordinator_.Stop();
   coordinator_.Start();
-  ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) >= 2; }));
+  ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(IsSeal) >= 2; }));
   // Fenced meanwhile: the ranks die, the seal still arrives so that its refusal is on record.
   EndDaemon(SIGKILL);
   coordinator_.verdict = [](const v1::TaskReport&) { return v1::TASK_VERDICT_KILL_FENCED; };
   StartDaemon();
-  EXPECT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) >= 3; }));
+  EXPECT_TRUE(coordinator_.WaitFor([&] { return CountMessages(IsSeal) >= 3; }));
   ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
 }
 
 // The attempt must not end before it: what was saved would be thrown away.
 TEST_F(Daemon, UnansweredSealComesBeforeTheEndOfItsTask) {
-  coordinator_.on_message = [this](const v1::WorkerMsg& message) {
-    if (!message.has_open_checkpoint()) return;
-    v1::CoordMsg answer;
-    answer.mutable_checkpoint()->set_fence(10);
-    answer.mutable_checkpoint()->mutable_reply()->set_step(1);
-    answer.mutable_checkpoint()->mutable_reply()->set_request(
-        message.open_checkpoint().open().request());
-    coordinator_.Send(answer);
-  };
-  StartDaemon();
-  ASSERT_TRUE(coordinator_.WaitForSessions(1));
-  RunTask(Train(10, "steps=3 save=1"));
-  const auto seals = [](const v1::WorkerMsg& message) { return message.has_seal_shard(); };
-  ASSERT_TRUE(coordinator_.WaitFor([&] { return CountMessages(seals) == 1; }));
+  ASSERT_NO_FATAL_FAILURE(RunToAnUnansweredSeal());
   for (const bool with_daemon : {true, false}) {
     const size_t before = coordinator_.messages().size();
     const size_t sessions = coordinator_.sessions();
@@ -94,7 +68,7 @@ TEST_F(Daemon, UnansweredSealComesBeforeTheEndOfItsTask) {
     ASSERT_TRUE(coordinator_.WaitForState(10, v1::TASK_STATE_EXITED));
     const std::vector<v1::WorkerMsg> messages = coordinator_.messages();
     const auto first = messages.begin() + static_cast<ptrdiff_t>(before);
-    const auto seal = std::find_if(first, messages.end(), seals);
+    const auto seal = std::find_if(first, messages.end(), IsSeal);
     const auto end = std::find_if(first, messages.end(), [](const v1::WorkerMsg& message) {
       return message.report().state() == v1::TASK_STATE_EXITED;
     });
